@@ -29,9 +29,9 @@ class Paper:
 def _paper(package, key, title, authors, year, venue, arxiv, idea, task, data):
     return Paper(package, key, title, tuple(authors.split(", ")), year, venue, arxiv, idea, task, data)
 
-# %% ../../nbs/suite/papers.ipynb #39c3f423
+# %% ../../nbs/suite/papers.ipynb #f922fe6c
 _FIRST = [
-    _paper("skiprnn", "campos2018", "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks",
+    _paper("skiprnn", "campos2018skip", "Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks",
            "Victor Campos, Brendan Jou, Xavier Giro-i-Nieto, Jordi Torres, Shih-Fu Chang", 2018, "ICLR", "1708.06834",
            "A recurrent net that learns when not to update its state", "Sequence classification and regression",
            "Adding, frequency, MNIST by pixel, IMDB, UCF-101, Charades"),

@@ -6,7 +6,7 @@
 __all__ = ['SCHEMA', 'Record', 'validate', 'write_atomic', 'write_record', 'read_record', 'fingerprint', 'recording',
            'stale_reason', 'find_records', 'table']
 
-# %% ../../nbs/suite/records.ipynb #fd3cb400
+# %% ../../nbs/suite/records.ipynb #5f3b98b1
 import ast
 import hashlib
 import importlib.util
@@ -25,7 +25,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..core.environment import describe_machine, peak_memory_mb, versions
+from ..core.environment import describe_machine, package_versions, peak_memory_mb
 from .tiers import get_tier
 
 # %% ../../nbs/suite/records.ipynb #9ee95615
@@ -200,7 +200,7 @@ def _commit() -> str:
     call = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True).stdout.strip()
     return call("rev-parse", "--short", "HEAD") + ("+" if call("status", "--porcelain", "-uno") else "")
 
-# %% ../../nbs/suite/records.ipynb #8aff643b
+# %% ../../nbs/suite/records.ipynb #c9a7f401
 @contextmanager
 def recording(
     paper: str,  # package name
@@ -219,7 +219,7 @@ def recording(
     record = Record(
         paper, experiment, tier, seed, sorted(claims), config,
         fingerprint=fingerprint(f"avpapers.{paper}.experiments"), commit=_commit(),
-        versions={k: str(v) for k, v in versions().items()}, threads=torch.get_num_threads(),
+        versions=package_versions(), threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else machine["cpu"],
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )

@@ -166,7 +166,7 @@ def _write(path, text, old=None):
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
-# %% ../../nbs/suite/site.ipynb #9510a0d8
+# %% ../../nbs/suite/site.ipynb #c6d37fa8
 _DEFINES = re.compile(r"^(?:@|def |class |async def )", re.M)
 
 
@@ -180,7 +180,7 @@ def stage_notebook(
     head, body = _split_title(first["source"]) if first["cell_type"] == "markdown" else (first["source"], "")
     top = [{**first, "source": head}, *([cell(banner, name="banner")] if banner else []), *([cell(body, name="intro")] if body else [])]
     rest = [c for c in rest if '"google.colab" in sys.modules' not in c["source"] or "%pip" not in c["source"]]
-    return {**nb, "cells": top + [{**c, "source": _shown(c)} for c in rest]}
+    return {**nb, "cells": top + _annotation_imports(rest) + [{**c, "source": _shown(c)} for c in rest]}
 
 # %% ../../nbs/suite/site.ipynb #27104386
 def _split_title(source):
@@ -197,6 +197,18 @@ def _shown(c):
     if c["cell_type"] != "code" or not _DEFINES.search(c["source"]):
         return c["source"]
     return re.sub(r"^#\|\s*export\s*$", "#| exports", c["source"], count=1, flags=re.M)
+
+# %% ../../nbs/suite/site.ipynb #cc715549
+_ALIASES = {"np": "numpy as np", "pd": "pandas as pd", "plt": "matplotlib.pyplot as plt", "torch": "torch"}
+
+
+def _annotation_imports(cells):
+    "Import what API entries need to evaluate annotations: a light library names some types without importing them."
+    code = "\n".join(c["source"] for c in cells if c["cell_type"] == "code" and "#| export" in c["source"])
+    quoted = set(re.findall(r"""(?:->|:)\s*["'](\w+)\.""", code)) & set(_ALIASES)
+    blocks = re.findall(r"^if TYPE_CHECKING:\n((?:[ \t]+.*\n?)+)", code, re.M)
+    lines = {f"import {_ALIASES[n]}" for n in quoted} | {line.strip() for b in blocks for line in b.splitlines()}
+    return [cell("#| hide\n" + "\n".join(sorted(lines)), "code", name="annotations")] if lines else []
 
 # %% ../../nbs/suite/site.ipynb #3c358a01
 def add_run_banner(
@@ -263,7 +275,7 @@ def _stage(root, executed=None):
     ledger.write_text(json.dumps(now))
     return now
 
-# %% ../../nbs/suite/site.ipynb #de9fb370
+# %% ../../nbs/suite/site.ipynb #9ab00857
 _NBDEV = """
 import sys
 from nbdev.doclinks import _build_modidx
@@ -280,7 +292,8 @@ def _run_nbdev(root, notebooks):
     workers = str(min(2, os.cpu_count() or 1))
     done = subprocess.run([sys.executable, "-c", _NBDEV, workers], cwd=root, env=env, capture_output=True, text=True)
     if done.returncode:
-        raise SiteError("nbdev could not stage the notebooks:\n" + "\n".join(done.stderr.strip().splitlines()[-12:]))
+        why = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Warning): .*(?:\n(?!\s*File|Traceback|\n).*){0,4}", done.stderr, re.M)
+        raise SiteError("nbdev could not stage the notebooks:\n" + "\n".join(why[:2] or done.stderr.splitlines()[-8:]))
     if "Found cells containing imports and other code" in done.stderr:
         raise SiteError("a cell both imports and computes; split it:\n" + done.stderr.split("Found cells containing")[1][:600])
     if missing := [n for n in notebooks if not (root / "_proc" / n).is_file()]:
