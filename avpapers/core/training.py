@@ -169,7 +169,7 @@ def _set_noise_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state: torch.cuda.set_rng_state(state["cuda"], device)
 
-# %% ../../nbs/core/training.ipynb #91c7c999
+# %% ../../nbs/core/training.ipynb #2300aeb9
 def _check_window(window: list[dict], checkpoint: Path | None = None) -> None:
     "Stop at the first loss that is not finite."
     if not window: return
@@ -203,7 +203,7 @@ def _evaluate(run: _Run, evaluate: Callable[[nn.Module], Mapping[str, float]]) -
     target.eval()
     noise = _noise_state(run.accelerator.device)
     try:
-        with torch.no_grad(): metrics = evaluate(target)
+        with torch.no_grad(), run.accelerator.autocast(): metrics = evaluate(target)
     finally:
         target.train(was_training)
         _set_noise_state(noise, run.accelerator.device)
@@ -252,7 +252,7 @@ def _share(batch: Any, accelerator: Accelerator) -> Any:
 
     return recursively_apply(rows, batch)
 
-# %% ../../nbs/core/training.ipynb #1d9a8cb6
+# %% ../../nbs/core/training.ipynb #0744e7da
 def _accelerator(device: str, mixed_precision: str, gradient_accumulation: int) -> Accelerator:
     "A fresh accelerator; settings of an earlier run in this process do not stick."
     from accelerate import Accelerator
@@ -264,6 +264,11 @@ def _accelerator(device: str, mixed_precision: str, gradient_accumulation: int) 
         AcceleratorState._reset_state(reset_partial_state=True)
         if place.type == "cuda" and place.index is not None: torch.cuda.set_device(place)
     return Accelerator(cpu=place.type == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation)
+
+
+def _averaged(model: nn.Module, decay: float | None, device: torch.device) -> AveragedModel | None:
+    "A copy for the averaged weights, made before accelerate wraps `forward`: a copied wrapper would call the original."
+    return None if decay is None else AveragedModel(model, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def _check_fit(**given: Any) -> None:
@@ -279,7 +284,7 @@ def _check_fit(**given: Any) -> None:
         raise ValueError(f"ema_decay must lie in [0, 1); got {given['ema_decay']}")
     if given["evaluate_every"] and given["evaluate"] is None: raise ValueError("evaluate_every was given without evaluate")
 
-# %% ../../nbs/core/training.ipynb #f6a1e324
+# %% ../../nbs/core/training.ipynb #1e8169f4
 def fit(
     model: nn.Module,                          # trained in place
     batches: Callable[[torch.Generator], Any],  # draws a batch; may have state_dict and load_state_dict
@@ -306,15 +311,15 @@ def fit(
     generator = seed if isinstance(seed, torch.Generator) else seeded_generator(seed)
     path = Path(checkpoint) if checkpoint is not None else None
     accelerator = _accelerator(device, mixed_precision, gradient_accumulation)
-    prepared, wrapped = accelerator.prepare(model, optimizer)
-    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay is not None else None
-    run = _Run(accelerator, prepared, wrapped, scheduler, ema, batches, generator)
+    ema = _averaged(model, ema_decay, accelerator.device)
+    run = _Run(accelerator, *accelerator.prepare(model, optimizer), scheduler, ema, batches, generator)
     try:
         with seeded_globals(generator.initial_seed(), stream=f"layers/{accelerator.process_index}"):
             if path is not None and path.exists(): run.load(path)
             _loop(run, step, num_steps, clip, gradient_accumulation, evaluate, evaluate_every, path, checkpoint_every, log_every, progress)
     finally:
-        accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)      # takes accelerate's autocast off model.forward
+        accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+        vars(model).pop("forward", None)         # accelerate wraps it for autocast; the class's own is back
     return _history(run)
 
 # %% ../../nbs/core/training.ipynb #52f370d9

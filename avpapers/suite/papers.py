@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PAPERS', 'Paper', 'verdict_counts', 'paper_notebooks', 'paper_state', 'papers_table', 'papers_html']
 
-# %% ../../nbs/suite/papers.ipynb #577643bf
+# %% ../../nbs/suite/papers.ipynb #7da27e47
 import json
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 # %% ../../nbs/suite/papers.ipynb #d9e78f29
@@ -133,22 +134,26 @@ def _row(nbs, ledger, p):
         "package": p.package, "first": pages[0] if pages else "",
     }
 
-# %% ../../nbs/suite/papers.ipynb #e1bebab4
+# %% ../../nbs/suite/papers.ipynb #8bcb63f2
 def papers_html(
     nbs: Path = Path("nbs"),  # the folder of notebooks
     ledger: Path | None = None,  # default `records/ledger.json` below it; may be absent
 ) -> str:  # an HTML table whose first column links to the series
     "Render `papers_table` for the front page."
-    from html import escape
+    head = "".join(f"<th>{name}</th>" for name in ("Paper", "Idea", "Task and data", "State", "Verdicts"))
+    body = "\n".join(_html_row(row) for _, row in papers_table(nbs, ledger).reset_index().iterrows())
+    return f'<table class="dataframe papers">\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>'
 
-    table = papers_table(nbs, ledger).reset_index()
-    first, package = table.pop("first"), table.pop("package")
-    rows = []
-    for i, row in table.iterrows():
-        name = f'<a href="{first[i]}">{escape(row["Paper"])}</a>' if first[i] else escape(row["Paper"])
-        meta = f'<small>{escape(PAPERS[package[i]].venue)} {PAPERS[package[i]].year}</small>'
-        state = f'<span class="pill state-{row["State"].split()[-1]}">{row["State"]}</span>'
-        cells = [f"{name}<br>{meta}", *(escape(row[c]) for c in ("Idea", "Task", "Data of the paper", "Tier")), state, row["Verdicts"]]
-        rows.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    head = "".join(f"<th>{c}</th>" for c in table.columns)
-    return f'<table class="dataframe papers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+# %% ../../nbs/suite/papers.ipynb #4faf8443
+def _html_row(row):
+    from avpapers.suite.site import colab_badge
+
+    p, first = PAPERS[row["package"]], row["first"]
+    name = f'<a href="{first}">{escape(row["Paper"])}</a>' if first else escape(row["Paper"])
+    colab = "<br>" + colab_badge(first).partition("</a>")[0] + "</a>" if first else ""
+    pill = f'<span class="pill state-{row["State"].split()[-1]}">{row["State"]}</span>'
+    tier = f'<br><small>tier {row["Tier"]}</small>' if row["Tier"] != "-" else ""
+    verdicts = row["Verdicts"].replace(", ", "<br>")
+    cells = (f"{name}<br><small>{escape(p.venue)} {p.year}</small>{colab}", escape(p.idea),
+             f"{escape(p.task)}<br><small>{escape(p.data)}</small>", pill + tier, verdicts)
+    return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SiteError', 'repository', 'settings', 'read_notebook', 'notebook_text', 'cell', 'colab_badge', 'install_cell',
-           'with_badge', 'site_notebooks', 'sync_badges', 'stage_notebook', 'add_run_banner', 'read_bibliography',
-           'cite_label', 'reference_html', 'collect_labels', 'expand_embeds', 'resolve', 'site_config',
-           'page_addresses', 'rewrite_links', 'katex_folder', 'check_links', 'SiteReport', 'build', 'find_browser',
-           'browser_check']
+           'with_badge', 'site_notebooks', 'sync_badges', 'stage_notebook', 'add_run_banner', 'tidy_entries',
+           'read_bibliography', 'cite_label', 'reference_html', 'collect_labels', 'expand_embeds', 'resolve',
+           'site_config', 'page_addresses', 'rewrite_links', 'katex_folder', 'check_links', 'SiteReport', 'build',
+           'find_browser', 'browser_check']
 
 # %% ../../nbs/suite/site.ipynb #d15c2596
 import configparser
@@ -251,7 +251,7 @@ def _staged_text(root, name, executed):
     nb = stage_notebook(nb, banner=banner)
     return notebook_text(_fresh_papers(nb, root / "nbs") if name == "index.ipynb" else nb).encode()
 
-# %% ../../nbs/suite/site.ipynb #0505e803
+# %% ../../nbs/suite/site.ipynb #ce259af8
 def _stage(root, executed=None):
     "Copy `nbs/` to `_stage/nbs`, run nbdev on what changed, and return the hash of every staged file."
     nbs, stage, pages = root / "nbs", root / "_stage", root / "_proc"
@@ -272,6 +272,7 @@ def _stage(root, executed=None):
     for name in [n for n in {*done, *now} if done.get(n) != now.get(n)]:
         (pages / name).unlink(missing_ok=True)
     _run_nbdev(root, [n for n in now if n.endswith(".ipynb")])
+    _tidy(root)
     ledger.write_text(json.dumps(now))
     return now
 
@@ -298,6 +299,45 @@ def _run_nbdev(root, notebooks):
         raise SiteError("a cell both imports and computes; split it:\n" + done.stderr.split("Found cells containing")[1][:600])
     if missing := [n for n in notebooks if not (root / "_proc" / n).is_file()]:
         raise SiteError(f"nbdev staged no page for {', '.join(missing)}")
+
+# %% ../../nbs/suite/site.ipynb #e287c9ae
+_ENTRY = re.compile(r"```python\n.*?\n```\s*(?:\*[^\n]*\*)?\s*\Z", re.S)
+
+
+def tidy_entries(
+    nb: dict,  # a notebook that nbdev has staged
+    *,
+    paper: bool,  # whether the page belongs to a paper
+) -> dict:  # the notebook with its API entries trimmed or its sources folded
+    "Show each definition once."
+    cells = []
+    for c in nb["cells"]:
+        entry = c["cell_type"] == "code" and "show_doc(" in c["source"]
+        at = len(cells)
+        while entry and at and 'code-summary: "Exported source"' in cells[at - 1]["source"]:
+            at -= 1
+        cells.insert(at, _trim(c) if entry and paper else c)
+        if not paper and c["cell_type"] == "code":
+            c["source"] = c["source"].replace('#| code-fold: show\n#| code-summary: "Exp', '#| code-fold: true\n#| code-summary: "Exp')
+    return {**nb, "cells": cells}
+
+# %% ../../nbs/suite/site.ipynb #8249141a
+def _trim(c):
+    for output in c["outputs"]:
+        text = "".join(output.get("data", {}).get("text/markdown", ""))
+        if text:
+            output["data"]["text/markdown"] = _ENTRY.sub("", text)
+    return c
+
+
+def _tidy(root):
+    "Tidy every page below `_proc`, in place."
+    from avpapers.suite.papers import PAPERS
+
+    for path in (root / "_proc").rglob("*.ipynb"):
+        if "_docs" not in path.parts:
+            nb = tidy_entries(read_notebook(path), paper=path.parent.name in PAPERS)
+            _write(path, notebook_text(nb), path.read_text(encoding="utf-8"))
 
 # %% ../../nbs/suite/site.ipynb #50eed0bb
 _KEEP = "|".join((
@@ -469,7 +509,7 @@ def _number_cell(source, page):
     head = [f"#| {k}: {json.dumps(v, ensure_ascii=False)}" for k, v in options.items()]
     return "\n".join(head + lines[n:])
 
-# %% ../../nbs/suite/site.ipynb #a8c6f84d
+# %% ../../nbs/suite/site.ipynb #01dd271b
 _EMBED = re.compile(r"^\{\{<\s*embed\s+(?P<nb>[^\s#]+)#(?P<label>[\w-]+)(?P<rest>[^>]*)>\}\}[ \t]*$", re.M)
 
 
@@ -490,7 +530,7 @@ def expand_embeds(
     folder: Path,  # where its relative paths begin
     name: str = "page",  # for messages
 ) -> dict:  # the notebook with the embedded cells in place
-    "Replace `{{< embed nb.ipynb#label >}}` by the cell it names."
+    "Replace each embed shortcode by the cell it names."
     cells = []
     for c in nb["cells"]:
         start = 0
@@ -565,7 +605,7 @@ def site_config(
     files = [root / "_quarto.yml", root / "nbs" / "nbdev.yml"]
     return functools.reduce(_merge, [yaml.safe_load(f.read_text(encoding="utf-8")) or {} for f in files if f.exists()], {})
 
-# %% ../../nbs/suite/site.ipynb #c37de9be
+# %% ../../nbs/suite/site.ipynb #db9792a7
 def _without(config, names):
     return {k: _without(v, names) if isinstance(v, dict) else v for k, v in config.items() if k not in names}
 
@@ -591,7 +631,7 @@ def _render_smalldocs(root):
     config["project"] = {"type": "website", "output-dir": "_docs"}
     (pages / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     site = render(pages, quiet=True)
-    return pages / "_docs", list(site.warnings)
+    return pages / "_docs", [w for w in site.warnings if "broken link" not in w]  # links are checked on the finished pages
 
 # %% ../../nbs/suite/site.ipynb #376c3359
 def _render_quarto(root):
