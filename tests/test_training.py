@@ -83,8 +83,8 @@ def test_two_processes_learn_what_one_does(tmp_path):
     script.write_text("import sys; sys.path.insert(0, sys.argv[1]); from test_training import learn; learn(sys.argv[2])")
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     here = os.path.dirname(__file__)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", "0"]
-    done = subprocess.run([*command, str(script), here, str(tmp_path)], env=env, capture_output=True, text=True, timeout=240)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*command, str(script), here, str(tmp_path)], env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     learn(tmp_path)
     one, two = (torch.load(tmp_path / f"weights{n}.pt", weights_only=True) for n in (1, 2))

@@ -292,7 +292,7 @@ def _backward_step(kind, weights, slices, tape, grad, grads):
         from_above = grad_pre @ weight_ih if k else None
     return torch.cat([p for part in parts for p in part], 1)
 
-# %% ../../nbs/skiprnn/02_model.ipynb #c1fa5efa
+# %% ../../nbs/skiprnn/02_model.ipynb #5b100d0f
 def _project(kind, state, weights, slices):
     "W_h h of every layer (for the GRU: of its two gates)."
     last = {"lstm": 4, "gru": 2}[kind]
@@ -307,21 +307,38 @@ def _exact_forward(kind, inputs, state, increment, accumulated, update, gate, we
     projected = _project(kind, state, weights, slices)
     tops, updates, increments, tape = [], [], [], []
     for t in range(T):
-        room = 1 - accumulated
+        room, increment_before = 1 - accumulated, increment
         prob = accumulated + torch.minimum(increment, room) if update is None else update[t]
         u = prob.round()
         rows = u.nonzero().squeeze(1)
         rows = None if len(rows) == B else rows
-        candidate, steps = _forward_step(kind, weights, slices, pre[t], projected, state, rows)
-        proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
-        delta = None if update is not None else (candidate - state, proposed - increment)
-        tape.append((rows, steps, *_take((proposed, candidate[:, -H:]), rows), delta, prob, increment < room, u))
-        state, increment, accumulated = _select(rows, u, candidate, state, proposed, increment, prob)
+        if update is None:
+            candidate, steps = _forward_step(kind, weights, slices, pre[t], projected, state, rows)
+            proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
+            kept = _take((proposed, candidate[:, -H:]), rows)
+            delta = candidate - state, proposed - increment
+            state, increment, accumulated = _select(rows, u, candidate, state, proposed, increment, prob)
+        else:
+            state, increment, steps, kept = _forced_step(kind, weights, slices, pre[t], projected, state, increment, gate, rows)
+            delta = None
+        tape.append((rows, steps, *kept, delta, prob, increment_before < room, u))
         projected = _reproject(kind, rows, projected, state, weights, slices)
         tops.append(state[:, slices[-1][0]]); updates.append(u); increments.append(increment)
     return _Run(torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated), tape
 
-# %% ../../nbs/skiprnn/02_model.ipynb #73a34eaf
+# %% ../../nbs/skiprnn/02_model.ipynb #049e12f6
+def _forced_step(kind, weights, slices, pre, projected, state, increment, gate, rows):
+    "An update of some rows, the others not even looked at."
+    H = weights[0][1].shape[1]
+    mine, below = _take((state, pre), rows), [_take((p,), rows)[0] for p in projected]
+    candidate, steps = _forward_step(kind, weights, slices, mine[1], below, mine[0], None)
+    proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
+    kept = proposed, candidate[:, -H:]
+    if rows is None:
+        return candidate, proposed, steps, kept
+    return state.index_copy(0, rows, candidate), increment.index_copy(0, rows, proposed), steps, kept
+
+
 def _select(rows, u, candidate, state, proposed, increment, prob):
     "Keep or replace state and increment, and what is left in the gate."
     if rows is None:

@@ -7,7 +7,7 @@ __all__ = ['SiteError', 'repository', 'settings', 'read_notebook', 'notebook_tex
            'with_badge', 'site_notebooks', 'sync_badges', 'stage_notebook', 'add_run_banner', 'tidy_entries',
            'read_bibliography', 'cite_label', 'reference_html', 'collect_labels', 'expand_embeds', 'resolve',
            'site_config', 'page_addresses', 'rewrite_links', 'katex_folder', 'check_links', 'SiteReport', 'build',
-           'find_browser', 'browser_check']
+           'save_outputs', 'with_outputs', 'find_browser', 'browser_check']
 
 # %% ../../nbs/suite/site.ipynb #d15c2596
 import configparser
@@ -300,7 +300,8 @@ def _run_nbdev(root, notebooks):
     if missing := [n for n in notebooks if not (root / "_proc" / n).is_file()]:
         raise SiteError(f"nbdev staged no page for {', '.join(missing)}")
 
-# %% ../../nbs/suite/site.ipynb #e287c9ae
+# %% ../../nbs/suite/site.ipynb #e9fa5494
+_FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 _ENTRY = re.compile(r"```python\n.*?\n```\s*(?:\*[^\n]*\*)?\s*\Z", re.S)
 
 
@@ -317,8 +318,8 @@ def tidy_entries(
         while entry and at and 'code-summary: "Exported source"' in cells[at - 1]["source"]:
             at -= 1
         cells.insert(at, _trim(c) if entry and paper else c)
-        if not paper and c["cell_type"] == "code":
-            c["source"] = c["source"].replace('#| code-fold: show\n#| code-summary: "Exp', '#| code-fold: true\n#| code-summary: "Exp')
+    for c in cells:
+        c["source"] = c["source"].replace(_FOLD, "" if paper else _FOLD.replace("show", "true"))
     return {**nb, "cells": cells}
 
 # %% ../../nbs/suite/site.ipynb #8249141a
@@ -834,13 +835,13 @@ def _fingerprint(root, staged, engine):
     texts = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sources]
     return hashlib.sha256(json.dumps([staged, texts, engine, _commit(root)], sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/suite/site.ipynb #c05da71e
+# %% ../../nbs/suite/site.ipynb #a3455b82
 def build(
     executed: Path | None = None,  # folder of executed notebooks, with the same relative paths as `nbs/`
     *,
     out: Path | None = None,  # where the site goes; default `_docs` in the clone
     engine: str = "auto",  # `quarto`, `smalldocs`, or whichever is here
-    strict: bool = True,  # raise on a warning or a broken link, and keep the old site
+    strict: bool = True,  # raise on a broken link or a warning of smalldocs, and keep the old site
     root: Path | None = None,  # the clone; default: found from here
 ) -> SiteReport:  # what was built
     "Build the site."
@@ -860,7 +861,7 @@ def build(
     report = SiteReport(engine, str(out), len(list(docs.rglob("*.html"))), _offline_maths(docs), 0.0, warnings=warnings)
     report.from_run = sum((Path(executed) / n).is_file() for n in names) if executed else 0
     report.broken = check_links(docs)
-    if strict and (report.broken or warnings):
+    if strict and (report.broken or (warnings and engine == "smalldocs")):
         raise SiteError("the site has problems, the old one is kept:\n" + "\n".join([*warnings, *(f"{p}: {a} ({why})" for p, a, why in report.broken)][:20]))
     _replace(docs, out)
     report.seconds = round(time.monotonic() - started, 1)
@@ -885,6 +886,38 @@ def _replace(new, out):
         os.replace(out, old)
     shutil.move(str(new), out)
     shutil.rmtree(old, ignore_errors=True)
+
+# %% ../../nbs/suite/site.ipynb #f7b7f4b6
+def save_outputs(
+    root: Path,  # the clone
+    notebook: str,  # path below `nbs/`
+    executed: Path,  # the same notebook as a run left it
+) -> None:
+    "Copy the outputs of a run into the committed notebook."
+    path = Path(root) / "nbs" / notebook
+    nb = with_outputs(read_notebook(path), read_notebook(executed), name=notebook)
+    _write(path, notebook_text(nb), path.read_text(encoding="utf-8"))
+    clean = "import sys; from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__(fname=sys.argv[1])"
+    subprocess.run([sys.executable, "-c", clean, str(path)], cwd=root, check=True, capture_output=True)
+
+# %% ../../nbs/suite/site.ipynb #d15980bc
+def with_outputs(
+    nb: dict,  # the committed notebook
+    run: dict,  # the executed one
+    *,
+    name: str = "notebook",  # for messages
+) -> dict:  # the committed notebook with the run's outputs
+    "Take over outputs, matched by the text of their cells; warnings and logs are left behind."
+    left = [c for c in run["cells"] if c["cell_type"] == "code" and "injected-parameters" not in c["metadata"].get("tags", [])]
+    cells = []
+    for c in nb["cells"]:
+        if c["cell_type"] == "code":
+            if not left or left[0]["source"] != c["source"]:
+                raise SiteError(f"{name}: the run executed other code than the committed notebook has; run it again")
+            kept = [o for o in left.pop(0)["outputs"] if o.get("name") != "stderr"]
+            c = {**c, "execution_count": None, "outputs": [{**o, "execution_count": None} if "execution_count" in o else o for o in kept]}
+        cells.append(c)
+    return {**nb, "cells": cells}
 
 # %% ../../nbs/suite/site.ipynb #fc8c80f5
 _PROBE = """<!doctype html><meta charset=utf-8><pre id=result></pre><script>
