@@ -326,10 +326,12 @@ def _exact_forward(kind, inputs, state, increment, accumulated, update, gate, we
         tops.append(state[:, slices[-1][0]]); updates.append(u); increments.append(increment)
     return _Run(torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated), tape
 
-# %% ../../nbs/skiprnn/02_model.ipynb #049e12f6
+# %% ../../nbs/skiprnn/02_model.ipynb #f94b73cf
 def _forced_step(kind, weights, slices, pre, projected, state, increment, gate, rows):
     "An update of some rows, the others not even looked at."
     H = weights[0][1].shape[1]
+    if rows is not None and not len(rows):
+        return state, increment, [], (increment[rows], state[rows, -H:])
     mine, below = _take((state, pre), rows), [_take((p,), rows)[0] for p in projected]
     candidate, steps = _forward_step(kind, weights, slices, mine[1], below, mine[0], None)
     proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
