@@ -251,12 +251,12 @@ def _staged_text(root, name, executed):
     nb = stage_notebook(nb, banner=banner)
     return notebook_text(_fresh_papers(nb, root / "nbs") if name == "index.ipynb" else nb).encode()
 
-# %% ../../nbs/suite/site.ipynb #ce259af8
+# %% ../../nbs/suite/site.ipynb #16d55992
 def _stage(root, executed=None):
     "Copy `nbs/` to `_stage/nbs`, run nbdev on what changed, and return the hash of every staged file."
     nbs, stage, pages = root / "nbs", root / "_stage", root / "_proc"
     names = [p.relative_to(nbs).as_posix() for p in nbs.rglob("*") if p.is_file()]
-    names = [n for n in names if n == "_quarto.yml" or not any(part[0] in "._" for part in n.split("/"))]
+    names = [n for n in names if n == "_quarto.yml" or n != "nbdev.yml" and not any(part[0] in "._" for part in n.split("/"))]
     ledger = stage / "staged.json"
     done = json.loads(ledger.read_text()) if ledger.exists() else {}
     now = {}
@@ -940,7 +940,7 @@ const load = (page, width) => new Promise(done => {
   document.getElementById('result').textContent = JSON.stringify(seen); document.title = 'done'; })();
 </script>"""
 
-# %% ../../nbs/suite/site.ipynb #6d3b4319
+# %% ../../nbs/suite/site.ipynb #61d7028b
 def _serve(docs):
     "Serve a folder on a free local port; returns the server."
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -949,7 +949,12 @@ def _serve(docs):
         def log_message(self, *args):
             pass
 
+        def send_error(self, code, *args, **kwargs):
+            self.server.failed.append(f"{self.path} ({code})")
+            super().send_error(code, *args, **kwargs)
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(docs)))
+    server.failed = []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -958,7 +963,7 @@ def find_browser() -> str | None:  # path of the program
     "Find Chromium or Chrome."
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
-# %% ../../nbs/suite/site.ipynb #b539f39e
+# %% ../../nbs/suite/site.ipynb #d2c25c0a
 def browser_check(
     docs: Path,  # a rendered site
     *,
@@ -978,7 +983,8 @@ def browser_check(
             done = _ask_browser(browser, f"http://127.0.0.1:{server.server_port}/probe.html", Path(work) / "profile", timeout)
         finally:
             server.shutdown()
-    return _read_probe(done, pages)
+    missing = sorted({f for f in server.failed if "favicon" not in f})
+    return _read_probe(done, pages) + [f"not found: {f}" for f in missing]
 
 # %% ../../nbs/suite/site.ipynb #01b8ec1f
 def _ask_browser(browser, url, profile, timeout):
