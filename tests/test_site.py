@@ -206,8 +206,7 @@ def clone(tmp_path):
     return root
 
 
-def test_build(clone, monkeypatch):
-    monkeypatch.setattr(site, "katex_folder", lambda: None)
+def test_build(clone):
     first = site.build(engine="smalldocs", root=clone)
     assert first.pages == 2 and first.broken == [] and first.warnings == [] and first.fresh
     start, model = ((clone / "_docs" / p).read_text() for p in ("index.html", "skiprnn/model.html"))
@@ -235,6 +234,17 @@ def test_build(clone, monkeypatch):
     with pytest.raises(site.SiteError, match="@nobody1999"):
         site.build(clone / "_runs", engine="smalldocs", root=clone)
     assert (clone / "_docs/skiprnn/model.html").read_text() == page
+
+
+def test_without_katex_the_network_address_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("AVPAPERS_OFFLINE", "1")
+    (tmp_path / "docs/sub").mkdir(parents=True)
+    page = tmp_path / "docs/sub/a.html"
+    page.write_text('<script src="https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"></script>')
+    assert site._offline_maths(tmp_path / "docs") == "cdn" and "cdn.jsdelivr" in page.read_text()
+    monkeypatch.setattr(site, "copy_katex", lambda target: True)
+    assert site._offline_maths(tmp_path / "docs") == "offline" and 'src="../site_libs/katex/katex.min.js"' in page.read_text()
 
 
 def test_bad_arguments(tmp_path):

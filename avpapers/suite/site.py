@@ -6,7 +6,7 @@
 __all__ = ['SiteError', 'repository', 'settings', 'read_notebook', 'notebook_text', 'cell', 'colab_badge', 'install_cell',
            'with_badge', 'site_notebooks', 'sync_badges', 'stage_notebook', 'add_run_banner', 'tidy_entries',
            'read_bibliography', 'cite_label', 'reference_html', 'collect_labels', 'expand_embeds', 'resolve',
-           'site_config', 'page_addresses', 'rewrite_links', 'katex_folder', 'check_links', 'SiteReport', 'build',
+           'site_config', 'page_addresses', 'rewrite_links', 'copy_katex', 'check_links', 'SiteReport', 'build',
            'save_outputs', 'with_outputs', 'find_browser', 'browser_check']
 
 # %% ../../nbs/suite/site.ipynb #d15c2596
@@ -705,65 +705,35 @@ _KATEX = ("djangocms-katex", "1.0.2", "79774fa17f7d328252f6dd05688799fa7ee49abeb
 _KATEX_URL = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist/")
 _KATEX_FILES = re.compile(r"/vendor/katex/(LICENSE|katex\.min\.(?:css|js)|contrib/auto-render\.min\.js|fonts/[\w-]+\.woff2)$")
 
-# %% ../../nbs/suite/site.ipynb #11602ee5
-def katex_folder() -> Path | None:  # folder with `katex.min.js`, its style, fonts and licence; None when it cannot be had
-    "Find KaTeX in the cache, or fetch it once."
-    from platformdirs import user_cache_dir
+# %% ../../nbs/suite/site.ipynb #14f14f13
+def copy_katex(
+    target: Path,  # where `katex.min.js`, its style, fonts and licence go
+) -> bool:  # False when the package is neither in the cache nor to be had
+    "Put KaTeX into a folder."
+    from zipfile import ZipFile
 
-    target = Path(user_cache_dir("avpapers")) / "katex" / _KATEX[2][:12]
-    if not (target / "katex.min.js").is_file():
-        with tempfile.TemporaryDirectory() as work:
-            wheel = _katex_wheel(Path(work))
-            if wheel is None:
-                return None
-            _unpack_katex(wheel, target)
-    return target
+    from avpapers.data.cache import DataUnavailableError, package_wheel
 
-# %% ../../nbs/suite/site.ipynb #b0c64a07
-def _katex_wheel(work):
-    "Download the wheel with whichever client is here."
-    name, version, digest = _KATEX
-    (work / "r.txt").write_text(f"{name}=={version} --hash=sha256:{digest}\n")
-    pip = ["pip", "download", "-q", "--no-deps", "--require-hashes", "--disable-pip-version-check", "-d", str(work), "-r", str(work / "r.txt")]
-    tries = [[sys.executable, "-m", *pip], ["uvx", "-q", *pip]]
-    for command in tries:
-        try:
-            subprocess.run(command, capture_output=True, check=True, timeout=120)
-        except (OSError, subprocess.SubprocessError):
-            continue
-        wheel = next(work.glob("*.whl"), None)
-        if wheel and hashlib.sha256(wheel.read_bytes()).hexdigest() == digest:
-            return wheel
-    return None
-
-# %% ../../nbs/suite/site.ipynb #ff73e114
-def _unpack_katex(wheel, target):
-    "Take the few files we need; the folder appears whole or not at all."
-    import zipfile
-
-    part = target.with_name(f"{target.name}.{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    with zipfile.ZipFile(wheel) as archive:
+    try:
+        wheel = package_wheel(*_KATEX)
+    except DataUnavailableError:
+        return False
+    with ZipFile(wheel) as archive:
         for name in archive.namelist():
             if m := _KATEX_FILES.search(name):
-                (part / m[1]).parent.mkdir(parents=True, exist_ok=True)
-                (part / m[1]).write_bytes(archive.read(name))
-    try:
-        os.replace(part, target)
-    except OSError:  # another process was first
-        shutil.rmtree(part, ignore_errors=True)
+                (target / m[1]).parent.mkdir(parents=True, exist_ok=True)
+                (target / m[1]).write_bytes(archive.read(name))
+    return True
 
-# %% ../../nbs/suite/site.ipynb #229c92e9
+# %% ../../nbs/suite/site.ipynb #059c8a47
 def _offline_maths(docs):
     "Point every page at local KaTeX; say `cdn` when it cannot be had."
     pages = {p: p.read_text(encoding="utf-8") for p in docs.rglob("*.html")}
     pages = {p: html for p, html in pages.items() if _KATEX_URL.search(html)}
     if not pages:
         return "none needed"
-    folder = katex_folder()
-    if folder is None:
+    if not copy_katex(docs / "site_libs" / "katex"):
         return "cdn"
-    shutil.copytree(folder, docs / "site_libs" / "katex", dirs_exist_ok=True)
     for path, html in pages.items():
         up = "../" * len(path.relative_to(docs).parts[:-1])
         path.write_text(_KATEX_URL.sub(f"{up}site_libs/katex/", html), encoding="utf-8")
@@ -963,11 +933,11 @@ def find_browser() -> str | None:  # path of the program
     "Find Chromium or Chrome."
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
-# %% ../../nbs/suite/site.ipynb #d2c25c0a
+# %% ../../nbs/suite/site.ipynb #f337837c
 def browser_check(
     docs: Path,  # a rendered site
     *,
-    timeout: float = 240,  # seconds for the whole site
+    timeout: float = 480,  # seconds for the whole site
 ) -> list[str]:  # what is wrong, one line each; empty when all is well
     "Load every page at 1280 and 390 pixels; report script errors, overflow and formulas that do not parse."
     browser = find_browser()
