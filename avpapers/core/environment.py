@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ['pick_device', 'seeded_generator', 'seeded_globals', 'single_thread', 'peak_memory_mb', 'describe_machine',
            'package_versions', 'versions']
 
-# %% ../../nbs/core/environment.ipynb #0f4e0d4f
+# %% ../../nbs/core/environment.ipynb #e74f0eaa
 def pick_device(
     name: str = "auto",          # "auto", "cpu", "cuda", "cuda:1" or "mps"
 ) -> torch.device:               # a device that exists on this machine
@@ -33,8 +33,10 @@ def pick_device(
     wanted = "cuda:0" if name == "cuda" else name
     if wanted in found: return torch.device(name)
     if wanted.split(":")[0] in ("cuda", "mps"):
-        raise ValueError(f"device {name!r} was asked for, but this machine has {', '.join(found)}. On Colab: Runtime > Change "
-                         "runtime type > GPU. Otherwise pass device='cpu' and a smaller tier.")
+        raise ValueError(
+            f"device {name!r} was asked for, but this machine has {', '.join(found)}. On Colab: Runtime > Change "
+            "runtime type > GPU. Otherwise pass device='cpu' and a smaller tier."
+        )
     raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:<number>' or 'mps'; got {name!r}")
 
 # %% ../../nbs/core/environment.ipynb #437eff14
@@ -76,9 +78,9 @@ def single_thread() -> Iterator[None]:   # torch uses one CPU thread inside
     try: yield
     finally: torch.set_num_threads(before)
 
-# %% ../../nbs/core/environment.ipynb #93e566ec
+# %% ../../nbs/core/environment.ipynb #d40e25fa
 def peak_memory_mb(
-    device: str | torch.device = "cpu",   # "cpu": resident memory; a CUDA device: memory torch allocated there
+    device: str | torch.device = "cpu",  # "cpu": resident memory; a CUDA device: memory torch allocated there
 ) -> float:                               # in MiB
     "The most memory this process has held so far."
     if str(device).startswith("cuda"):
@@ -89,7 +91,7 @@ def peak_memory_mb(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
-# %% ../../nbs/core/environment.ipynb #b8f62165
+# %% ../../nbs/core/environment.ipynb #6647fa87
 def _cpu_model() -> str:
     "The processor's name, as far as the system tells."
     try:
@@ -103,18 +105,23 @@ def _usable_cores() -> int:
     "Cores this process may run on, which a container may limit."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
+# %% ../../nbs/core/environment.ipynb #f18d8c6b
 def describe_machine() -> dict[str, str | int | None]:   # plain values for a JSON record
     "Processor, cores, threads, accelerator and system."
-    machine: dict[str, str | int | None] = {"cpu": _cpu_model(), "cores": _usable_cores(), "threads": None, "gpu": None,
-                                            "system": f"{platform.system()} {platform.machine()}"}
+    machine: dict[str, str | int | None] = {
+        "cpu": _cpu_model(),
+        "cores": _usable_cores(),
+        "threads": None,
+        "gpu": None,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
     if "torch" in sys.modules:
         import torch
         machine["threads"] = torch.get_num_threads()
         machine["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return machine
 
-# %% ../../nbs/core/environment.ipynb #45417363
+# %% ../../nbs/core/environment.ipynb #55b069fd
 _PACKAGES = ("avpapers", "torch", "numpy", "pandas", "scipy", "accelerate")
 
 
@@ -128,7 +135,7 @@ def package_versions(
         except PackageNotFoundError: return "not installed"
     return {"python": platform.python_version(), **{name: find(name) for name in packages}}
 
-
+# %% ../../nbs/core/environment.ipynb #6bb30c4b
 def versions(
     *extra: str,                 # further packages to list
 ) -> pd.DataFrame:               # one row a package, and the device

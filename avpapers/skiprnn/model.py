@@ -415,7 +415,7 @@ def _updated_inputs(tape, inputs):
     steps = [(t, entry[0]) for t, entry in enumerate(tape) if entry[0] is None or len(entry[0])]
     return torch.cat([inputs[t] if rows is None else inputs[t][rows] for t, rows in reversed(steps)])
 
-# %% ../../nbs/skiprnn/02_model.ipynb #29b6852a
+# %% ../../nbs/skiprnn/02_model.ipynb #fe8fe915
 class _ExactRecurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kind, update, inputs, state, increment, accumulated, gate_weight, gate_bias, *flat):
@@ -425,7 +425,8 @@ class _ExactRecurrence(torch.autograd.Function):
         )
         ctx.kind, ctx.learned = kind, update is None
         ctx.save_for_backward(inputs, gate_weight, gate_bias, *flat)
-        return run.tops, run.updates, run.increments, run.state, run.increments[-1].clone(), run.accumulated
+        ends = run.state, run.increments[-1], run.accumulated  # copied: the tape must not hold an output of its own node
+        return run.tops, run.updates, run.increments, *(x.clone() for x in ends)
 
     @staticmethod
     @once_differentiable

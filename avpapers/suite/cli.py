@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'PaperNames', 'TierName', 'data', 'main', 'list_papers', 'reproduce', 'run', 'report', 'docs', 'doctor',
-           'data_list', 'data_get']
+           'data_list', 'data_get', 'data_prefetch']
 
 # %% ../../nbs/suite/cli.ipynb #40275f82
 import json
@@ -288,20 +288,22 @@ def doctor() -> None:
     if any(r["found"] == "missing" and r["part"] in ("Python", "torch") for r in rows):
         raise typer.Exit(1)
 
-# %% ../../nbs/suite/cli.ipynb #951a8ad0
+# %% ../../nbs/suite/cli.ipynb #b7552075
 data = typer.Typer(help="Data sets: list them, or bring one into the cache.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
 def _datasets():
-    "Every data set of every paper: name -> (description, function that gets it)."
+    "Every data set of every paper: name -> what it is and how to get it."
     import importlib
+    import importlib.util
 
-    from avpapers.suite.runner import project_root
+    from avpapers.suite.papers import PAPERS
 
+    modules = [f"avpapers.{p}.data" for p in PAPERS if importlib.util.find_spec(f"avpapers.{p}")]
     found = {}
-    for paper in _complete_papers(project_root()):
-        found |= importlib.import_module(f"avpapers.{paper}.data").DATASETS
+    for module in (m for m in modules if importlib.util.find_spec(m)):
+        found |= importlib.import_module(module).DATASETS
     return found
 
 
@@ -319,4 +321,13 @@ def data_get(name: Annotated[str, typer.Argument(help="A name that `avpapers dat
     found = _datasets()
     if name not in found:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(found)}")
-    typer.echo(found[name].get())
+    typer.echo(f"{name}: {found[name].get()}")
+
+
+@data.command("prefetch")
+def data_prefetch() -> None:
+    "Bring all embedded data sets into the cache, so that nothing later needs the network."
+    for name, dataset in _datasets().items():
+        if dataset.embedded:
+            dataset.get()
+            typer.echo(f"{name}: ready")

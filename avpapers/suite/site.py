@@ -166,7 +166,7 @@ def _write(path, text, old=None):
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
-# %% ../../nbs/suite/site.ipynb #c6d37fa8
+# %% ../../nbs/suite/site.ipynb #c7fddde3
 _DEFINES = re.compile(r"^(?:@|def |class |async def )", re.M)
 
 
@@ -180,7 +180,8 @@ def stage_notebook(
     head, body = _split_title(first["source"]) if first["cell_type"] == "markdown" else (first["source"], "")
     top = [{**first, "source": head}, *([cell(banner, name="banner")] if banner else []), *([cell(body, name="intro")] if body else [])]
     rest = [c for c in rest if '"google.colab" in sys.modules' not in c["source"] or "%pip" not in c["source"]]
-    return {**nb, "cells": top + _annotation_imports(rest) + [{**c, "source": _shown(c)} for c in rest]}
+    end = cell("<!-- end -->", name="end")  # nbdev looks at the cell after an exported one
+    return {**nb, "cells": top + _annotation_imports(rest) + [{**c, "source": _shown(c)} for c in rest] + [end]}
 
 # %% ../../nbs/suite/site.ipynb #27104386
 def _split_title(source):
@@ -300,7 +301,7 @@ def _run_nbdev(root, notebooks):
     if missing := [n for n in notebooks if not (root / "_proc" / n).is_file()]:
         raise SiteError(f"nbdev staged no page for {', '.join(missing)}")
 
-# %% ../../nbs/suite/site.ipynb #e9fa5494
+# %% ../../nbs/suite/site.ipynb #a59a1b36
 _FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 _ENTRY = re.compile(r"```python\n.*?\n```\s*(?:\*[^\n]*\*)?\s*\Z", re.S)
 
@@ -319,7 +320,10 @@ def tidy_entries(
             at -= 1
         cells.insert(at, _trim(c) if entry and paper else c)
     for c in cells:
-        c["source"] = c["source"].replace(_FOLD, "" if paper else _FOLD.replace("show", "true"))
+        names = re.findall(r"^(?:class|(?:async )?def) (\w+)", c["source"], re.M)
+        private = all(n.startswith("_") for n in names)
+        folded = _FOLD.replace("show", "true").replace("Exported source", "Helpers" if private else "Exported source")
+        c["source"] = c["source"].replace(_FOLD, "" if paper and not private else folded)
     return {**nb, "cells": cells}
 
 # %% ../../nbs/suite/site.ipynb #8249141a
