@@ -67,6 +67,12 @@ def test_references_parse_and_name_every_paper():
         assert p.arxiv == entries[p.key].fields.get("eprint", "")
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_key_is_known(name):
+    nb = site.stage_notebook(site.read_notebook(NBS / name))
+    site.resolve(nb, entries=site.read_bibliography(NBS / "references.bib"), folder=(NBS / name).parent, name=name)
+
+
 def test_papers_table_needs_no_ledger(tmp_path):
     assert len(papers_table(tmp_path)) == 10 and "in preparation" in papers_html(tmp_path)
     (tmp_path / "records").mkdir()

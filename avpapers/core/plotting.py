@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ['INK', 'ROLES', 'VERDICT_COLORS', 'SIZES', 'STYLE', 'role', 'shades', 'use_style', 'new_axes', 'axis_label', 'curves',
            'scatter_with_intervals', 'chance_line', 'forest_plot', 'raster', 'heat_map']
 
-# %% ../../nbs/core/plotting.ipynb #d39bf2d4
+# %% ../../nbs/core/plotting.ipynb #4a16ee0b
 INK = "#7d7d7d"                                     # text and axes, on light and dark pages alike
 ROLES = {
     "ours": {"color": "#1f83c4", "marker": "o", "linestyle": "-"},
@@ -36,7 +36,7 @@ VERDICT_COLORS = {"reproduced": "#2a9d5c", "direction reproduced": "#1f83c4", "m
                   "inconclusive": "#b8860b", "not reproduced": "#cf4b3f", "not tested": INK}
 SIZES = {"single": 3.5, "wide": 7.0}                # inches
 
-
+# %% ../../nbs/core/plotting.ipynb #1463db06
 def role(
     name: str,                   # ours, baseline, control, paper or chance
 ) -> dict:                       # color, marker and line style, as matplotlib takes them
@@ -54,14 +54,15 @@ def shades(
     rgb, toward = np.array(to_rgb(role(name)["color"])), np.ones(3)
     return [tuple(rgb + (toward - rgb) * mix) for mix in np.linspace(0.55, 0, n)]
 
-# %% ../../nbs/core/plotting.ipynb #e7b907e9
+# %% ../../nbs/core/plotting.ipynb #0f47874d
 STYLE = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.framealpha": 0,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.titlecolor": INK, "axes.titlesize": 9, "axes.labelsize": 9, "font.size": 9, "legend.fontsize": 8,
     "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.figsize": (SIZES["single"], 2.4), "figure.dpi": 100, "savefig.dpi": 100, "figure.constrained_layout.use": True,
-    "lines.linewidth": 1.5, "lines.markersize": 5, "svg.hashsalt": "avpapers", "svg.fonttype": "path",
+    "figure.figsize": (SIZES["single"], 2.4), "figure.dpi": 100, "savefig.dpi": 100,
+    "figure.constrained_layout.use": True, "lines.linewidth": 1.5, "lines.markersize": 5, "svg.fonttype": "path",
+    "svg.hashsalt": "avpapers",
 }
 
 
@@ -69,7 +70,8 @@ def use_style(
     figure_format: str = "svg",  # of figures in a notebook: "svg" for lines, "png" for images
 ) -> None:                       # matplotlib's settings are changed for this process
     "The look of every figure of this project."
-    if figure_format not in ("svg", "png"): raise ValueError(f"figure_format must be 'svg' or 'png'; got {figure_format!r}")
+    if figure_format not in ("svg", "png"):
+        raise ValueError(f"figure_format must be 'svg' or 'png'; got {figure_format!r}")
     plt.rcParams.update(STYLE)
     try: from IPython import get_ipython
     except ImportError: return
@@ -78,7 +80,7 @@ def use_style(
         fixed = {"metadata": {"Date": None}} if figure_format == "svg" else {}
         set_matplotlib_formats(figure_format, **fixed)
 
-
+# %% ../../nbs/core/plotting.ipynb #47e1fa4d
 def new_axes(
     size: str = "single",        # "single" (3.5 in) or "wide" (7 in)
     *,
@@ -90,7 +92,7 @@ def new_axes(
     if size not in SIZES: raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
     return plt.subplots(1, ncols, figsize=(SIZES[size], height), **kwargs)
 
-# %% ../../nbs/core/plotting.ipynb #b5c32602
+# %% ../../nbs/core/plotting.ipynb #f10e62b5
 def axis_label(
     quantity: str,               # such as "updates"
     *,
@@ -98,7 +100,8 @@ def axis_label(
     better: str | None = None,   # "higher" or "lower"
 ) -> str:                        # "updates (% of steps, lower is better)"
     "Text of an axis label."
-    if better not in (None, "higher", "lower"): raise ValueError(f"better must be 'higher', 'lower' or None; got {better!r}")
+    if better not in (None, "higher", "lower"):
+        raise ValueError(f"better must be 'higher', 'lower' or None; got {better!r}")
     notes = [note for note in (unit, better and f"{better} is better") if note]
     return quantity + (f" ({', '.join(notes)})" if notes else "")
 
@@ -108,7 +111,7 @@ def _columns(df: pd.DataFrame, *names: str) -> None:
     if missing: raise ValueError(f"the table needs columns {missing}; it has {list(df.columns)}")
     if df.empty: raise ValueError("the table has no rows, so there is nothing to draw")
 
-# %% ../../nbs/core/plotting.ipynb #aff982de
+# %% ../../nbs/core/plotting.ipynb #4dc49224
 def curves(
     df: pd.DataFrame,                # long form: one row a run and a point on x
     *,
@@ -122,19 +125,21 @@ def curves(
 ) -> Axes:                           # the axes
     "Mean over runs with a band, and the single runs thin."
     _columns(df, x, y, hue, run)
-    if band not in ("interval", "range", None): raise ValueError(f"band must be 'interval', 'range' or None; got {band!r}")
+    if band not in ("interval", "range", None):
+        raise ValueError(f"band must be 'interval', 'range' or None; got {band!r}")
     ax = new_axes()[1] if ax is None else ax
     for name, look in _looks(df[hue], roles).items():
         wide = df[df[hue] == name].pivot(index=x, columns=run, values=y)
         color = look["color"]
         if 1 < wide.shape[1] <= 10: ax.plot(wide.index, wide, color=color, lw=0.5, alpha=0.5)
-        if band and wide.shape[1] > 1: ax.fill_between(wide.index, *_band(wide, band), color=color, alpha=0.2, lw=0)
+        if band and wide.shape[1] > 1:
+            ax.fill_between(wide.index, *_band(wide, band), color=color, alpha=0.2, lw=0)
         ax.plot(wide.index, wide.mean(axis=1), color=color, ls=look["linestyle"], label=name)
     ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
     ax.legend()
     return ax
 
-
+# %% ../../nbs/core/plotting.ipynb #3050678a
 def _looks(names: pd.Series, roles: Mapping[str, str] | None) -> dict:
     "Style by name, in order of appearance."
     given = dict(roles or {})
@@ -142,14 +147,14 @@ def _looks(names: pd.Series, roles: Mapping[str, str] | None) -> dict:
     return {n: role(given[n]) if n in given else {"color": next(spare), "marker": "o", "linestyle": "-"}
             for n in names.drop_duplicates()}
 
-
+# %% ../../nbs/core/plotting.ipynb #325a2c99
 def _band(wide: pd.DataFrame, band: str) -> tuple[np.ndarray, np.ndarray]:
     "Lower and upper edge at each point of x."
     if band == "range": return wide.min(axis=1).to_numpy(), wide.max(axis=1).to_numpy()
     bounds = [mean_interval(row.dropna()) for _, row in wide.iterrows()]
     return np.array([b.low for b in bounds]), np.array([b.high for b in bounds])
 
-# %% ../../nbs/core/plotting.ipynb #5a9a888f
+# %% ../../nbs/core/plotting.ipynb #9bb2637b
 def scatter_with_intervals(
     df: pd.DataFrame,                # one row a point
     *,
@@ -168,23 +173,27 @@ def scatter_with_intervals(
     for name, look in _looks(df[hue], roles).items():
         rows = df[df[hue] == name].sort_values(x)
         if not connect: look["linestyle"] = "none"
-        ax.errorbar(rows[x], rows[y], xerr=_errors(rows, x), yerr=_errors(rows, y), label=name, capsize=2, elinewidth=1, **look)
+        ax.errorbar(rows[x], rows[y], xerr=_errors(rows, x), yerr=_errors(rows, y),
+                    label=name, capsize=2, elinewidth=1, **look)
         for _, r in rows.iterrows() if label else ():
             ax.annotate(str(r[label]), (r[x], r[y]), xytext=(4, 4), textcoords="offset points", fontsize=7)
     ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
     ax.legend()
     return ax
 
-
+# %% ../../nbs/core/plotting.ipynb #3db8dcab
 def _errors(rows: pd.DataFrame, name: str) -> np.ndarray | None:
     "Distances from the value to its bounds, or None if the table has no bounds."
     if f"{name}_low" not in rows or f"{name}_high" not in rows: return None
     value = rows[name].to_numpy(float)
-    bounds = np.stack([value - rows[f"{name}_low"].to_numpy(float), rows[f"{name}_high"].to_numpy(float) - value])
-    if (bounds < -1e-9).any(): raise ValueError(f"{name} must lie between {name}_low and {name}_high in every row")
+    bounds = np.stack(
+        [value - rows[f"{name}_low"].to_numpy(float), rows[f"{name}_high"].to_numpy(float) - value]
+    )
+    if (bounds < -1e-9).any():
+        raise ValueError(f"{name} must lie between {name}_low and {name}_high in every row")
     return np.nan_to_num(bounds.clip(0))
 
-
+# %% ../../nbs/core/plotting.ipynb #8b0200c9
 def chance_line(
     ax: Axes,                        # where to draw
     value: float,                    # chance level, or another fixed reference
@@ -197,7 +206,7 @@ def chance_line(
     (ax.axhline if along == "x" else ax.axvline)(value, label=label, lw=1, zorder=0, **look)
     return ax
 
-# %% ../../nbs/core/plotting.ipynb #6d9a4591
+# %% ../../nbs/core/plotting.ipynb #667c9fd5
 def forest_plot(
     df: pd.DataFrame,                # columns claim, estimate, low, high, paper_value, tolerance, verdict
     *,
@@ -206,7 +215,8 @@ def forest_plot(
 ) -> Axes:                           # the axes
     "One row a claim: ours with its interval, the paper's value, the tolerance, the verdict."
     _columns(df, "claim", "estimate", "low", "high", "paper_value", "tolerance", "verdict")
-    if scale not in ("value", "tolerance"): raise ValueError(f"scale must be 'value' or 'tolerance'; got {scale!r}")
+    if scale not in ("value", "tolerance"):
+        raise ValueError(f"scale must be 'value' or 'tolerance'; got {scale!r}")
     rows = _forest_rows(df, scale)
     ax = new_axes("wide", height=0.6 + 0.3 * len(df))[1] if ax is None else ax
     for y, r in zip(-np.arange(len(rows)), rows.itertuples(), strict=True): _forest_row(ax, y, r)
@@ -215,7 +225,7 @@ def forest_plot(
     if scale == "tolerance": chance_line(ax, 0, label="the paper", along="y")
     return ax
 
-
+# %% ../../nbs/core/plotting.ipynb #bea8e2b4
 def _forest_rows(df: pd.DataFrame, scale: str) -> pd.DataFrame:
     "Numbers as floats, on the chosen scale."
     numbers = ["estimate", "low", "high", "paper_value", "tolerance"]
@@ -226,7 +236,7 @@ def _forest_rows(df: pd.DataFrame, scale: str) -> pd.DataFrame:
     rows["tolerance"] = unit / unit
     return rows
 
-
+# %% ../../nbs/core/plotting.ipynb #3a7b053f
 def _forest_row(ax: Axes, y: float, r) -> None:
     "One claim at height y; what is missing is not drawn."
     ours, color = role("ours"), VERDICT_COLORS.get(r.verdict, INK)
@@ -235,9 +245,17 @@ def _forest_row(ax: Axes, y: float, r) -> None:
     if np.isfinite([r.low, r.high]).all(): ax.plot([r.low, r.high], [y, y], color=ours["color"])
     if np.isfinite(r.estimate): ax.plot(r.estimate, y, **ours)
     if np.isfinite(r.paper_value): ax.plot(r.paper_value, y, **role("paper"))
-    ax.annotate(r.verdict, (1.01, y), xycoords=("axes fraction", "data"), va="center", color=color, fontsize=8, annotation_clip=False)
+    ax.annotate(
+        r.verdict,
+        (1.01, y),
+        xycoords=("axes fraction", "data"),
+        va="center",
+        color=color,
+        fontsize=8,
+        annotation_clip=False,
+    )
 
-# %% ../../nbs/core/plotting.ipynb #9acec0f2
+# %% ../../nbs/core/plotting.ipynb #0045558d
 def raster(
     gates,                           # (B, T) array or tensor: 1 or True where the step was used
     *,
@@ -247,8 +265,10 @@ def raster(
 ) -> Axes:                           # the axes, with time steps counted from 0
     "Which steps each sequence used."
     g = _array(gates)
-    if g.ndim != 2 or g.size == 0: raise ValueError(f"gates must be (B, T), sequences by steps; got shape {g.shape}")
-    if not np.isin(g, (0, 1)).all(): raise ValueError("gates must hold only 0 and 1; round update probabilities first")
+    if g.ndim != 2 or g.size == 0:
+        raise ValueError(f"gates must be (B, T), sequences by steps; got shape {g.shape}")
+    if not np.isin(g, (0, 1)).all():
+        raise ValueError("gates must hold only 0 and 1; round update probabilities first")
     ax = new_axes("wide", height=0.6 + 0.16 * len(g))[1] if ax is None else ax
     ax.imshow(g, aspect="auto", interpolation="nearest", vmin=0, vmax=1,
               cmap=ListedColormap(["#00000000", color or ROLES["ours"]["color"]]))
@@ -261,7 +281,7 @@ def _array(x) -> np.ndarray:
     "A numpy array from an array, a list or a tensor on any device."
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
-# %% ../../nbs/core/plotting.ipynb #41eec22b
+# %% ../../nbs/core/plotting.ipynb #b881308b
 def heat_map(
     values,                          # (H, W) array or tensor
     *,
@@ -275,7 +295,13 @@ def heat_map(
     if v.ndim != 2 or v.size == 0: raise ValueError(f"values must be (H, W); got shape {v.shape}")
     ax = new_axes()[1] if ax is None else ax
     top = vmax if vmax is not None else (np.nanmax(np.abs(v)) or 1.0)
-    image = ax.imshow(v, cmap="RdBu_r" if signed else "viridis", vmin=-top if signed else min(0, np.nanmin(v)), vmax=top, interpolation="nearest")
+    image = ax.imshow(
+        v,
+        cmap="RdBu_r" if signed else "viridis",
+        vmin=-top if signed else min(0, np.nanmin(v)),
+        vmax=top,
+        interpolation="nearest",
+    )
     ax.figure.colorbar(image, ax=ax, label=label)
     ax.set(xticks=[], yticks=[])
     return ax

@@ -25,7 +25,7 @@ import avpapers
 __all__ = ['ModelCard', 'register_model', 'list_models', 'model_card', 'save_weights', 'read_card', 'load_weights',
            'create_model']
 
-# %% ../../nbs/core/registry.ipynb #51b17fdd
+# %% ../../nbs/core/registry.ipynb #e8c05da6
 @dataclass(frozen=True)
 class ModelCard:
     "Where a model and its weights come from."
@@ -35,16 +35,20 @@ class ModelCard:
     claims: tuple[str, ...] = ()     # ids that these weights bear on
     records: tuple[str, ...] = ()    # run records they come from
     data: str = ""                   # what they were trained on; empty for an untrained model
-    license: str = ""                # of those data
-    input_statistics: dict[str, Any] = field(default_factory=dict)    # scaling of the input: {"mean": 0.13, "std": 0.31}
+    license: str = ""  # of those data
+    input_statistics: dict[str, Any] = field(
+        default_factory=dict
+    )  # scaling of the input: {"mean": 0.13, "std": 0.31}
     num_parameters: int | None = None    # with the default arguments
     config: dict[str, Any] = field(default_factory=dict)    # arguments of create_model for these weights
     url: str = ""                    # where pretrained weights can be had, if anywhere
     sha256: str = ""                 # of that file
 
     def __post_init__(self):
-        if not (self.paper and self.citation and self.section): raise ValueError("a card needs at least paper, citation and section")
-        if bool(self.url) != bool(self.sha256): raise ValueError("url and sha256 must be given together, so that what comes can be checked")
+        if not (self.paper and self.citation and self.section):
+            raise ValueError("a card needs at least paper, citation and section")
+        if bool(self.url) != bool(self.sha256):
+            raise ValueError("url and sha256 must be given together, so that what comes can be checked")
         for name in ("claims", "records"): object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def to_json(self) -> str:
@@ -56,10 +60,13 @@ class ModelCard:
         "The card of that line; unknown keys are an error."
         values = json.loads(text)
         unknown = set(values) - {f.name for f in fields(cls)}
-        if unknown: raise ValueError(f"the card has unknown fields {sorted(unknown)}; it was written by a later version")
+        if unknown:
+            raise ValueError(
+                f"the card has unknown fields {sorted(unknown)}; it was written by a later version"
+            )
         return cls(**values)
 
-# %% ../../nbs/core/registry.ipynb #8318799c
+# %% ../../nbs/core/registry.ipynb #0da85c1d
 _MODELS: dict[str, tuple[Callable[..., nn.Module], ModelCard]] = {}
 
 
@@ -67,33 +74,39 @@ def register_model(
     card: ModelCard,                 # where the model comes from
 ) -> Callable:                       # decorator for a function that builds the model
     "Make a model available under the name of the function that builds it."
-    if not isinstance(card, ModelCard): raise ValueError(f"write @register_model(ModelCard(...)); got {type(card).__name__}")
+    if not isinstance(card, ModelCard):
+        raise ValueError(f"write @register_model(ModelCard(...)); got {type(card).__name__}")
 
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         name, known = build.__name__, _MODELS.get(build.__name__)
         if known and known[0].__module__ != build.__module__:
-            raise ValueError(f"a model named {name!r} is already registered by {known[0].__module__}; choose another name")
+            raise ValueError(
+                f"a model named {name!r} is already registered by {known[0].__module__}; choose another name"
+            )
         _MODELS[name] = (build, card)
         return build
 
     return register
 
-
+# %% ../../nbs/core/registry.ipynb #5d4b36c9
 def _discover() -> None:
     "Import the model module of every paper."
     for package in pkgutil.iter_modules(avpapers.__path__):
         name = f"avpapers.{package.name}.model"
         if package.ispkg and importlib.util.find_spec(name): importlib.import_module(name)
 
-
+# %% ../../nbs/core/registry.ipynb #36ffee04
 def _entry(name: str) -> tuple[Callable[..., nn.Module], ModelCard]:
     if name not in _MODELS: _discover()
     if name not in _MODELS:
         near = get_close_matches(name, _MODELS, n=3)
-        raise ValueError(f"there is no model named {name!r}; " + (f"did you mean {' or '.join(near)}?" if near else "see list_models()"))
+        raise ValueError(
+            f"there is no model named {name!r}; "
+            + (f"did you mean {' or '.join(near)}?" if near else "see list_models()")
+        )
     return _MODELS[name]
 
-
+# %% ../../nbs/core/registry.ipynb #1d28f374
 def list_models(
     pattern: str = "*",              # shell pattern, such as "skip_*"
 ) -> list[str]:                      # names, sorted
@@ -108,7 +121,7 @@ def model_card(
     "Where a registered model comes from."
     return _entry(name)[1]
 
-# %% ../../nbs/core/registry.ipynb #39c904ad
+# %% ../../nbs/core/registry.ipynb #e521a422
 def save_weights(
     model: nn.Module,                # any module; tied weights are stored once
     path: str | Path,                # ends in .safetensors
@@ -117,7 +130,8 @@ def save_weights(
     "Weights and card in one safetensors file."
     from safetensors.torch import save_model
     path = Path(path)
-    if path.suffix != ".safetensors": raise ValueError(f"path must end in .safetensors, the only format written here; got {path.name}")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, the only format written here; got {path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -127,28 +141,41 @@ def save_weights(
     finally: part.unlink(missing_ok=True)
     return path
 
-
+# %% ../../nbs/core/registry.ipynb #7052fe63
 def _open(path: Path):
     "The file, or why it is not read."
     from safetensors import SafetensorError, safe_open
     if not path.is_file(): raise FileNotFoundError(f"there is no weight file at {path}")
     with open(path, "rb") as file: start = file.read(4)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
-        raise ValueError(f"{path.name} holds pickled weights, which can run code when they are read, and are refused. Whoever trusts the file can "
-                         "load it with torch.load(..., weights_only=True) and write it again with save_weights.")
-    try: return safe_open(path, framework="pt")
-    except SafetensorError as error: raise ValueError(f"{path.name} is not a whole safetensors file ({error}); fetch or write it again") from error
+    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or path.suffix in (
+        ".pt",
+        ".pth",
+        ".pkl",
+        ".bin",
+        ".ckpt",
+    ):
+        raise ValueError(
+            f"{path.name} holds pickled weights, which can run code when they are read, and are refused. Whoever trusts the file can "
+            "load it with torch.load(..., weights_only=True) and write it again with save_weights."
+        )
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} is not a whole safetensors file ({error}); fetch or write it again"
+        ) from error
 
-
+# %% ../../nbs/core/registry.ipynb #d3c6a7e8
 def read_card(
     path: str | Path,                # a file of `save_weights`
 ) -> ModelCard:                      # its card
     "The card in a weight file, without reading the weights."
     with _open(Path(path)) as file: metadata = file.metadata() or {}
-    if "card" not in metadata: raise ValueError(f"{Path(path).name} has no card; it was not written by save_weights")
+    if "card" not in metadata:
+        raise ValueError(f"{Path(path).name} has no card; it was not written by save_weights")
     return ModelCard.from_json(metadata["card"])
 
-# %% ../../nbs/core/registry.ipynb #c4356a39
+# %% ../../nbs/core/registry.ipynb #fc5da0b7
 def load_weights(
     model: nn.Module,                # of the same architecture; changed in place
     path: str | Path,                # a file of `save_weights`
@@ -163,22 +190,32 @@ def load_weights(
     load_model(model, path)
     return card
 
-
+# %% ../../nbs/core/registry.ipynb #954aa5f5
 def _tied(model: nn.Module) -> dict[str, int]:
     "Storage of each weight: tied ones share it."
     return {name: t.data_ptr() for name, t in model.state_dict(keep_vars=True).items() if t.numel()}
 
-
+# %% ../../nbs/core/registry.ipynb #a9cd28ed
 def _compare(stored: dict, own: dict, storage: dict, file: str) -> None:
     held = {storage[name] for name in stored if name in storage}
     missing = [name for name in own if name not in stored and storage.get(name) not in held]
     extra = [name for name in stored if name not in own]
-    shapes = [f"{name}: {stored[name]} in the file, {own[name]} in the model" for name in stored if name in own and stored[name] != own[name]]
+    shapes = [
+        f"{name}: {stored[name]} in the file, {own[name]} in the model"
+        for name in stored
+        if name in own and stored[name] != own[name]
+    ]
     if missing or extra or shapes:
-        parts = [f"missing in the file: {missing[:5]}" if missing else "", f"not in the model: {extra[:5]}" if extra else "", "; ".join(shapes[:5])]
-        raise ValueError(f"{file} does not fit the model ({'; '.join(p for p in parts if p)}); build the model with the arguments in read_card(path).config")
+        parts = [
+            f"missing in the file: {missing[:5]}" if missing else "",
+            f"not in the model: {extra[:5]}" if extra else "",
+            "; ".join(shapes[:5]),
+        ]
+        raise ValueError(
+            f"{file} does not fit the model ({'; '.join(p for p in parts if p)}); build the model with the arguments in read_card(path).config"
+        )
 
-# %% ../../nbs/core/registry.ipynb #a96ab903
+# %% ../../nbs/core/registry.ipynb #117d7230
 def create_model(
     name: str,                       # see `list_models`
     pretrained: bool = False,        # load the weights that the card points to
@@ -190,13 +227,18 @@ def create_model(
     build, card = _entry(name)
     if pretrained and weights is None:
         if not card.url:
-            raise ValueError(f"there are no pretrained weights for {name!r}. Train it ({card.paper}, notebook 03_training), or pass "
-                             "weights='file.safetensors'.")
+            raise ValueError(
+                f"there are no pretrained weights for {name!r}. Train it ({card.paper}, notebook 03_training), or pass "
+                "weights='file.safetensors'."
+            )
         from avpapers.data.cache import fetch_url
         weights = fetch_url(card.url, card.sha256)
     if weights is None: return build(**kwargs)
     stored = read_card(weights)
-    if stored.paper != card.paper: raise ValueError(f"{Path(weights).name} holds weights of {stored.paper!r}, and {name!r} belongs to {card.paper!r}")
+    if stored.paper != card.paper:
+        raise ValueError(
+            f"{Path(weights).name} holds weights of {stored.paper!r}, and {name!r} belongs to {card.paper!r}"
+        )
     model = build(**{**stored.config, **kwargs})
     load_weights(model, weights)
     return model

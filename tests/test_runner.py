@@ -1,0 +1,184 @@
+"The suite as a whole: planning, two worker processes of which one is killed, a suite killed at random moments, determinism."
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from avpapers.suite import runner
+from avpapers.suite.runner import Folders, Job, parameters_of, plan, run_all
+
+ROOT = Path(__file__).parents[1]
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
+
+EXPERIMENT = """
+import json, os, time, pathlib
+time.sleep(1.5)
+out = pathlib.Path(record_path) / "toy" / f"sum-{tier}-seed{seed}.json"
+out.parent.mkdir(parents=True, exist_ok=True)
+tmp = out.with_suffix(f".{os.getpid()}.tmp")
+tmp.write_text(json.dumps({"seed": seed, "value": sum(i * i for i in range(1000 + seed))}))
+os.replace(tmp, out)
+"""
+
+
+def notebook(*sources):
+    cells = [nbformat.v4.new_code_cell(s) for s in sources]
+    if "seed" in sources[0] or "tier" in sources[0]:
+        cells[0].metadata["tags"] = ["parameters"]
+    return nbformat.v4.new_notebook(cells=cells, metadata=KERNEL)
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A project with one toy paper: an overview, an experiment, a results page."
+    folder = tmp_path / "nbs" / "toy"
+    folder.mkdir(parents=True)
+    (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
+    nbformat.write(notebook("1 + 1"), folder / "00_overview.ipynb")
+    parameters = 'tier = "smoke"\nseed = 0\nrecord_path = ""'
+    nbformat.write(notebook(parameters, EXPERIMENT), folder / "04_experiments.ipynb")
+    results = "import pathlib\nlen(list(pathlib.Path(record_path).rglob('*.json')))"
+    nbformat.write(notebook('tier = "smoke"\nrecord_path = ""', results), folder / "05_results.ipynb")
+    return tmp_path
+
+
+def states(project):
+    return {p.relative_to(project / "_runs/smoke/state"): json.loads(p.read_text())["status"]
+            for p in (project / "_runs/smoke/state").rglob("*.json")}  # fmt: skip
+
+
+def values(project):
+    return {p.name: json.loads(p.read_text()) for p in sorted((project / "_runs/smoke/records").rglob("*.json"))}
+
+
+def test_plan_puts_results_last(project):
+    jobs = plan(["toy"], "smoke", seeds=2, root=project)
+    assert [j.key for j in jobs] == ["toy/04_experiments-seed0", "toy/04_experiments-seed1", "toy/00_overview", "toy/05_results"]
+
+
+@pytest.mark.parametrize("bad, message", [({"tier": "huge"}, "tier"), ({"seeds": 0}, "seeds"), ({"papers": ["none"]}, "no notebooks")])
+def test_bad_requests_fail_before_any_kernel(project, bad, message):
+    given = {"papers": ["toy"], "tier": "smoke", "seeds": 1} | bad
+    with pytest.raises(ValueError, match=message):
+        plan(given["papers"], given["tier"], seeds=given["seeds"], root=project)
+
+
+def test_unknown_parameter_is_refused():
+    with pytest.raises(ValueError, match="learning_rate"):
+        parameters_of(notebook("tier = 'smoke'\nlearning_rate = 1"))
+
+
+def test_failure_is_kept_and_stops_nothing(project):
+    nbformat.write(notebook("print('before')", "1/0"), project / "nbs/toy/01_data.ipynb")
+    results = {r.key: r for r in run_all(plan(["toy"], "smoke", root=project), root=project, workers=2)}
+    assert results["toy/01_data"].status == "failed" and "ZeroDivisionError" in results["toy/01_data"].error
+    assert {r.status for k, r in results.items() if k != "toy/01_data"} == {"ok"}
+    folders = Folders(project, "smoke")
+    assert "before" in folders.log("toy/01_data").read_text()
+    assert "ZeroDivisionError" in (folders.notebooks / "toy/01_data.ipynb").read_text()
+    again = {r.key: r.status for r in run_all(plan(["toy"], "smoke", root=project), root=project, workers=1)}
+    assert again["toy/01_data"] == "failed" and set(again.values()) == {"failed", "skipped"}
+
+
+def test_time_limit_holds_for_the_whole_notebook():
+    slow = notebook("import time\ntime.sleep(3)", "time.sleep(60)")
+    payload = {"key": "slow", "notebook": nbformat.writes(slow), "parameters": {}, "inputs": {}, "limit_seconds": 8, "records": None}
+    start = time.monotonic()
+    result = runner.run_job(payload, lambda event: None)
+    assert result["status"] == "failed" and "Timeout" in result["error"] and time.monotonic() - start < 40
+
+
+def test_two_workers_one_killed(project):
+    "Jobs on a cluster of two real worker processes with no shared folder; one is killed in mid-run, and all end well."
+    pytest.importorskip("distributed")
+    shell = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen(shell + ["--scheduler-file", str(project / "s.json")], stderr=subprocess.DEVNULL)
+    workers = []
+    try:
+        deadline = time.monotonic() + 30
+        while not (project / "s.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        address = json.loads((project / "s.json").read_text())["address"]
+        for name in ("one", "two"):
+            folder = project / name
+            folder.mkdir()
+            start = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
+                     "--name", name, "--local-directory", str(folder)]  # fmt: skip
+            workers.append(subprocess.Popen(start, cwd=folder, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+
+        class KillOne(runner.Lines):
+            killed = False
+
+            def cell(self, event):
+                if not self.killed and event["key"].endswith("seed1") and event["cell"] == 2:
+                    self.killed = True
+                    victim = next(w for w in workers if any("ipykernel" in " ".join(c.cmdline()) for c in psutil.Process(w.pid).children()))
+                    for child in psutil.Process(victim.pid).children(recursive=True):
+                        child.kill()
+                    victim.kill()
+
+        show = KillOne()
+        results = run_all(plan(["toy"], "smoke", seeds=4, root=project), root=project, scheduler=address, show=show)
+        assert show.killed and [r.status for r in results].count("ok") == 6
+        assert sum(w.poll() is None for w in workers) == 1
+        assert len(values(project)) == 4
+    finally:
+        for process in (*workers, scheduler):
+            process.kill()
+
+
+DRIVER = """
+import sys, pathlib
+from avpapers.suite import runner
+if __name__ == "__main__":
+    root = pathlib.Path(sys.argv[1])
+    runner.stop_on_signals()
+    runner.run_all(runner.plan(["toy"], "smoke", seeds=3, root=root), root=root, workers=2)
+"""
+
+
+def test_killed_suite_ends_with_the_same_records(project, tmp_path):
+    "kill -9 at random moments, then let it finish: the records are those of an undisturbed run."
+    script, undisturbed = tmp_path / "driver.py", tmp_path / "undisturbed"
+    script.write_text(DRIVER)
+    shutil.copytree(project / "nbs", undisturbed / "nbs")
+    (undisturbed / "settings.ini").write_text("[DEFAULT]\n")
+    subprocess.run([sys.executable, script, undisturbed], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=200)
+    moments = random.Random(0)
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        driver = subprocess.Popen([sys.executable, script, project], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moments.uniform(4, 12))
+        family = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(number)
+        driver.wait(timeout=60)
+        gone, alive = psutil.wait_procs(family, timeout=40)
+        assert not alive, "processes outlived the suite"
+    subprocess.run([sys.executable, script, project], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=200)
+    assert values(project) == values(undisturbed) and len(values(project)) == 3
+    assert set(states(project).values()) == {"ok"} and len(states(project)) == 5
+
+
+def test_second_run_does_nothing(project):
+    jobs = plan(["toy"], "smoke", root=project)
+    assert {r.status for r in run_all(jobs, root=project, workers=1)} == {"ok"}
+    start = time.monotonic()
+    assert {r.status for r in run_all(jobs, root=project, workers=1)} == {"skipped"}
+    assert time.monotonic() - start < 2
+    nb = nbformat.read(project / "nbs/toy/00_overview.ipynb", 4)
+    nb.cells[0].source = "2 + 2"
+    nbformat.write(nb, project / "nbs/toy/00_overview.ipynb")
+    status = {r.key: r.status for r in run_all(jobs, root=project, workers=1)}
+    assert status.pop("toy/00_overview") == "ok" and set(status.values()) == {"skipped"}
+
+
+def test_job_is_plain_data():
+    assert Job("toy/04_experiments.ipynb", "smoke", 3).key == "toy/04_experiments-seed3"
