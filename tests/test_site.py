@@ -98,6 +98,19 @@ def test_badge_follows_settings_and_is_idempotent():
         site.with_badge({"cells": [site.cell("no title")]}, "a/b.ipynb", config=CONFIG)
 
 
+def test_entries_stand_before_their_own_source():
+    entry = lambda name: site.cell(f"#| output: asis\nshow_doc({name})", "code", name=name)
+    fold = '#| code-fold: show\n#| code-summary: "Exported source"\n'
+    source = lambda *names: site.cell(fold + "\n".join(f"def {n}(): pass" for n in names), "code", name="+".join(names))
+    nb = {"cells": [entry("c"), source("a", "b", "c"), entry("b"), entry("a"), entry("d"), source("d"), source("_e")]}
+    for paper in (True, False):
+        once = site.tidy_entries(nb, paper=paper)
+        assert [c["id"] for c in once["cells"]] == ["a", "b", "c", "a+b+c", "d", "d", "_e"]
+        assert site.tidy_entries(once, paper=paper) == once
+        assert ["fold" in c["source"] for c in once["cells"] if "def" in c["source"]] == ([False, False, True] if paper else [True] * 3)
+        nb = {"cells": [entry("c"), source("a", "b", "c"), entry("b"), entry("a"), entry("d"), source("d"), source("_e")]}
+
+
 # ---------------------------------------------------------------- resolver
 
 

@@ -319,7 +319,7 @@ def _check_fit(**given: Any) -> None:
     if given["evaluate_every"] and given["evaluate"] is None:
         raise ValueError("evaluate_every was given without evaluate")
 
-# %% ../../nbs/core/training.ipynb #8aa77da5
+# %% ../../nbs/core/training.ipynb #8fa27364
 def fit(
     model: nn.Module,                          # trained in place
     batches: Callable[[torch.Generator], Any],  # draws a batch; may have state_dict and load_state_dict
@@ -347,7 +347,8 @@ def fit(
     path = Path(checkpoint) if checkpoint is not None else None
     accelerator = _accelerator(device, mixed_precision, gradient_accumulation)
     ema = _averaged(model, ema_decay, accelerator.device)
-    run = _Run(accelerator, *accelerator.prepare(model, optimizer), scheduler, ema, batches, generator)
+    prepared, wrapped = accelerator.prepare(model, optimizer)
+    run = _Run(accelerator, prepared, wrapped, scheduler, ema, batches, generator)
     try:
         with seeded_globals(generator.initial_seed(), stream=f"layers/{accelerator.process_index}"):
             if path is not None and path.exists(): _load(run, path)

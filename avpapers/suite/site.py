@@ -301,7 +301,7 @@ def _run_nbdev(root, notebooks):
     if missing := [n for n in notebooks if not (root / "_proc" / n).is_file()]:
         raise SiteError(f"nbdev staged no page for {', '.join(missing)}")
 
-# %% ../../nbs/suite/site.ipynb #82d8e316
+# %% ../../nbs/suite/site.ipynb #b6fa7be7
 _FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 _ENTRY = re.compile(r"```python\n.*?\n```\s*(?:\*[^\n]*\*)?\s*\Z", re.S)
 
@@ -314,11 +314,13 @@ def tidy_entries(
     "Show each definition once."
     cells: list[dict] = []
     for c in nb["cells"]:
-        entry = c["cell_type"] == "code" and "show_doc(" in c["source"]
+        name = re.search(r"^show_doc\((?:\w+\.)*(\w+)\)", c["source"], re.M) if c["cell_type"] == "code" else None
         at = len(cells)
-        while entry and at and 'code-summary: "Exported source"' in cells[at - 1]["source"]:
-            at -= 1
-        cells.insert(at, _trim(c) if entry and paper else c)
+        if name and at and re.search(rf"^(?:class|(?:async )?def) {name[1]}\b", cells[-1]["source"], re.M):
+            at -= 1  # nbdev leaves all but one entry of a cell behind it, in reverse order
+            while at and cells[at - 1]["source"].find("show_doc(") > 0:
+                at -= 1
+        cells.insert(at, _trim(c) if name and paper else c)
     for c in cells:
         names = re.findall(r"^(?:class|(?:async )?def) (\w+)", c["source"], re.M)
         private = all(n.startswith("_") for n in names)

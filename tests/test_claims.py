@@ -1,0 +1,116 @@
+"Claims are complete, tests can fail, the ledger is up to date, the same seed gives the same bits."
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from avpapers.suite import report
+from avpapers.suite.claims import VERDICTS, Claim, judge
+from avpapers.suite.experiments import experiments_of, run_experiments
+from avpapers.suite.papers import PAPERS
+from avpapers.suite.records import find_records, stale_reason
+from avpapers.suite.tiers import TIERS
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "nbs" / "records"
+READY = [p for p in PAPERS if list((ROOT / "nbs" / p).glob("05*.ipynb"))]
+CLAIMS = [c for p in READY for c in report.claims_of(p)]
+
+
+def test_there_are_papers():
+    assert "skiprnn" in READY
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.id)
+def test_claim_is_complete(claim: Claim):
+    offered = experiments_of(claim.paper)
+    assert claim.control and claim.metric and claim.where and (claim.experiments or claim.not_tested)
+    assert set(claim.experiments) <= set(offered)
+    assert all(claim.id in offered[e].claims for e in claim.experiments)
+    assert claim.paper_value is None or claim.paper_value.source
+    assert (claim.tolerance is None) == (claim.paper_value is None)
+
+
+def test_ids_are_unique():
+    ids = [c.id for c in CLAIMS]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.id)
+def test_claim_has_records_or_a_reason(claim: Claim):
+    row = next(c for c in report.read_ledger(RECORDS / "ledger.json")["claims"] if c["id"] == claim.id)
+    assert row["verdict"] in VERDICTS and row["reason"]
+    assert row["records"] or row["verdict"] == "not tested"
+    for name in row["records"]:
+        assert (RECORDS / name).exists()
+    if row["verdict"] not in ("not tested", "inconclusive"):
+        assert row["n"] >= 3 and row["control"] and row["low"] is not None
+
+
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if c.experiments], ids=lambda c: c.id)
+def test_a_claims_test_can_fail(claim: Claim):
+    "With every number of its records replaced by the same one, no claim may be supported."
+    records = [r for e in claim.experiments for r in find_records(RECORDS, paper=claim.paper, experiment=e, tier="cpu")]
+    if not records:
+        pytest.skip("no records yet")
+    metrics = {"used", "updates", "accuracy", "mse", "shuffled_accuracy", "shuffled_mse", "information", "shuffled_information",
+               "ink_contrast", "shuffled_ink_contrast", "mean_validation", "dense_ms", "event_ms", "speed_up"}  # fmt: skip
+    flat = [replace(r, rows=[{k: 0.95 if k in metrics and v is not None else v for k, v in row.items()} for row in r.rows]) for r in records]
+    outcome = claim.test(flat)
+    assert judge(claim, outcome).name in ("inconclusive", "not reproduced")
+
+
+def test_a_claims_test_needs_its_experiments():
+    for claim in CLAIMS:
+        assert not claim.experiments or claim.test([]) is None
+
+
+def test_ledger_is_up_to_date():
+    "`avpapers report --save` would change nothing."
+    saved, now = report.read_ledger(RECORDS / "ledger.json"), report.ledger(READY, RECORDS)
+    assert not now["stale"], now["stale"]
+    for part in ("claims", "performance"):
+        assert json.loads(json.dumps(now[part])) == saved[part]
+
+
+def test_committed_records_are_whole_and_fresh():
+    records = find_records(RECORDS)
+    assert records
+    for record in records:
+        assert not stale_reason(record), record.name
+        assert record.tier in TIERS and record.claims and record.data and record.seconds > 0 and record.versions["torch"]
+
+
+def test_same_seed_same_bits(tmp_path):
+    "Every metric of every row, twice; times excepted."
+    timed = {"train_seconds", "dense_ms", "event_ms", "torch_lstm_ms", "speed_up", "fraction_of_bound"}
+    runs = []
+    for name in ("one", "two"):
+        records = run_experiments("skiprnn", tier="smoke", seed=1, device="cpu", out=tmp_path / name)
+        runs.append([{k: v for k, v in row.items() if k not in timed} for r in records for row in r.rows])
+    assert runs[0] == runs[1] and len(runs[0]) > 20
+
+
+def test_finished_experiments_are_not_run_again(tmp_path):
+    first = list(run_experiments("skiprnn", tier="smoke", seed=0, device="cpu", out=tmp_path, only=["frequency"]))
+    again = list(run_experiments("skiprnn", tier="smoke", seed=0, device="cpu", out=tmp_path, only=["frequency"]))
+    forced = list(run_experiments("skiprnn", tier="smoke", seed=0, device="cpu", out=tmp_path, only=["frequency"], force=True))
+    assert again[0].started == first[0].started and again[0].seconds == first[0].seconds
+    assert forced[0].rows[0]["accuracy"] == first[0].rows[0]["accuracy"] and forced[0].seconds != first[0].seconds
+
+
+@pytest.mark.parametrize("wrong, message", [({"tier": "huge"}, "tier"), ({"seed": -1}, "seed"), ({"only": ["nothing"]}, "experiment")])
+def test_wrong_requests_are_told(wrong, message, tmp_path):
+    given = {"tier": "smoke", "seed": 0, "device": "cpu", "out": tmp_path} | wrong
+    with pytest.raises(ValueError, match=message):
+        list(run_experiments("skiprnn", **given))
+
+
+def test_gpu_asked_but_absent(tmp_path):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="cuda"):
+        list(run_experiments("skiprnn", tier="smoke", seed=0, device="cuda", out=tmp_path))
