@@ -54,8 +54,8 @@ def shades(
     rgb, toward = np.array(to_rgb(role(name)["color"])), np.ones(3)
     return [tuple(rgb + (toward - rgb) * mix) for mix in np.linspace(0.55, 0, n)]
 
-# %% ../../nbs/core/plotting.ipynb #af6d3865
-STYLE: dict[str, Any] = {
+# %% ../../nbs/core/plotting.ipynb #e54b7f84
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.framealpha": 0,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.titlecolor": INK, "axes.titlesize": 9, "axes.labelsize": 9, "font.size": 9, "legend.fontsize": 8,

@@ -36,7 +36,7 @@ __all__ = ['ADDING_VARIANCE', 'ADDING_SOLVED', 'PADDING', 'UNKNOWN', 'NEWSGROUPS
            'sequential_digits', 'split_sizes', 'watch_recordings', 'held_variance', 'words', 'newsgroups', 'crop',
            'imdb', 'ucf101_features', 'charades_targets', 'charades_features', 'write_fixture', 'Dataset', 'prefetch']
 
-# %% ../../nbs/skiprnn/01_data.ipynb #0321f029
+# %% ../../nbs/skiprnn/01_data.ipynb #a314f44b
 @dataclass(frozen=True)
 class Split:
     "Sequences of one split, padded at the end."
@@ -52,7 +52,7 @@ class Split:
     @property
     def mask(self) -> Tensor:
         "(N, T), true where a step is real."
-        return torch.arange(self.inputs.shape[1]) < self.lengths[:, None]
+        return torch.arange(self.inputs.shape[1], device=self.lengths.device) < self.lengths[:, None]
 
     def take(self, index: Tensor) -> Split:
         "The sequences at these positions."
@@ -115,7 +115,7 @@ def _check_groups(data: SequenceData) -> None:
             raise ValueError(f"{data.name}: {second} and {first} share groups, {len(shared)} in number, such as "
                              f"{sorted(shared)[0]!r}. A group must be in one split only")
 
-# %% ../../nbs/skiprnn/01_data.ipynb #f22ec28e
+# %% ../../nbs/skiprnn/01_data.ipynb #0b33f33e
 def adding_task(
     num_sequences: int,                  # N, at least 1
     *,
@@ -126,7 +126,7 @@ def adding_task(
     "Sequences of the adding task (Table 1): add the two marked values."
     _check_at_least("num_sequences", num_sequences, 1)
     _check_at_least("length", length, 10, "so that the first tenth holds a step")
-    at = dict(generator=generator, device=generator.device)
+    at: dict = {"generator": generator, "device": generator.device}
     values = torch.rand(num_sequences, length, **at) - 0.5
     first = torch.randint(0, length // 10, (num_sequences, 1), **at)
     second = torch.randint(length // 2, length, (num_sequences, 1), **at)
@@ -151,7 +151,7 @@ def random_skip_floor(
         raise ValueError(f"skip_prob must be from 0 to 1; got {skip_prob}")
     return skip_prob * ADDING_VARIANCE
 
-# %% ../../nbs/skiprnn/01_data.ipynb #ad591b79
+# %% ../../nbs/skiprnn/01_data.ipynb #3d4c8bbc
 def frequency_task(
     num_sequences: int,                  # N, at least 2; half of each class
     *,
@@ -169,8 +169,9 @@ def frequency_task(
         raise ValueError(f"phase must be 'radians-correct' or 'released'; got {phase!r}")
     if not 0 <= shortest_ms < 5 or not sampling_ms > 0:
         raise ValueError(f"need 0 <= shortest_ms < 5 and sampling_ms > 0; got {shortest_ms} and {sampling_ms}")
-    draw = partial(torch.rand, num_sequences, generator=generator, device=generator.device, dtype=torch.float64)
-    label = torch.randperm(num_sequences, generator=generator, device=generator.device) % 2
+    at: dict = {"generator": generator, "device": generator.device}
+    draw = partial(torch.rand, num_sequences, dtype=torch.float64, **at)
+    label = torch.randperm(num_sequences, **at) % 2
     period = _periods(1 - draw(), label, shortest_ms)
     wave = _waves(period, draw() * period, torch.arange(length, device=period.device) * sampling_ms, phase)
     return wave[..., None].float().to(device), label.to(device)
@@ -188,11 +189,11 @@ def _waves(period: Tensor, shift: Tensor, time: Tensor, phase: str) -> Tensor:
     angle = 2 * math.pi * time / period
     return torch.cos(angle + (shift if phase == "released" else 2 * math.pi * shift / period))
 
-# %% ../../nbs/skiprnn/01_data.ipynb #1ca071ae
+# %% ../../nbs/skiprnn/01_data.ipynb #4923c5a2
 def _stratified(labels: Tensor, shares: tuple[float, float], seed: int) -> list[Tensor]:
     "Positions of train, validation and test; the last two hold these shares of each class."
     generator = torch.Generator().manual_seed(seed)
-    parts = [[], [], []]
+    parts: list[list[Tensor]] = [[], [], []]
     for label in labels.unique():
         at = torch.nonzero(labels == label)[:, 0]
         at = at[torch.randperm(len(at), generator=generator)]
