@@ -141,7 +141,7 @@ def family_of(cell: str, price: float, *, sweep: Iterable[float] = (), random: f
         variants.append(Variant(f"{cell} stride", "stride", cell, policy="stride", match=skip))
     return tuple(variants)
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #6b646695
+# %% ../../nbs/skiprnn/04_experiments.ipynb #76cbb3ec
 def adding_config(tier: str) -> Config:
     "Sizes of the adding experiment (table 1)."
     oracle = Variant("lstm oracle", "oracle", "lstm", policy="markers")
@@ -149,7 +149,7 @@ def adding_config(tier: str) -> Config:
     if tier == "smoke":
         return Config(tier, 20, (20,), small, hidden_size=8, batch_size=16, test_size=64)
     if tier == "cpu":
-        return Config(tier, 1000, (30,), small)
+        return Config(tier, 1500, (30,), small)
     rows = (*family_of("lstm", 1e-5, sweep=(0.0,), random=0.2), *family_of("gru", 1e-5, sweep=(0.0,), random=0.02), oracle)
     rows += tuple(Variant(f"{c} p_skip=0.5", "random_half", c, policy="random", rate=0.5) for c in ("lstm", "gru"))
     return Config(tier, 20_000 if tier == "gpu" else 200_000, (50,), rows, hidden_size=110, batch_size=256,
@@ -217,14 +217,13 @@ def run_frequency(config: Config, *, seed: int, device: str = "cpu", checkpoints
             compare(family, only, record, seed=seed, device=device, checkpoints=checkpoints, length=length, sampling_ms=at_once)
     return record
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #f84e9077
+# %% ../../nbs/skiprnn/04_experiments.ipynb #2bbe4ef3
 def digits_config(tier: str) -> Config:
     "Sizes of the digits experiment (table 2)."
     if tier == "smoke":
         return Config(tier, 10, (64,), family_of("gru", 1e-3, matched=True), hidden_size=8, batch_size=16, source="sklearn")
     if tier == "cpu":
-        rows = (*family_of("gru", 1e-3, matched=True), *family_of("lstm", 1e-3))
-        return Config(tier, 350, (64,), rows, source="sklearn")
+        return Config(tier, 1500, (64,), family_of("gru", 1e-3, matched=True), source="sklearn")
     rows = (*family_of("gru", 1e-4, matched=True, random=0.5), *family_of("lstm", 1e-4, matched=True, random=0.5))
     return Config(tier, 21_500 if tier == "gpu" else 129_000, (784,), rows, hidden_size=110, batch_size=256,
                   lr=1e-3 if tier == "gpu" else 1e-4, source="mnist", paper_size=True)  # fmt: skip

@@ -252,7 +252,7 @@ def _staged_text(root, name, executed):
     nb = stage_notebook(nb, banner=banner)
     return notebook_text(_fresh_papers(nb, root / "nbs") if name == "index.ipynb" else nb).encode()
 
-# %% ../../nbs/suite/site.ipynb #16d55992
+# %% ../../nbs/suite/site.ipynb #5ce3c3dd
 def _stage(root, executed=None):
     "Copy `nbs/` to `_stage/nbs`, run nbdev on what changed, and return the hash of every staged file."
     nbs, stage, pages = root / "nbs", root / "_stage", root / "_proc"
@@ -270,10 +270,13 @@ def _stage(root, executed=None):
             target.write_bytes(data)
     for name in {p.relative_to(stage / "nbs").as_posix() for p in (stage / "nbs").rglob("*") if p.is_file()} - set(now):
         (stage / "nbs" / name).unlink()
-    for name in [n for n in {*done, *now} if done.get(n) != now.get(n)]:
+    now["settings.ini"] = hashlib.sha256((root / "settings.ini").read_bytes()).hexdigest()
+    changed, books = [n for n in {*done, *now} if done.get(n) != now.get(n)], [n for n in now if n.endswith(".ipynb")]
+    for name in changed:
         (pages / name).unlink(missing_ok=True)
-    _run_nbdev(root, [n for n in now if n.endswith(".ipynb")])
-    _tidy(root)
+    if changed or not all((pages / n).is_file() for n in books):
+        _run_nbdev(root, books)
+        _tidy(root)
     ledger.write_text(json.dumps(now))
     return now
 
