@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 NBS = Path(__file__).parents[1] / "nbs"
-NOTEBOOKS = sorted(p.relative_to(NBS).as_posix() for p in NBS.rglob("*.ipynb") if not any(q[0] in "._" for q in p.relative_to(NBS).parts))
+NOTEBOOKS = sorted(
+    p.relative_to(NBS).as_posix()
+    for p in NBS.rglob("*.ipynb")
+    if not any(q[0] in "._" for q in p.relative_to(NBS).parts)
+)
 QUIET = re.compile(r"^#\|\s*(hide|eval: false|default_exp)", re.M)
 
 
@@ -43,7 +47,10 @@ def test_no_long_cell(name):
 
 def test_most_cells_are_short():
     sizes = sorted(lines(c["source"]) for n in NOTEBOOKS for c in cells(n) if c["cell_type"] == "code")
-    assert sizes[len(sizes) // 2] <= 10 and sizes[len(sizes) * 9 // 10] <= 25, (sizes[len(sizes) // 2], sizes[len(sizes) * 9 // 10])
+    assert sizes[len(sizes) // 2] <= 10 and sizes[len(sizes) * 9 // 10] <= 25, (
+        sizes[len(sizes) // 2],
+        sizes[len(sizes) * 9 // 10],
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -51,7 +58,11 @@ def test_imports_have_a_cell_of_their_own(name):
     "The site runs every cell that imports: one that also computes would compute again."
     mixed = []
     for c in cells(name):
-        if c["cell_type"] == "code" and "#| export" not in c["source"] and not re.search(r"eval:\s*false", c["source"]):
+        if (
+            c["cell_type"] == "code"
+            and "#| export" not in c["source"]
+            and not re.search(r"eval:\s*false", c["source"])
+        ):
             kinds = {type(n) for n in ast.walk(parsed(c))}
             if kinds & {ast.Import, ast.ImportFrom} and kinds & {ast.Expr, ast.Assign}:
                 mixed.append(c["id"])
@@ -68,14 +79,18 @@ def test_each_step_is_introduced(name):
         elif not (QUIET.search(c["source"]) or imports_only(c)):
             run += 1
             if run > 2:
-                found.append(c["source"].strip().split("\n")[0 if not c["source"].startswith("#|") else -1][:60])
+                found.append(
+                    c["source"].strip().split("\n")[0 if not c["source"].startswith("#|") else -1][:60]
+                )
     assert not found, f"{name}: say in a sentence what comes: {found}"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_opening(name):
     first = cells(name)[0]
-    assert first["cell_type"] == "markdown" and re.match(r"# \S.*\n\n> \S.*", first["source"]), f"{name}: open with '# Title' and '> summary'"
+    assert first["cell_type"] == "markdown" and re.match(r"# \S.*\n\n> \S.*", first["source"]), (
+        f"{name}: open with '# Title' and '> summary'"
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -83,13 +98,24 @@ def test_outputs_are_clean(name):
     "No warnings, progress bars, tracebacks or paths of one machine among the saved outputs."
     for c in cells(name):
         for output in c.get("outputs", []):
-            assert output["output_type"] != "error" and output.get("name") != "stderr", f"{name}: cell {c['id']} has an error or a warning in its output"
-            text = json.dumps([v for k, v in output.get("data", {}).items() if k.startswith("text")] + [output.get("text", "")])
-            assert not re.search(r"/(home|root|tmp|work|Users)/\w|it/s\]", text), f"{name}: cell {c['id']} shows a path or a progress bar"
+            assert output["output_type"] != "error" and output.get("name") != "stderr", (
+                f"{name}: cell {c['id']} has an error or a warning in its output"
+            )
+            text = json.dumps(
+                [v for k, v in output.get("data", {}).items() if k.startswith("text")]
+                + [output.get("text", "")]
+            )
+            assert not re.search(r"/(home|root|tmp|work|Users)/\w|it/s\]", text), (
+                f"{name}: cell {c['id']} shows a path or a progress bar"
+            )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_directives_are_bare(name):
     "With a colon nbdev exports nothing, and says so only in a warning."
-    bad = [c["id"] for c in cells(name) if c["cell_type"] == "code" and re.search(r"^#\|\s*(export\w*|default_exp|hide):", c["source"], re.M)]
+    bad = [
+        c["id"]
+        for c in cells(name)
+        if c["cell_type"] == "code" and re.search(r"^#\|\s*(export\w*|default_exp|hide):", c["source"], re.M)
+    ]
     assert not bad, f"{name}: write '#| export' without a colon: {bad}"

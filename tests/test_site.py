@@ -29,7 +29,10 @@ def test_badge_matches_the_address(name):
     first = site.read_notebook(NBS / name)["cells"][0]["source"]
     s = site.settings(ROOT)
     for link in re.findall(r'href="(https://colab[^"]*)"', first):
-        assert link == f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/nbs/{name}"
+        assert (
+            link
+            == f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/nbs/{name}"
+        )
     if name.split("/")[0] in PAPERS:
         assert first.count("Open in Colab") == 1
 
@@ -57,7 +60,9 @@ def test_links_between_notebooks(name):
             text = re.sub(r"^(`{3,}).*?^\1`*\s*$|`[^`\n]+`", "", c["source"], flags=re.S | re.M)
             for link in re.findall(r"\]\(([^)\s]+)\)", text):
                 if not re.match(r"[a-z]+:|#|/", link):
-                    assert (NBS / name).parent.joinpath(link.partition("#")[0]).exists(), f"{name}: {link} leads nowhere"
+                    assert (NBS / name).parent.joinpath(link.partition("#")[0]).exists(), (
+                        f"{name}: {link} leads nowhere"
+                    )
 
 
 def test_references_parse_and_name_every_paper():
@@ -70,13 +75,17 @@ def test_references_parse_and_name_every_paper():
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_key_is_known(name):
     nb = site.stage_notebook(site.read_notebook(NBS / name))
-    site.resolve(nb, entries=site.read_bibliography(NBS / "references.bib"), folder=(NBS / name).parent, name=name)
+    site.resolve(
+        nb, entries=site.read_bibliography(NBS / "references.bib"), folder=(NBS / name).parent, name=name
+    )
 
 
 def test_papers_table_needs_no_ledger(tmp_path):
     assert len(papers_table(tmp_path)) == 10 and "in preparation" in papers_html(tmp_path)
     (tmp_path / "records").mkdir()
-    (tmp_path / "records/ledger.json").write_text(json.dumps({"claims": [{"paper": "skiprnn", "verdict": "reproduced", "tier": "cpu"}]}))
+    (tmp_path / "records/ledger.json").write_text(
+        json.dumps({"claims": [{"paper": "skiprnn", "verdict": "reproduced", "tier": "cpu"}]})
+    )
     assert papers_table(tmp_path)["Verdicts"].iloc[0] == "1 reproduced"
 
 
@@ -87,7 +96,13 @@ CONFIG = {"user": "someone", "repo": "fork", "branch": "dev", "version": "9.9.9"
 
 
 def test_badge_follows_settings_and_is_idempotent():
-    nb = {"cells": [site.cell("# T\n\n> s\n\nText."), site.cell("#| default_exp a", "code"), site.cell("x", "code")]}
+    nb = {
+        "cells": [
+            site.cell("# T\n\n> s\n\nText."),
+            site.cell("#| default_exp a", "code"),
+            site.cell("x", "code"),
+        ]
+    }
     once = site.with_badge(nb, "skiprnn/02_model.ipynb", config=CONFIG)
     assert "someone/fork/blob/dev/nbs/skiprnn/02_model.ipynb" in once["cells"][0]["source"]
     assert "someone/fork@v9.9.9" in once["cells"][2]["source"]
@@ -101,14 +116,38 @@ def test_badge_follows_settings_and_is_idempotent():
 def test_entries_stand_before_their_own_source():
     entry = lambda name: site.cell(f"#| output: asis\nshow_doc({name})", "code", name=name)
     fold = '#| code-fold: show\n#| code-summary: "Exported source"\n'
-    source = lambda *names: site.cell(fold + "\n".join(f"def {n}(): pass" for n in names), "code", name="+".join(names))
-    nb = {"cells": [entry("c"), source("a", "b", "c"), entry("b"), entry("a"), entry("d"), source("d"), source("_e")]}
+    source = lambda *names: site.cell(
+        fold + "\n".join(f"def {n}(): pass" for n in names), "code", name="+".join(names)
+    )
+    nb = {
+        "cells": [
+            entry("c"),
+            source("a", "b", "c"),
+            entry("b"),
+            entry("a"),
+            entry("d"),
+            source("d"),
+            source("_e"),
+        ]
+    }
     for paper in (True, False):
         once = site.tidy_entries(nb, paper=paper)
         assert [c["id"] for c in once["cells"]] == ["a", "b", "c", "a+b+c", "d", "d", "_e"]
         assert site.tidy_entries(once, paper=paper) == once
-        assert ["fold" in c["source"] for c in once["cells"] if "def" in c["source"]] == ([False, False, True] if paper else [True] * 3)
-        nb = {"cells": [entry("c"), source("a", "b", "c"), entry("b"), entry("a"), entry("d"), source("d"), source("_e")]}
+        assert ["fold" in c["source"] for c in once["cells"] if "def" in c["source"]] == (
+            [False, False, True] if paper else [True] * 3
+        )
+        nb = {
+            "cells": [
+                entry("c"),
+                source("a", "b", "c"),
+                entry("b"),
+                entry("a"),
+                entry("d"),
+                source("d"),
+                source("_e"),
+            ]
+        }
 
 
 # ---------------------------------------------------------------- resolver
@@ -150,20 +189,36 @@ def test_what_is_left_alone(entries, text):
 
 
 def test_cross_references(entries):
-    figure = {**site.cell('#| label: fig-a\n#| fig-cap: "Loss $x$, after @ada2020"\nplot()', "code"), "outputs": []}
+    figure = {
+        **site.cell('#| label: fig-a\n#| fig-cap: "Loss $x$, after @ada2020"\nplot()', "code"),
+        "outputs": [],
+    }
     out = resolved(entries, "See @fig-b, @fig-a, @eq-one, @tbl-t and @sec-s.", figure, "$$\nx = 1\n$$ {#eq-one}",
                    "![A map](m.png){#fig-b}", "| a |\n|---|\n| 1 |\n\n: Numbers {#tbl-t}", "## Why {#sec-s}")  # fmt: skip
     assert out[0]["source"] == (
-        "See [Figure 2](#fig-b), [Figure 1](#fig-a), [Equation 1](#eq-one), [Table 1](#tbl-t) and [“Why”](#sec-s).")
+        "See [Figure 2](#fig-b), [Figure 1](#fig-a), [Equation 1](#eq-one), [Table 1](#tbl-t) and [“Why”](#sec-s)."
+    )
     assert 'fig-cap: "Figure 1: Loss \\\\(x\\\\), after López and Bo (2020)"' in out[1]["source"]
     assert "\\tag{1}" in out[2]["source"] and "::: {#eq-one}" in out[2]["source"]
-    assert out[3]["source"].startswith("![Figure 2: A map]") and ": Table 1: Numbers {#tbl-t}" in out[4]["source"]
+    assert (
+        out[3]["source"].startswith("![Figure 2: A map]")
+        and ": Table 1: Numbers {#tbl-t}" in out[4]["source"]
+    )
 
 
 def test_embed(entries, tmp_path):
-    other = {"cells": [{**site.cell("#| label: fig-far\n#| fig-cap: Far\nplot()", "code"), "outputs": [{"output_type": "display_data", "data": {}}]}]}
+    other = {
+        "cells": [
+            {
+                **site.cell("#| label: fig-far\n#| fig-cap: Far\nplot()", "code"),
+                "outputs": [{"output_type": "display_data", "data": {}}],
+            }
+        ]
+    }
     (tmp_path / "other.ipynb").write_text(site.notebook_text(other))
-    out = resolved(entries, "Before.\n\n{{< embed other.ipynb#fig-far >}}\n\nAfter, see @fig-far.", folder=tmp_path)
+    out = resolved(
+        entries, "Before.\n\n{{< embed other.ipynb#fig-far >}}\n\nAfter, see @fig-far.", folder=tmp_path
+    )
     assert [c["cell_type"] for c in out] == ["markdown", "code", "markdown"]
     assert "echo" in out[1]["source"] and "Figure 1: Far" in out[1]["source"] and out[1]["outputs"]
     with pytest.raises(site.SiteError, match="no cell labeled fig-none"):
@@ -216,12 +271,16 @@ def clone(tmp_path):
     for name in ("settings.ini", "nbs/_quarto.yml", "nbs/styles.css", "nbs/references.bib"):
         shutil.copy(ROOT / name, root / name)
     (root / "_quarto.yml").write_text(QUARTO)
-    index = [site.cell("# Start\n\n> Here.\n\nIntro.\n\nGo to [the model](skiprnn/02_model.ipynb#gate).", name="a")]
+    index = [
+        site.cell("# Start\n\n> Here.\n\nIntro.\n\nGo to [the model](skiprnn/02_model.ipynb#gate).", name="a")
+    ]
     model = [site.cell("# Model\n\n> There.\n\nText.", name="a"), site.cell("## Gate\n\nAfter @campos2018skip, back [home](../index.ipynb).", name="b"),
              site.cell("1 + 1", "code", name="c")]  # fmt: skip
     meta = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     for name, cells in (("index", index), ("skiprnn/02_model", model)):
-        (root / f"nbs/{name}.ipynb").write_text(site.notebook_text({"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5}))
+        (root / f"nbs/{name}.ipynb").write_text(
+            site.notebook_text({"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5})
+        )
     return root
 
 
@@ -230,21 +289,41 @@ def test_build(clone):
     assert first.pages == 2 and first.broken == [] and first.warnings == [] and first.fresh
     start, model = ((clone / "_docs" / p).read_text() for p in ("index.html", "skiprnn/model.html"))
     assert 'href="skiprnn/model.html#gate"' in start and "Intro." in start
-    assert "Campos et al. (2018)" in model and 'id="ref-campos2018skip"' in model and 'href="../index.html"' in model
+    assert (
+        "Campos et al. (2018)" in model
+        and 'id="ref-campos2018skip"' in model
+        and 'href="../index.html"' in model
+    )
     assert f"avpapers {site.settings(clone)['version']}" in start
-    assert {e["href"].partition("#")[0] for e in json.loads((clone / "_docs/search.json").read_text())} == {"index.html", "skiprnn/model.html"}
+    assert {e["href"].partition("#")[0] for e in json.loads((clone / "_docs/search.json").read_text())} == {
+        "index.html",
+        "skiprnn/model.html",
+    }
     assert "02_model" not in (clone / "_docs/sitemap.xml").read_text()
     assert not site.build(engine="smalldocs", root=clone).fresh
 
     # a run's outputs replace the committed ones, and the page says so
     run = site.read_notebook(clone / "nbs/skiprnn/02_model.ipynb")
     run["metadata"]["papermill"] = {"parameters": {"tier": "cpu"}, "end_time": "2026-11-22T10:00:00"}
-    run["cells"][2]["outputs"] = [{"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": {"text/plain": "forty-two"}}]
+    run["cells"][2]["outputs"] = [
+        {
+            "output_type": "execute_result",
+            "execution_count": 1,
+            "metadata": {},
+            "data": {"text/plain": "forty-two"},
+        }
+    ]
     (clone / "_runs/skiprnn").mkdir(parents=True)
     (clone / "_runs/skiprnn/02_model.ipynb").write_text(site.notebook_text(run))
     second = site.build(clone / "_runs", engine="smalldocs", root=clone)
     page = (clone / "_docs/skiprnn/model.html").read_text()
-    assert second.fresh and second.from_run == 1 and "forty-two" in page and "run-banner" in page and "2026-11-22" in page
+    assert (
+        second.fresh
+        and second.from_run == 1
+        and "forty-two" in page
+        and "run-banner" in page
+        and "2026-11-22" in page
+    )
 
     # an unknown key stops the build, and the old site stays
     nb = site.read_notebook(clone / "nbs/index.ipynb")
@@ -263,7 +342,10 @@ def test_without_katex_the_network_address_stays(tmp_path, monkeypatch):
     page.write_text('<script src="https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"></script>')
     assert site._offline_maths(tmp_path / "docs") == "cdn" and "cdn.jsdelivr" in page.read_text()
     monkeypatch.setattr(site, "copy_katex", lambda target: True)
-    assert site._offline_maths(tmp_path / "docs") == "offline" and 'src="../site_libs/katex/katex.min.js"' in page.read_text()
+    assert (
+        site._offline_maths(tmp_path / "docs") == "offline"
+        and 'src="../site_libs/katex/katex.min.js"' in page.read_text()
+    )
 
 
 def test_bad_arguments(tmp_path):
@@ -283,22 +365,41 @@ def test_two_notebooks_of_one_address():
 
 def test_light_to_import():
     code = "import sys, avpapers.suite.site; print([m for m in ('torch', 'nbdev', 'pandas', 'numpy', 'smalldocs') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+        == "[]"
+    )
 
 
 # ---------------------------------------------------------------- links, browser
 
 
 def test_check_links(tmp_path):
-    (tmp_path / "a.html").write_text('<p id="x"></p><a href="#x">1</a><a href="b.html#y">2</a><img src="no.png"><a href="https://a.b">3</a>')
+    (tmp_path / "a.html").write_text(
+        '<p id="x"></p><a href="#x">1</a><a href="b.html#y">2</a><img src="no.png"><a href="https://a.b">3</a>'
+    )
     (tmp_path / "b.html").write_text('<a href="../out.html">1</a><a href="a.html#x">2</a>')
-    assert [(p, link) for p, link, _ in site.check_links(tmp_path)] == [("a.html", "b.html#y"), ("a.html", "no.png"), ("b.html", "../out.html")]
+    assert [(p, link) for p, link, _ in site.check_links(tmp_path)] == [
+        ("a.html", "b.html#y"),
+        ("a.html", "no.png"),
+        ("b.html", "../out.html"),
+    ]
 
 
 @pytest.mark.skipif(not site.find_browser(), reason="no Chromium or Chrome here")
 def test_browser_check(tmp_path):
-    (tmp_path / "bad.html").write_text('<!doctype html><div style="width:600px">wide</div><script>nowhere()</script><script src="no.js"></script>')
-    (tmp_path / "good.html").write_text('<!doctype html><link rel="icon" href="data:,"><pre style="overflow-x:auto;max-width:300px">' + "x" * 999 + "</pre>")
+    (tmp_path / "bad.html").write_text(
+        '<!doctype html><div style="width:600px">wide</div><script>nowhere()</script><script src="no.js"></script>'
+    )
+    (tmp_path / "good.html").write_text(
+        '<!doctype html><link rel="icon" href="data:,"><pre style="overflow-x:auto;max-width:300px">'
+        + "x" * 999
+        + "</pre>"
+    )
     problems = "\n".join(site.browser_check(tmp_path))
-    assert "bad.html at 390 px" in problems and "nowhere is not defined" in problems and "no.js (404)" in problems
+    assert (
+        "bad.html at 390 px" in problems
+        and "nowhere is not defined" in problems
+        and "no.js (404)" in problems
+    )
     assert "good.html" not in problems and "1280" not in problems

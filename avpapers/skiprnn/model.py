@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PATHS', 'round_straight_through', 'open_gate', 'skip_length', 'Layer', 'lstm_cell', 'gru_cell', 'candidate_state',
            'propose_increment', 'dense_recurrence', 'event_recurrence', 'exact_recurrence', 'SkipState', 'Gates',
-           'SkipLSTM', 'SkipGRU', 'path_difference', 'run_on_demand', 'multiply_adds_per_update']
+           'SkipLSTM', 'SkipGRU', 'skip_lstm', 'skip_gru', 'path_difference', 'run_on_demand',
+           'multiply_adds_per_update']
 
-# %% ../../nbs/skiprnn/02_model.ipynb #19f795f7
+# %% ../../nbs/skiprnn/02_model.ipynb #027c6be2
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from ..core.registry import ModelCard, register_model
 
 # %% ../../nbs/skiprnn/02_model.ipynb #00f3dbef
 class _RoundStraightThrough(torch.autograd.Function):
@@ -639,6 +642,21 @@ class SkipGRU(_SkipRNN):
     "GRU that learns which inputs to skip [@campos2018skip]; reset before the matrix product, as in the authors' code."
 
     kind, num_gates = "gru", 3
+
+# %% ../../nbs/skiprnn/02_model.ipynb #7730f910
+_CARD = {"paper": "skiprnn", "citation": "campos2018skip", "section": "section 3, eqs. 1-8"}
+
+
+@register_model(ModelCard(**_CARD, claims=("SR-3", "SR-7", "SR-10")))
+def skip_lstm(input_size: int = 1, hidden_size: int = 110, **options) -> SkipLSTM:
+    "A Skip LSTM; 110 units are the paper's."
+    return SkipLSTM(input_size, hidden_size, **options)
+
+
+@register_model(ModelCard(**_CARD, claims=("SR-4", "SR-5")))
+def skip_gru(input_size: int = 1, hidden_size: int = 110, **options) -> SkipGRU:
+    "A Skip GRU; 110 units are the paper's."
+    return SkipGRU(input_size, hidden_size, **options)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #41ae8d01
 def path_difference(

@@ -186,7 +186,7 @@ def _prepare(text: str):
                 cell.metadata.setdefault("tags", []).append("skip-execution")
     return notebook
 
-# %% ../../nbs/suite/runner.ipynb #5ed7baff
+# %% ../../nbs/suite/runner.ipynb #61b9a792
 def _announce(report: Callable[[dict], None], key: str, notebook, deadline: float) -> dict[str, Callable]:
     "Hooks for the notebook client: where it is, and how long a cell may still take."
     total = len(notebook.cells)
@@ -201,7 +201,7 @@ def _announce(report: Callable[[dict], None], key: str, notebook, deadline: floa
 def _quiet_environment() -> None:
     "One thread a process, no bars in saved outputs."
     os.environ.update(OMP_NUM_THREADS="1", TQDM_DISABLE="1", MPLBACKEND="module://matplotlib_inline.backend_inline",
-                      TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1")  # fmt: skip
+                      TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONWARNINGS="ignore:IProgress")  # fmt: skip
 
 # %% ../../nbs/suite/runner.ipynb #bfaef253
 def run_job(

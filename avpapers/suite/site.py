@@ -33,9 +33,10 @@ from urllib.parse import unquote
 class SiteError(RuntimeError):
     "The site could not be built, or does not pass its checks; the message says which page and why."
 
-# %% ../../nbs/suite/site.ipynb #d13aaf27
+# %% ../../nbs/suite/site.ipynb #29672416
 def repository(
-    start: Path | None = None,  # where to begin looking; default: the working directory, then the library's own place
+    start: Path
+    | None = None,  # where to begin looking; default: the working directory, then the library's own place
 ) -> Path:  # the folder of `settings.ini`
     "Find the clone we work in."
     import avpapers
@@ -45,7 +46,9 @@ def repository(
         for folder in (place.resolve(), *place.resolve().parents):
             if (folder / "settings.ini").is_file() and (folder / "nbs").is_dir():
                 return folder
-    raise FileNotFoundError(f"start: no settings.ini and nbs/ at or above {places[0]}; run this inside a clone of the repository")
+    raise FileNotFoundError(
+        f"start: no settings.ini and nbs/ at or above {places[0]}; run this inside a clone of the repository"
+    )
 
 # %% ../../nbs/suite/site.ipynb #1fdfb002
 def settings(
@@ -85,7 +88,7 @@ def cell(
     extra: dict = {"outputs": [], "execution_count": None} if kind == "code" else {}
     return {"cell_type": kind, "id": name, "metadata": {}, "source": source, **extra}
 
-# %% ../../nbs/suite/site.ipynb #8bedf62e
+# %% ../../nbs/suite/site.ipynb #ddc6468b
 _COLAB = "https://colab.research.google.com"
 
 
@@ -98,7 +101,9 @@ def colab_badge(
     s = config or settings()
     place = f"{s['user']}/{s['repo']}/blob/{s['branch']}/nbs/{notebook}"
     badge = f'<img src="{_COLAB}/assets/colab-badge.svg" alt="Open in Colab">'
-    return f'<a href="{_COLAB}/github/{place}">{badge}</a> <a href="https://github.com/{place}">View source</a>'
+    return (
+        f'<a href="{_COLAB}/github/{place}">{badge}</a> <a href="https://github.com/{place}">View source</a>'
+    )
 
 # %% ../../nbs/suite/site.ipynb #a4777186
 def install_cell(
@@ -109,7 +114,7 @@ def install_cell(
     where = f"avpapers @ git+https://github.com/{s['user']}/{s['repo']}@v{s['version']}"
     return f'#| eval: false\n#| echo: false\nimport sys\nif "google.colab" in sys.modules:\n    %pip install -q "{where}"'
 
-# %% ../../nbs/suite/site.ipynb #a2b3f032
+# %% ../../nbs/suite/site.ipynb #e4509f98
 def with_badge(
     nb: dict,  # a notebook whose first cell is its title
     notebook: str,  # path below `nbs/`
@@ -122,7 +127,9 @@ def with_badge(
         raise SiteError(f"{notebook}: the first cell must be Markdown and begin with '# Title'")
     lines = [line for line in first["source"].split("\n") if not line.startswith(f'<a href="{_COLAB}')]
     title = {**first, "source": "\n".join(lines).rstrip() + "\n\n" + colab_badge(notebook, config=config)}
-    rest = [c for c in rest if '"google.colab" in sys.modules' not in c["source"] or "%pip" not in c["source"]]
+    rest = [
+        c for c in rest if '"google.colab" in sys.modules' not in c["source"] or "%pip" not in c["source"]
+    ]
     after = 1 if rest and "#| default_exp" in rest[0]["source"] else 0
     rest.insert(after, cell(install_cell(config), "code", name="colab"))
     return {**nb, "cells": [title, *rest]}
@@ -166,7 +173,7 @@ def _write(path, text, old=None):
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
-# %% ../../nbs/suite/site.ipynb #c7fddde3
+# %% ../../nbs/suite/site.ipynb #6e3ca5e1
 _DEFINES = re.compile(r"^(?:@|def |class |async def )", re.M)
 
 
@@ -178,10 +185,19 @@ def stage_notebook(
     "Prepare one notebook for nbdev."
     first, *rest = nb["cells"]
     head, body = _split_title(first["source"]) if first["cell_type"] == "markdown" else (first["source"], "")
-    top = [{**first, "source": head}, *([cell(banner, name="banner")] if banner else []), *([cell(body, name="intro")] if body else [])]
-    rest = [c for c in rest if '"google.colab" in sys.modules' not in c["source"] or "%pip" not in c["source"]]
+    top = [
+        {**first, "source": head},
+        *([cell(banner, name="banner")] if banner else []),
+        *([cell(body, name="intro")] if body else []),
+    ]
+    rest = [
+        c for c in rest if '"google.colab" in sys.modules' not in c["source"] or "%pip" not in c["source"]
+    ]
     end = cell("<!-- end -->", name="end")  # nbdev looks at the cell after an exported one
-    return {**nb, "cells": top + _annotation_imports(rest) + [{**c, "source": _shown(c)} for c in rest] + [end]}
+    return {
+        **nb,
+        "cells": top + _annotation_imports(rest) + [{**c, "source": _shown(c)} for c in rest] + [end],
+    }
 
 # %% ../../nbs/suite/site.ipynb #27104386
 def _split_title(source):
@@ -199,7 +215,7 @@ def _shown(c):
         return c["source"]
     return re.sub(r"^#\|\s*export\s*$", "#| exports", c["source"], count=1, flags=re.M)
 
-# %% ../../nbs/suite/site.ipynb #cc715549
+# %% ../../nbs/suite/site.ipynb #da3ccb9e
 _ALIASES = {"np": "numpy as np", "pd": "pandas as pd", "plt": "matplotlib.pyplot as plt", "torch": "torch"}
 
 
@@ -208,10 +224,12 @@ def _annotation_imports(cells):
     code = "\n".join(c["source"] for c in cells if c["cell_type"] == "code" and "#| export" in c["source"])
     quoted = set(re.findall(r"""(?:->|:)\s*["'](\w+)\.""", code)) & set(_ALIASES)
     blocks = re.findall(r"^if TYPE_CHECKING:\n((?:[ \t]+.*\n?)+)", code, re.M)
-    lines = {f"import {_ALIASES[n]}" for n in quoted} | {line.strip() for b in blocks for line in b.splitlines()}
+    lines = {f"import {_ALIASES[n]}" for n in quoted} | {
+        line.strip() for b in blocks for line in b.splitlines()
+    }
     return [cell("#| hide\n" + "\n".join(sorted(lines)), "code", name="annotations")] if lines else []
 
-# %% ../../nbs/suite/site.ipynb #3c358a01
+# %% ../../nbs/suite/site.ipynb #8a540fce
 def add_run_banner(
     nb: dict,  # a notebook executed by papermill
     *,
@@ -222,8 +240,14 @@ def add_run_banner(
     if not run:
         return ""
     tier = run.get("parameters", {}).get("tier")
-    parts = [f"tier `{tier}`" if tier else "", str(run.get("end_time") or run.get("start_time") or "")[:10], f"commit `{commit}`" if commit else ""]
-    return "::: {.run-banner}\nOutputs of a run on this machine: " + ", ".join(p for p in parts if p) + ".\n:::"
+    parts = [
+        f"tier `{tier}`" if tier else "",
+        str(run.get("end_time") or run.get("start_time") or "")[:10],
+        f"commit `{commit}`" if commit else "",
+    ]
+    return (
+        "::: {.run-banner}\nOutputs of a run on this machine: " + ", ".join(p for p in parts if p) + ".\n:::"
+    )
 
 # %% ../../nbs/suite/site.ipynb #bec855f8
 def _fresh_papers(nb, nbs):
@@ -252,12 +276,16 @@ def _staged_text(root, name, executed):
     nb = stage_notebook(nb, banner=banner)
     return notebook_text(_fresh_papers(nb, root / "nbs") if name == "index.ipynb" else nb).encode()
 
-# %% ../../nbs/suite/site.ipynb #5ce3c3dd
+# %% ../../nbs/suite/site.ipynb #bc799622
 def _stage(root, executed=None):
     "Copy `nbs/` to `_stage/nbs`, run nbdev on what changed, and return the hash of every staged file."
     nbs, stage, pages = root / "nbs", root / "_stage", root / "_proc"
     names = [p.relative_to(nbs).as_posix() for p in nbs.rglob("*") if p.is_file()]
-    names = [n for n in names if n == "_quarto.yml" or n != "nbdev.yml" and not any(part[0] in "._" for part in n.split("/"))]
+    names = [
+        n
+        for n in names
+        if n == "_quarto.yml" or n != "nbdev.yml" and not any(part[0] in "._" for part in n.split("/"))
+    ]
     ledger = stage / "staged.json"
     done = json.loads(ledger.read_text()) if ledger.exists() else {}
     now = {}
@@ -268,10 +296,15 @@ def _stage(root, executed=None):
         if not target.exists() or target.read_bytes() != data:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-    for name in {p.relative_to(stage / "nbs").as_posix() for p in (stage / "nbs").rglob("*") if p.is_file()} - set(now):
+    for name in {
+        p.relative_to(stage / "nbs").as_posix() for p in (stage / "nbs").rglob("*") if p.is_file()
+    } - set(now):
         (stage / "nbs" / name).unlink()
     now["settings.ini"] = hashlib.sha256((root / "settings.ini").read_bytes()).hexdigest()
-    changed, books = [n for n in {*done, *now} if done.get(n) != now.get(n)], [n for n in now if n.endswith(".ipynb")]
+    changed, books = (
+        [n for n in {*done, *now} if done.get(n) != now.get(n)],
+        [n for n in now if n.endswith(".ipynb")],
+    )
     for name in changed:
         (pages / name).unlink(missing_ok=True)
     if changed or not all((pages / n).is_file() for n in books):
@@ -280,7 +313,7 @@ def _stage(root, executed=None):
     ledger.write_text(json.dumps(now))
     return now
 
-# %% ../../nbs/suite/site.ipynb #9ab00857
+# %% ../../nbs/suite/site.ipynb #2e537726
 _NBDEV = """
 import sys
 from nbdev.doclinks import _build_modidx
@@ -292,19 +325,36 @@ refresh_quarto_yml(); _build_modidx(); proc_nbs(path="_stage/nbs", n_workers=int
 
 def _run_nbdev(root, notebooks):
     "Let nbdev process `_stage/nbs` into `_proc`."
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "MPLBACKEND": "agg", "PYTHONWARNINGS": "ignore:IPython3"}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "MPLBACKEND": "agg",
+        "PYTHONWARNINGS": "ignore:IPython3",
+    }
     env.pop("IN_TEST", None)
     workers = str(min(2, os.cpu_count() or 1))
-    done = subprocess.run([sys.executable, "-c", _NBDEV, workers], cwd=root, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _NBDEV, workers], cwd=root, env=env, capture_output=True, text=True
+    )
     if done.returncode:
-        why = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception|Warning): .*(?:\n(?!\s*File|Traceback|\n).*){0,4}", done.stderr, re.M)
-        raise SiteError("nbdev could not stage the notebooks:\n" + "\n".join(why[:2] or done.stderr.splitlines()[-8:]))
+        why = re.findall(
+            r"^(?:\w+\.)*\w*(?:Error|Exception|Warning): .*(?:\n(?!\s*File|Traceback|\n).*){0,4}",
+            done.stderr,
+            re.M,
+        )
+        raise SiteError(
+            "nbdev could not stage the notebooks:\n" + "\n".join(why[:2] or done.stderr.splitlines()[-8:])
+        )
     if "Found cells containing imports and other code" in done.stderr:
-        raise SiteError("a cell both imports and computes; split it:\n" + done.stderr.split("Found cells containing")[1][:600])
+        raise SiteError(
+            "a cell both imports and computes; split it:\n"
+            + done.stderr.split("Found cells containing")[1][:600]
+        )
     if missing := [n for n in notebooks if not (root / "_proc" / n).is_file()]:
         raise SiteError(f"nbdev staged no page for {', '.join(missing)}")
 
-# %% ../../nbs/suite/site.ipynb #b6fa7be7
+# %% ../../nbs/suite/site.ipynb #dee39e50
 _FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 _ENTRY = re.compile(r"```python\n.*?\n```\s*(?:\*[^\n]*\*)?\s*\Z", re.S)
 
@@ -317,7 +367,11 @@ def tidy_entries(
     "Show each definition once."
     cells: list[dict] = []
     for c in nb["cells"]:
-        name = re.search(r"^show_doc\((?:\w+\.)*(\w+)\)", c["source"], re.M) if c["cell_type"] == "code" else None
+        name = (
+            re.search(r"^show_doc\((?:\w+\.)*(\w+)\)", c["source"], re.M)
+            if c["cell_type"] == "code"
+            else None
+        )
         at = len(cells)
         if name and at and re.search(rf"^(?:class|(?:async )?def) {name[1]}\b", cells[-1]["source"], re.M):
             at -= 1  # nbdev leaves all but one entry of a cell behind it, in reverse order
@@ -327,7 +381,9 @@ def tidy_entries(
     for c in cells:
         names = re.findall(r"^(?:class|(?:async )?def) (\w+)", c["source"], re.M)
         private = all(n.startswith("_") for n in names)
-        folded = _FOLD.replace("show", "true").replace("Exported source", "Helpers" if private else "Exported source")
+        folded = _FOLD.replace("show", "true").replace(
+            "Exported source", "Helpers" if private else "Exported source"
+        )
         c["source"] = c["source"].replace(_FOLD, "" if paper and not private else folded)
     return {**nb, "cells": cells}
 
@@ -349,14 +405,21 @@ def _tidy(root):
             nb = tidy_entries(read_notebook(path), paper=path.parent.name in PAPERS)
             _write(path, notebook_text(nb), path.read_text(encoding="utf-8"))
 
-# %% ../../nbs/suite/site.ipynb #50eed0bb
-_KEEP = "|".join((
-    r"^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)`*[ \t]*$",  # fenced code
-    r"(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)",  # code span
-    r"\$\$.+?\$\$", r"\$(?=\S)[^$\n]+?(?<=\S)\$",  # formulas
-    r"<!--.*?-->", r"<[^<>\n]+>", r"\{\{<.*?>\}\}",  # comments, tags, shortcodes
-    r"\]\([^()\s]*(?:\([^()]*\)[^()\s]*)?\)", r"https?://\S+", r"\\@",  # addresses
-))
+# %% ../../nbs/suite/site.ipynb #07b22b01
+_KEEP = "|".join(
+    (
+        r"^(?P<fence>`{3,}|~{3,}).*?^(?P=fence)`*[ \t]*$",  # fenced code
+        r"(?P<tick>`+)(?!`).+?(?<!`)(?P=tick)(?!`)",  # code span
+        r"\$\$.+?\$\$",
+        r"\$(?=\S)[^$\n]+?(?<=\S)\$",  # formulas
+        r"<!--.*?-->",
+        r"<[^<>\n]+>",
+        r"\{\{<.*?>\}\}",  # comments, tags, shortcodes
+        r"\]\([^()\s]*(?:\([^()]*\)[^()\s]*)?\)",
+        r"https?://\S+",
+        r"\\@",  # addresses
+    )
+)
 _KEY = r"(?<![\w.+/])@(?P<{0}>[A-Za-z][\w-]*(?:[:.][\w-]+)*)"
 _TOKEN = re.compile(
     rf"(?P<keep>{_KEEP})|\[(?P<group>[^\[\]]*(?<![\w.+/])@[A-Za-z][^\[\]]*)\](?!\()"
@@ -381,7 +444,7 @@ def read_bibliography(
     except ImportError as error:
         raise SiteError("citations need pybtex: pip install 'avpapers[docs]', or install Quarto") from error
 
-# %% ../../nbs/suite/site.ipynb #3ba8f885
+# %% ../../nbs/suite/site.ipynb #f6bffbbf
 def _plain(latex):
     from pybtex.richtext import Text
 
@@ -397,24 +460,46 @@ def cite_label(
 ) -> tuple[str, str]:  # names and year, such as ("Campos et al.", "2018")
     "Author-year label of one entry."
     names = [_plain(" ".join(p.prelast_names + p.last_names)) for p in _people(entry)]
-    who = names[0] + " et al." if len(names) > 2 else " and ".join(names) or _plain(entry.fields.get("title", "Untitled"))
+    who = (
+        names[0] + " et al."
+        if len(names) > 2
+        else " and ".join(names) or _plain(entry.fields.get("title", "Untitled"))
+    )
     return who, entry.fields.get("year", "n.d.")
 
-# %% ../../nbs/suite/site.ipynb #ae01fdee
+# %% ../../nbs/suite/site.ipynb #2be38b5b
 def reference_html(
     entry,  # pybtex entry
 ) -> str:  # one line of HTML: authors, year, title, where, link
     "Write one entry of the reference list."
     f = {k: escape(_plain(v)) for k, v in entry.fields.items() if k not in ("url", "doi", "eprint")}
-    who = ", ".join(escape(_plain(str(p).partition(", ")[2] + " " + str(p).partition(", ")[0])) for p in _people(entry))
+    who = ", ".join(
+        escape(_plain(str(p).partition(", ")[2] + " " + str(p).partition(", ")[0])) for p in _people(entry)
+    )
     where = f.get("journal") or f.get("booktitle") or f.get("publisher") or f.get("howpublished") or ""
-    tail = ", ".join(x for x in (f"<em>{where}</em>" if where else "", f.get("volume", ""), f.get("pages", "").replace("--", "–")) if x)
+    tail = ", ".join(
+        x
+        for x in (
+            f"<em>{where}</em>" if where else "",
+            f.get("volume", ""),
+            f.get("pages", "").replace("--", "–"),
+        )
+        if x
+    )
     raw = entry.fields
-    link = raw.get("url") or (f"https://doi.org/{raw['doi']}" if "doi" in raw else f"https://arxiv.org/abs/{raw['eprint']}" if "eprint" in raw else "")
+    link = raw.get("url") or (
+        f"https://doi.org/{raw['doi']}"
+        if "doi" in raw
+        else f"https://arxiv.org/abs/{raw['eprint']}"
+        if "eprint" in raw
+        else ""
+    )
     name = f"doi:{raw['doi']}" if "doi" in raw else f"arXiv:{raw['eprint']}" if "eprint" in raw else link
-    return f"{who}. {f.get('year', 'n.d.')}. “{f.get('title', '')}.” {tail + '. ' if tail else ''}" + (f'<a href="{escape(link)}">{escape(name)}</a>.' if link else "")
+    return f"{who}. {f.get('year', 'n.d.')}. “{f.get('title', '')}.” {tail + '. ' if tail else ''}" + (
+        f'<a href="{escape(link)}">{escape(name)}</a>.' if link else ""
+    )
 
-# %% ../../nbs/suite/site.ipynb #c833f802
+# %% ../../nbs/suite/site.ipynb #1ea7c3d4
 _KINDS = {"fig": "Figure", "tbl": "Table", "eq": "Equation", "lst": "Listing", "sec": "Section"}
 _LABELS = re.compile(
     r"^#\|\s*label:\s*(?P<cell>(?:fig|tbl|lst)-[\w-]+)\s*$"
@@ -430,7 +515,11 @@ def collect_labels(
     "Number the labeled things of a page."
     labels, count = {}, dict.fromkeys(_KINDS, 0)
     for c in nb["cells"]:
-        text = c["source"] if c["cell_type"] == "code" else re.sub(r"^(`{3,}).*?^\1`*\s*$|`[^`\n]+`", "", c["source"], flags=re.S | re.M)
+        text = (
+            c["source"]
+            if c["cell_type"] == "code"
+            else re.sub(r"^(`{3,}).*?^\1`*\s*$|`[^`\n]+`", "", c["source"], flags=re.S | re.M)
+        )
         for m in _LABELS.finditer(text):
             label = m["cell"] or m["mark"] or m["sec"]
             if label in labels:
@@ -440,10 +529,11 @@ def collect_labels(
             labels[label] = f"“{m['heading']}”" if m["sec"] else f"{_KINDS[kind]} {count[kind]}"
     return labels
 
-# %% ../../nbs/suite/site.ipynb #adc88b06
+# %% ../../nbs/suite/site.ipynb #84d344bb
 @dataclass
 class _Page:
     "What the resolver knows about the page at hand."
+
     name: str
     entries: dict
     labels: dict
@@ -457,7 +547,9 @@ class _Page:
         elif key in self.entries:
             (who, year), target = cite_label(self.entries[key]), f"ref-{key}"
             self.cited += [key] if key not in self.cited else []
-            text = f"{year}{after}" if bare else f"{who} {year}{after}" if inside else f"{who} ({year}{after})"
+            text = (
+                f"{year}{after}" if bare else f"{who} {year}{after}" if inside else f"{who} ({year}{after})"
+            )
         else:
             text, target = None, key
         if text is None:
@@ -465,12 +557,13 @@ class _Page:
             return f"@{key}"
         return before + (f"[{text}](#{target})" if links else text)
 
-# %% ../../nbs/suite/site.ipynb #ae1c9659
+# %% ../../nbs/suite/site.ipynb #b8315804
 _PART = re.compile(r"(?P<before>.*?)(?P<minus>-?)@(?P<key>[A-Za-z][\w-]*(?:[:.][\w-]+)*)(?P<after>.*)", re.S)
 
 
 def _resolve_text(text, page, links=True):
     "Replace the keys of one piece of Markdown."
+
     def token(m):
         if m["keep"]:
             return m[0]
@@ -480,20 +573,41 @@ def _resolve_text(text, page, links=True):
         if not all(parts):
             return m[0]
         cites = all(p["key"].partition("-")[0] not in _KINDS for p in parts)
-        done = [page.one(p["key"], before=p["before"], after=p["after"], bare=bool(p["minus"]), inside=True, links=links) for p in parts]
+        done = [
+            page.one(
+                p["key"],
+                before=p["before"],
+                after=p["after"],
+                bare=bool(p["minus"]),
+                inside=True,
+                links=links,
+            )
+            for p in parts
+        ]
         return f"({'; '.join(done)})" if cites else ", ".join(done)
 
     return _TOKEN.sub(token, text)
 
-# %% ../../nbs/suite/site.ipynb #90108ef2
+# %% ../../nbs/suite/site.ipynb #3ec1abad
 def _number_markdown(text, labels):
     "Number equations, images and tables written in Markdown."
     text = re.sub(
         r"\$\$(.*?)\$\$\s*\{#(eq-[\w-]+)\}",
-        lambda m: f"::: {{#{m[2]}}}\n$${m[1].rstrip()} \\tag{{{labels[m[2]].split()[-1]}}}\n$$\n:::", text, flags=re.S)
-    text = re.sub(r"!\[([^\]]*)\]\(([^)]*)\)\{#(fig-[\w-]+)", lambda m: f"![{labels[m[3]]}: {m[1]}]({m[2]}){{#{m[3]}", text)
+        lambda m: f"::: {{#{m[2]}}}\n$${m[1].rstrip()} \\tag{{{labels[m[2]].split()[-1]}}}\n$$\n:::",
+        text,
+        flags=re.S,
+    )
+    text = re.sub(
+        r"!\[([^\]]*)\]\(([^)]*)\)\{#(fig-[\w-]+)",
+        lambda m: f"![{labels[m[3]]}: {m[1]}]({m[2]}){{#{m[3]}",
+        text,
+    )
     return re.sub(
-        r"^: (.*?)\s*\{#(tbl-[\w-]+)\}[ \t]*$", lambda m: f": {labels[m[2]]}: {m[1]} {{#{m[2]}}}", text, flags=re.M)
+        r"^: (.*?)\s*\{#(tbl-[\w-]+)\}[ \t]*$",
+        lambda m: f": {labels[m[2]]}: {m[1]} {{#{m[2]}}}",
+        text,
+        flags=re.M,
+    )
 
 # %% ../../nbs/suite/site.ipynb #84b372a8
 def _number_cell(source, page):
@@ -519,7 +633,7 @@ def _number_cell(source, page):
     head = [f"#| {k}: {json.dumps(v, ensure_ascii=False)}" for k, v in options.items()]
     return "\n".join(head + lines[n:])
 
-# %% ../../nbs/suite/site.ipynb #01dd271b
+# %% ../../nbs/suite/site.ipynb #db6ad5a5
 _EMBED = re.compile(r"^\{\{<\s*embed\s+(?P<nb>[^\s#]+)#(?P<label>[\w-]+)(?P<rest>[^>]*)>\}\}[ \t]*$", re.M)
 
 
@@ -529,7 +643,9 @@ def _embedded(folder, m, name):
         raise SiteError(f"{name}: embed of {m['nb']}, which does not exist")
     for c in read_notebook(path)["cells"]:
         if re.search(rf"^#\|\s*label:\s*{re.escape(m['label'])}\s*$", c["source"], re.M):
-            source = c["source"] if re.search(r"echo=[\"']?true", m["rest"]) else f"#| echo: false\n{c['source']}"
+            source = (
+                c["source"] if re.search(r"echo=[\"']?true", m["rest"]) else f"#| echo: false\n{c['source']}"
+            )
             return {**c, "source": source}
     raise SiteError(f"{name}: {m['nb']} has no cell labeled {m['label']}")
 
@@ -551,7 +667,7 @@ def expand_embeds(
             cells.append({**c, "source": c["source"][start:]})
     return {**nb, "cells": cells}
 
-# %% ../../nbs/suite/site.ipynb #aa36e92b
+# %% ../../nbs/suite/site.ipynb #1a5cc70a
 def resolve(
     nb: dict,  # a staged notebook
     *,
@@ -567,25 +683,36 @@ def resolve(
         raise SiteError(f"{name}: {error}") from None
     cells = [_resolve_cell(c, page) for c in nb["cells"]]
     if page.unknown:
-        raise SiteError(f"{name}: unknown {', '.join(dict.fromkeys(page.unknown))}; add the key to references.bib, label the thing, or use backticks")
+        raise SiteError(
+            f"{name}: unknown {', '.join(dict.fromkeys(page.unknown))}; add the key to references.bib, label the thing, or use backticks"
+        )
     return {**nb, "cells": _with_references(cells, page)}
 
-# %% ../../nbs/suite/site.ipynb #0b1e3fd6
+# %% ../../nbs/suite/site.ipynb #925be9b5
 def _resolve_cell(c, page):
     if c["cell_type"] == "markdown":
         return {**c, "source": _resolve_text(_number_markdown(c["source"], page.labels), page)}
     if c["cell_type"] != "code":
         return c
-    outputs = [{**o, "data": {**o["data"], "text/markdown": _resolve_text("".join(o["data"]["text/markdown"]), page)}}
-               if "text/markdown" in o.get("data", {}) else o for o in c.get("outputs", [])]
+    outputs = [
+        {
+            **o,
+            "data": {**o["data"], "text/markdown": _resolve_text("".join(o["data"]["text/markdown"]), page)},
+        }
+        if "text/markdown" in o.get("data", {})
+        else o
+        for o in c.get("outputs", [])
+    ]
     return {**c, "source": _number_cell(c["source"], page), "outputs": outputs}
 
-# %% ../../nbs/suite/site.ipynb #6ba432e3
+# %% ../../nbs/suite/site.ipynb #9efabcff
 def _with_references(cells, page):
     if not page.cited:
         return cells
     keys = sorted(page.cited, key=lambda k: cite_label(page.entries[k]))
-    rows = "\n".join(f'<div id="ref-{k}" class="csl-entry">{reference_html(page.entries[k])}</div>' for k in keys)
+    rows = "\n".join(
+        f'<div id="ref-{k}" class="csl-entry">{reference_html(page.entries[k])}</div>' for k in keys
+    )
     block = f'```{{=html}}\n<div id="refs" class="references">\n{rows}\n</div>\n```'
     marker = re.compile(r"^:{3,}\s*\{#refs\}\s*^:{3,}\s*$", re.M)
     for c in cells:
@@ -594,8 +721,16 @@ def _with_references(cells, page):
             return cells
     return [*cells, cell(f"## References\n\n{block}", name="references")]
 
-# %% ../../nbs/suite/site.ipynb #fb341a09
-_QUARTO_ONLY = ("bibliography", "link-citations", "html-math-method", "crossref", "metadata-files", "code-tools", "lightbox")
+# %% ../../nbs/suite/site.ipynb #8711c1f7
+_QUARTO_ONLY = (
+    "bibliography",
+    "link-citations",
+    "html-math-method",
+    "crossref",
+    "metadata-files",
+    "code-tools",
+    "lightbox",
+)
 
 
 def _merge(a, b):
@@ -613,9 +748,11 @@ def site_config(
 
     root = root or repository()
     files = [root / "_quarto.yml", root / "nbs" / "nbdev.yml"]
-    return functools.reduce(_merge, [yaml.safe_load(f.read_text(encoding="utf-8")) or {} for f in files if f.exists()], {})
+    return functools.reduce(
+        _merge, [yaml.safe_load(f.read_text(encoding="utf-8")) or {} for f in files if f.exists()], {}
+    )
 
-# %% ../../nbs/suite/site.ipynb #db9792a7
+# %% ../../nbs/suite/site.ipynb #11281bad
 def _without(config, names):
     return {k: _without(v, names) if isinstance(v, dict) else v for k, v in config.items() if k not in names}
 
@@ -623,10 +760,13 @@ def _without(config, names):
 def _render_smalldocs(root):
     "Resolve `_proc` into `_stage/pages`, render it, and return the output folder and the warnings."
     import yaml
+
     try:
         from smalldocs.site import build as render
     except ImportError as error:
-        raise SiteError("no Quarto on PATH and no smalldocs: pip install 'avpapers[docs]', or install Quarto") from error
+        raise SiteError(
+            "no Quarto on PATH and no smalldocs: pip install 'avpapers[docs]', or install Quarto"
+        ) from error
 
     pages = root / "_stage" / "pages"
     shutil.rmtree(pages, ignore_errors=True)
@@ -639,31 +779,42 @@ def _render_smalldocs(root):
         path.write_text(notebook_text(nb), encoding="utf-8")
     config = _without(site_config(root), _QUARTO_ONLY)
     config["project"] = {"type": "website", "output-dir": "_docs"}
-    (pages / "_quarto.yml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (pages / "_quarto.yml").write_text(
+        yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
     site = render(pages, quiet=True)
-    return pages / "_docs", [w for w in site.warnings if "broken link" not in w]  # links are checked on the finished pages
+    return pages / "_docs", [
+        w for w in site.warnings if "broken link" not in w
+    ]  # links are checked on the finished pages
 
-# %% ../../nbs/suite/site.ipynb #376c3359
+# %% ../../nbs/suite/site.ipynb #611045b2
 def _render_quarto(root):
     "Render `_proc` with Quarto, and return the output folder and the warnings."
     shutil.copy(root / "nbs" / "nbdev.yml", root / "_proc")
-    done = subprocess.run(["quarto", "render", "--no-execute"], cwd=root / "_proc", capture_output=True, text=True)
+    done = subprocess.run(
+        ["quarto", "render", "--no-execute"], cwd=root / "_proc", capture_output=True, text=True
+    )
     if done.returncode:
         raise SiteError("quarto render failed:\n" + "\n".join(done.stderr.strip().splitlines()[-15:]))
     return root / "_proc" / "_docs", [line.strip() for line in done.stderr.splitlines() if "WARN" in line]
 
-# %% ../../nbs/suite/site.ipynb #66499be8
+# %% ../../nbs/suite/site.ipynb #5f114047
 def page_addresses(
     names: list[str],  # notebooks, as paths below `nbs/`
 ) -> dict[str, str]:  # path without suffix -> address without suffix, where they differ
     "Say which pages are renamed."
-    where = {n[:-6]: posixpath.join(posixpath.dirname(n), re.sub(r"^\d+[a-zA-Z0-9]*_", "", posixpath.basename(n)[:-6].lower())) for n in names}
+    where = {
+        n[:-6]: posixpath.join(
+            posixpath.dirname(n), re.sub(r"^\d+[a-zA-Z0-9]*_", "", posixpath.basename(n)[:-6].lower())
+        )
+        for n in names
+    }
     if len(set(where.values())) < len(where):
         twice = sorted(n for n in where if list(where.values()).count(where[n]) > 1)
         raise SiteError(f"two notebooks would get the same address: {', '.join(twice)}")
     return {a: b for a, b in where.items() if a != b}
 
-# %% ../../nbs/suite/site.ipynb #472caed4
+# %% ../../nbs/suite/site.ipynb #ca5327a9
 def rewrite_links(
     html: str,  # a rendered page
     page: str,  # its address, such as `skiprnn/model.html`
@@ -677,7 +828,9 @@ def rewrite_links(
     def link(m):
         quote, href = m[1], m[2]
         if home and href.startswith(home):
-            href = posixpath.relpath(href[len(home):].partition("#")[0] or "index.html", folder or ".") + ("#" + href.partition("#")[2] if "#" in href else "")
+            href = posixpath.relpath(href[len(home) :].partition("#")[0] or "index.html", folder or ".") + (
+                "#" + href.partition("#")[2] if "#" in href else ""
+            )
         path, mark, rest = re.match(r"([^#?]*)([#?]?)(.*)", href, re.S).groups()
         if re.match(r"[a-z][a-z+.-]*:|//", href, re.I) or not re.search(r"\.(html|ipynb)$", path):
             return f"href={quote}{href}{quote}"
@@ -709,10 +862,12 @@ def _finish(docs, root, names):
                 text = re.sub(rf"(?<=[\"/]){re.escape(old)}\.html", f"{new}.html", text)
             (docs / name).write_text(text, encoding="utf-8")
 
-# %% ../../nbs/suite/site.ipynb #49306451
+# %% ../../nbs/suite/site.ipynb #6d343de9
 _KATEX = ("djangocms-katex", "1.0.2", "79774fa17f7d328252f6dd05688799fa7ee49abebb7cbe09f0cbf6f103352ac2")
 _KATEX_URL = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist/")
-_KATEX_FILES = re.compile(r"/vendor/katex/(LICENSE|katex\.min\.(?:css|js)|contrib/auto-render\.min\.js|fonts/[\w-]+\.woff2)$")
+_KATEX_FILES = re.compile(
+    r"/vendor/katex/(LICENSE|katex\.min\.(?:css|js)|contrib/auto-render\.min\.js|fonts/[\w-]+\.woff2)$"
+)
 
 # %% ../../nbs/suite/site.ipynb #14f14f13
 def copy_katex(
@@ -763,7 +918,7 @@ class _Links(HTMLParser):
         if link and not re.match(r"[a-z][a-z+.-]*:|//", link, re.I):
             self.links.append(link)
 
-# %% ../../nbs/suite/site.ipynb #ee80c421
+# %% ../../nbs/suite/site.ipynb #1ed3a65f
 def check_links(
     docs: Path,  # a rendered site
 ) -> list[tuple[str, str, str]]:  # page, link, what is wrong with it; empty when all is well
@@ -776,7 +931,11 @@ def check_links(
     for page, found in pages.items():
         for link in dict.fromkeys(found.links):
             path, _, mark = link.partition("#")
-            target = posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(path.partition("?")[0]))) if path else page
+            target = (
+                posixpath.normpath(posixpath.join(posixpath.dirname(page), unquote(path.partition("?")[0])))
+                if path
+                else page
+            )
             target = posixpath.normpath(f"{target}/index.html") if (docs / target).is_dir() else target
             if target.startswith("..") or not (docs / target).is_file():
                 broken.append((page, link, "no such file"))
@@ -784,10 +943,11 @@ def check_links(
                 broken.append((page, link, f"no element #{mark} on {target}"))
     return broken
 
-# %% ../../nbs/suite/site.ipynb #faa5023e
+# %% ../../nbs/suite/site.ipynb #7b4a5b06
 @dataclass
 class SiteReport:
     "What a build did."
+
     engine: str  # `quarto` or `smalldocs`
     out: str  # folder of the site
     pages: int  # number of HTML pages
@@ -798,7 +958,7 @@ class SiteReport:
     broken: list = field(default_factory=list)  # (page, link, reason)
     warnings: list = field(default_factory=list)  # of the renderer
 
-# %% ../../nbs/suite/site.ipynb #be50759a
+# %% ../../nbs/suite/site.ipynb #38116588
 def _choose(engine):
     if engine not in ("auto", "quarto", "smalldocs"):
         raise ValueError(f"engine: got {engine!r}, expected auto, quarto or smalldocs")
@@ -812,9 +972,11 @@ def _fingerprint(root, staged, engine):
     library = sorted((root / "avpapers").rglob("*.py"))
     sources = [root / "_quarto.yml", root / "settings.ini", *library]
     texts = [hashlib.sha256(p.read_bytes()).hexdigest() for p in sources]
-    return hashlib.sha256(json.dumps([staged, texts, engine, _commit(root)], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps([staged, texts, engine, _commit(root)], sort_keys=True).encode()
+    ).hexdigest()
 
-# %% ../../nbs/suite/site.ipynb #a3455b82
+# %% ../../nbs/suite/site.ipynb #402d9e95
 def build(
     executed: Path | None = None,  # folder of executed notebooks, with the same relative paths as `nbs/`
     *,
@@ -837,11 +999,16 @@ def build(
     docs, warnings = (_render_quarto if engine == "quarto" else _render_smalldocs)(root)
     names = [n for n in staged if n.endswith(".ipynb")]
     _finish(docs, root, names)
-    report = SiteReport(engine, str(out), len(list(docs.rglob("*.html"))), _offline_maths(docs), 0.0, warnings=warnings)
+    report = SiteReport(
+        engine, str(out), len(list(docs.rglob("*.html"))), _offline_maths(docs), 0.0, warnings=warnings
+    )
     report.from_run = sum((Path(executed) / n).is_file() for n in names) if executed else 0
     report.broken = check_links(docs)
     if strict and (report.broken or (warnings and engine == "smalldocs")):
-        raise SiteError("the site has problems, the old one is kept:\n" + "\n".join([*warnings, *(f"{p}: {a} ({why})" for p, a, why in report.broken)][:20]))
+        raise SiteError(
+            "the site has problems, the old one is kept:\n"
+            + "\n".join([*warnings, *(f"{p}: {a} ({why})" for p, a, why in report.broken)][:20])
+        )
     _replace(docs, out)
     report.seconds = round(time.monotonic() - started, 1)
     note.write_text(json.dumps({"mark": mark, "report": asdict(report)}))
@@ -879,7 +1046,7 @@ def save_outputs(
     clean = "import sys; from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__(fname=sys.argv[1])"
     subprocess.run([sys.executable, "-c", clean, str(path)], cwd=root, check=True, capture_output=True)
 
-# %% ../../nbs/suite/site.ipynb #d15980bc
+# %% ../../nbs/suite/site.ipynb #98229a6b
 def with_outputs(
     nb: dict,  # the committed notebook
     run: dict,  # the executed one
@@ -887,14 +1054,24 @@ def with_outputs(
     name: str = "notebook",  # for messages
 ) -> dict:  # the committed notebook with the run's outputs
     "Take over outputs, matched by the text of their cells; warnings and logs are left behind."
-    left = [c for c in run["cells"] if c["cell_type"] == "code" and "injected-parameters" not in c["metadata"].get("tags", [])]
+    left = [
+        c
+        for c in run["cells"]
+        if c["cell_type"] == "code" and "injected-parameters" not in c["metadata"].get("tags", [])
+    ]
     cells = []
     for c in nb["cells"]:
         if c["cell_type"] == "code":
             if not left or left[0]["source"] != c["source"]:
-                raise SiteError(f"{name}: the run executed other code than the committed notebook has; run it again")
+                raise SiteError(
+                    f"{name}: the run executed other code than the committed notebook has; run it again"
+                )
             kept = [o for o in left.pop(0)["outputs"] if o.get("name") != "stderr"]
-            c = {**c, "execution_count": None, "outputs": [{**o, "execution_count": None} if "execution_count" in o else o for o in kept]}
+            c = {
+                **c,
+                "execution_count": None,
+                "outputs": [{**o, "execution_count": None} if "execution_count" in o else o for o in kept],
+            }
         cells.append(c)
     return {**nb, "cells": cells}
 
@@ -919,7 +1096,7 @@ const load = (page, width) => new Promise(done => {
   document.getElementById('result').textContent = JSON.stringify(seen); document.title = 'done'; })();
 </script>"""
 
-# %% ../../nbs/suite/site.ipynb #61d7028b
+# %% ../../nbs/suite/site.ipynb #74fad1e7
 def _serve(docs):
     "Serve a folder on a free local port; returns the server."
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -940,9 +1117,11 @@ def _serve(docs):
 
 def find_browser() -> str | None:  # path of the program
     "Find Chromium or Chrome."
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    return next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None
+    )
 
-# %% ../../nbs/suite/site.ipynb #f337837c
+# %% ../../nbs/suite/site.ipynb #a60a44c5
 def browser_check(
     docs: Path,  # a rendered site
     *,
@@ -959,17 +1138,31 @@ def browser_check(
         (copy / "probe.html").write_text(_PROBE.replace("PAGES", json.dumps(pages)), encoding="utf-8")
         server = _serve(copy)
         try:
-            done = _ask_browser(browser, f"http://127.0.0.1:{server.server_port}/probe.html", Path(work) / "profile", timeout)
+            done = _ask_browser(
+                browser, f"http://127.0.0.1:{server.server_port}/probe.html", Path(work) / "profile", timeout
+            )
         finally:
             server.shutdown()
     missing = sorted({f for f in server.failed if "favicon" not in f})
     return _read_probe(done, pages) + [f"not found: {f}" for f in missing]
 
-# %% ../../nbs/suite/site.ipynb #01b8ec1f
+# %% ../../nbs/suite/site.ipynb #2a5e5248
 def _ask_browser(browser, url, profile, timeout):
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}", "--window-size=1400,1000",
-             "--enable-logging=stderr", f"--timeout={int(timeout * 1000)}", "--virtual-time-budget=600000", "--dump-dom"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={profile}",
+        "--window-size=1400,1000",
+        "--enable-logging=stderr",
+        f"--timeout={int(timeout * 1000)}",
+        "--virtual-time-budget=600000",
+        "--dump-dom",
+    ]
     return subprocess.run([browser, *flags, url], capture_output=True, text=True, timeout=timeout + 30)
 
 
@@ -981,7 +1174,19 @@ def _read_probe(done, pages):
     from html import unescape
 
     seen = json.loads(unescape(found[1]))
-    problems = [f"{s['page']} at {s['width']} px: {s['over']} px too wide ({s['who']})" for s in seen if s["over"] > 1]
-    problems += [f"{s['page']}: {s['bad']} formulas do not parse" for s in seen if s["bad"] and s["width"] > 1000]
-    problems += [f"console: {m}" for m in dict.fromkeys(re.findall(r'CONSOLE[^"]*"(.*?)", source', done.stderr)) if "rror" in m or "Failed" in m or "Refused" in m]
-    return problems if len(seen) == 2 * len(pages) else [*problems, f"only {len(seen)} of {2 * len(pages)} views were seen"]
+    problems = [
+        f"{s['page']} at {s['width']} px: {s['over']} px too wide ({s['who']})" for s in seen if s["over"] > 1
+    ]
+    problems += [
+        f"{s['page']}: {s['bad']} formulas do not parse" for s in seen if s["bad"] and s["width"] > 1000
+    ]
+    problems += [
+        f"console: {m}"
+        for m in dict.fromkeys(re.findall(r'CONSOLE[^"]*"(.*?)", source', done.stderr))
+        if "rror" in m or "Failed" in m or "Refused" in m
+    ]
+    return (
+        problems
+        if len(seen) == 2 * len(pages)
+        else [*problems, f"only {len(seen)} of {2 * len(pages)} views were seen"]
+    )
