@@ -225,11 +225,13 @@ def run_job(
     result.seconds = round(time.monotonic() - start, 1)
     return asdict(result)
 
-# %% ../../nbs/suite/runner.ipynb #baf7c613
+# %% ../../nbs/suite/runner.ipynb #78a3e4ed
 def _execute(payload, folder: Path, records: Path, result: Result, report) -> None:
     "papermill's part: run, and keep what there is if it fails."
     import papermill
+    from traitlets.config import Config
 
+    private = Config({"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {})  # no open ports
     notebook, out, log = _prepare(payload["notebook"]), folder / "out.ipynb", folder / "out.log"
     parameters = payload["parameters"] | ({"record_path": str(records)} if "record_path" in payload["parameters"] else {})
     hooks = _announce(report, payload["key"], notebook, time.monotonic() + payload["limit_seconds"])
@@ -237,7 +239,7 @@ def _execute(payload, folder: Path, records: Path, result: Result, report) -> No
         try:
             papermill.execute_notebook(
                 notebook, str(out), parameters, kernel_name="python3", progress_bar=False, start_timeout=120,
-                stdout_file=stream, stderr_file=stream, cwd=str(folder), **hooks,
+                stdout_file=stream, stderr_file=stream, cwd=str(folder), config=private, **hooks,
             )  # fmt: skip
         except KeyboardInterrupt:
             raise
