@@ -204,12 +204,13 @@ def report(
     for line in result["stale"]:
         typer.secho(f"stale: {line}", fg="yellow")
 
-# %% ../../nbs/suite/cli.ipynb #3de5d3a3
+# %% ../../nbs/suite/cli.ipynb #e76c6056
 @app.command()
 def docs(
     tier: Annotated[Optional[str], typer.Option(help="Show the outputs of the last run at this tier.")] = None,  # noqa: UP045
     engine: Annotated[str, typer.Option(help="auto, quarto or smalldocs.")] = "auto",
     badges: Annotated[bool, typer.Option(help="Only bring badges and install cells up to date.")] = False,
+    check_browser: Annotated[bool, typer.Option(help="Open every page in a headless browser, wide and narrow.")] = False,
 ) -> None:
     "Render the site into _docs/ and check its links."
     from avpapers.suite import site
@@ -224,6 +225,10 @@ def docs(
     typer.echo(f"{done.pages} pages by {done.engine} in {done.seconds:.0f} s; open {project_root() / '_docs' / 'index.html'}")
     for warning in done.warnings:
         typer.secho(f"note: {warning}", fg="yellow")
+    problems = site.browser_check(done.out) if check_browser else []
+    for problem in problems:
+        typer.secho(problem, fg="red", err=True)
+    raise typer.Exit(1 if problems else 0)
 
 # %% ../../nbs/suite/cli.ipynb #337a5b4a
 _OPTIONAL = {
