@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from avpapers.suite import report
 from avpapers.suite.claims import VERDICTS, Claim, judge
 from avpapers.suite.experiments import experiments_of, run_experiments

@@ -10,8 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
 from avpapers.suite import records as R
-from avpapers.suite.records import Record, find_records, fingerprint, read_record, stale_reason, validate, write_record
+from avpapers.suite.records import (
+    Record,
+    find_records,
+    fingerprint,
+    read_record,
+    stale_reason,
+    validate,
+    write_record,
+)
 
 
 def record(seed=0, **fields):

@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+
 from avpapers.suite import runner
 from avpapers.suite.runner import Folders, Job, parameters_of, plan, run_all
 

@@ -4,10 +4,11 @@ import weakref
 
 import pytest
 import torch
-from avpapers.skiprnn.model import PATHS, SkipGRU, SkipLSTM, skip_length
-from avpapers.skiprnn.training import SequenceModel, predict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from avpapers.skiprnn.model import PATHS, SkipGRU, SkipLSTM, skip_length
+from avpapers.skiprnn.training import SequenceModel, predict
 
 BOTH = pytest.mark.parametrize("cell", [SkipLSTM, SkipGRU])
 
@@ -132,9 +133,10 @@ def test_row_of_a_batch_is_a_batch_of_one():
 
 def test_shapes_are_checked_when_asked():
     "The jaxtyping annotations hold at run time."
-    from avpapers.skiprnn import training
     from beartype import beartype
     from jaxtyping import TypeCheckError, jaxtyped
+
+    from avpapers.skiprnn import training
 
     checked = jaxtyped(typechecker=beartype)(training.count_updates)
     assert checked(torch.ones(3, 5), torch.tensor([5, 2, 1])).tolist() == [5, 2, 1]

@@ -763,9 +763,10 @@ def _write_mnist(folder: Path, rng: np.random.Generator) -> None:
         _write(raw / f"{part}-images-idx3-ubyte", struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
         _write(raw / f"{part}-labels-idx1-ubyte", struct.pack(">2i", 2049, count) + labels.tobytes())
 
-# %% ../../nbs/skiprnn/01_data.ipynb #3b79520a
+# %% ../../nbs/skiprnn/01_data.ipynb #1076acf4
 def _write_ucf101(folder: Path, rng: np.random.Generator) -> None:
-    classes, lists = ("Biking", "Diving", "Typing"), {"train": [], "test": []}
+    classes = ("Biking", "Diving", "Typing")
+    lists: dict[str, list[str]] = {"train": [], "test": []}
     for label, name in enumerate(classes):
         for group in range(1, 6):
             clip = f"v_{name}_g{group:02d}_c01"
@@ -776,7 +777,7 @@ def _write_ucf101(folder: Path, rng: np.random.Generator) -> None:
     for part, rows in lists.items():
         _write(folder / f"ucfTrainTestlist/{part}list01.txt", "\n".join(rows) + "\n")
 
-# %% ../../nbs/skiprnn/01_data.ipynb #daee5e03
+# %% ../../nbs/skiprnn/01_data.ipynb #345da165
 def _write_charades(folder: Path, rng: np.random.Generator) -> None:
     header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length"
     for part, names in (("train", "ABCDEF"), ("test", "XYZ")):
@@ -785,8 +786,8 @@ def _write_charades(folder: Path, rng: np.random.Generator) -> None:
         _write(folder / f"Charades_v1_{part}.csv", "\n".join([header, *rows]) + "\n")
         for n in names:
             _write_features(folder / "features" / f"{n}0001.npy", rng)
-    names = (f"c{i:03d} Made-up action {i}" for i in range(CHARADES_CLASSES))
-    _write(folder / "Charades_v1_classes.txt", "\n".join(names))
+    actions = [f"c{i:03d} Made-up action {i}" for i in range(CHARADES_CLASSES)]
+    _write(folder / "Charades_v1_classes.txt", "\n".join(actions))
 
 # %% ../../nbs/skiprnn/01_data.ipynb #f4443128
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ __all__ = ['GENERATED', 'EXPERIMENTS', 'Config', 'Family', 'train_variant', 'mea
            'run_digits', 'watch_config', 'run_watch', 'text_config', 'run_text', 'EventsConfig', 'events_config',
            'run_events']
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #34355f32
+# %% ../../nbs/skiprnn/04_experiments.ipynb #78553ac2
 import statistics
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from ..core.environment import seeded_generator
 from ..core.training import ShuffledBatches
 from . import data as sets
-from .model import SkipGRU, SkipLSTM, multiply_adds_per_update, path_difference
+from .model import SkipLSTM, multiply_adds_per_update, path_difference
 from .training import CELLS, SequenceModel, Variant, count_updates, policy_of, predict, score, train
 from ..suite.experiments import Experiment, run_experiments
 from ..suite.records import Record, recording
@@ -141,7 +142,7 @@ def family_of(cell: str, price: float, *, sweep: Iterable[float] = (), random: f
         variants.append(Variant(f"{cell} stride", "stride", cell, policy="stride", match=skip))
     return tuple(variants)
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #76cbb3ec
+# %% ../../nbs/skiprnn/04_experiments.ipynb #d2d7db63
 def adding_config(tier: str) -> Config:
     "Sizes of the adding experiment (table 1)."
     oracle = Variant("lstm oracle", "oracle", "lstm", policy="markers")
@@ -149,7 +150,7 @@ def adding_config(tier: str) -> Config:
     if tier == "smoke":
         return Config(tier, 20, (20,), small, hidden_size=8, batch_size=16, test_size=64)
     if tier == "cpu":
-        return Config(tier, 1500, (30,), small)
+        return Config(tier, 1200, (30,), small)
     rows = (*family_of("lstm", 1e-5, sweep=(0.0,), random=0.2), *family_of("gru", 1e-5, sweep=(0.0,), random=0.02), oracle)
     rows += tuple(Variant(f"{c} p_skip=0.5", "random_half", c, policy="random", rate=0.5) for c in ("lstm", "gru"))
     return Config(tier, 20_000 if tier == "gpu" else 200_000, (50,), rows, hidden_size=110, batch_size=256,
@@ -217,13 +218,13 @@ def run_frequency(config: Config, *, seed: int, device: str = "cpu", checkpoints
             compare(family, only, record, seed=seed, device=device, checkpoints=checkpoints, length=length, sampling_ms=at_once)
     return record
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #2bbe4ef3
+# %% ../../nbs/skiprnn/04_experiments.ipynb #50c0988f
 def digits_config(tier: str) -> Config:
     "Sizes of the digits experiment (table 2)."
     if tier == "smoke":
         return Config(tier, 10, (64,), family_of("gru", 1e-3, matched=True), hidden_size=8, batch_size=16, source="sklearn")
     if tier == "cpu":
-        return Config(tier, 1500, (64,), family_of("gru", 1e-3, matched=True), source="sklearn")
+        return Config(tier, 1000, (64,), family_of("gru", 1e-3, matched=True), source="sklearn")
     rows = (*family_of("gru", 1e-4, matched=True, random=0.5), *family_of("lstm", 1e-4, matched=True, random=0.5))
     return Config(tier, 21_500 if tier == "gpu" else 129_000, (784,), rows, hidden_size=110, batch_size=256,
                   lr=1e-3 if tier == "gpu" else 1e-4, source="mnist", paper_size=True)  # fmt: skip
@@ -292,7 +293,7 @@ def run_watch(config: Config, *, seed: int, device: str = "cpu", checkpoints: Pa
         compare(family, config, record, seed=seed, device=device, checkpoints=checkpoints, look=look)
     return record
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #eaa5389e
+# %% ../../nbs/skiprnn/04_experiments.ipynb #ff6c15a6
 def text_config(tier: str) -> Config:
     "Sizes of the text experiment (stands in for table 5; the reviews themselves at tier gpu)."
     rows = family_of("gru", 1e-3)
@@ -310,8 +311,8 @@ def run_text(config: Config, *, seed: int, device: str = "cpu", checkpoints: Pat
     sizes = {"input_size": config.embedding_size, "vocabulary_size": len(texts.vocabulary)}
     with recording("skiprnn", "text", tier=config.tier, seed=seed, claims=("SR-8",), config=asdict(config), device=device) as record:
         record.units, record.data = {"test texts": len(texts.test)}, [_source(texts)]
-        common = {"seed": seed, "device": device, "checkpoints": checkpoints}
-        compare(set_family(texts, config.batch_size, validate=False, **sizes), config, record, reading="all", **common)
+        run = partial(compare, seed=seed, device=device, checkpoints=checkpoints)
+        run(set_family(texts, config.batch_size, validate=False, **sizes), config, record, reading="all")
         words = max(1, round(next(r["updates"] for r in record.rows if r["role"] == "skip")))
         for how in ("head", "tail", "random"):
             generator = seeded_generator(seed, stream="crop") if how == "random" else None
@@ -319,7 +320,7 @@ def run_text(config: Config, *, seed: int, device: str = "cpu", checkpoints: Pat
             family = set_family(replace(texts, **parts), config.batch_size, validate=False, **sizes)
             cell = config.variants[0].cell
             only = replace(config, variants=(Variant(f"{cell} {how}", how, cell, policy="every step"),))
-            compare(family, only, record, reading=how, **common)
+            run(family, only, record, reading=how)
     return record
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #89ace48e
@@ -348,7 +349,7 @@ def _milliseconds(call: Callable[[], Any], device: str) -> float:
         torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - start)
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #5b6d3451
+# %% ../../nbs/skiprnn/04_experiments.ipynb #3960a56e
 def _agreement(config: EventsConfig, seed: int, device: str) -> list[dict[str, Any]]:
     "Jumping and exact paths against the plain one, one and two layers, waits that depend on the state."
     rows, x = [], torch.randn(8, config.length, 1, generator=seeded_generator(seed, stream="inputs")).to(device)
@@ -371,7 +372,7 @@ def _speed(config: EventsConfig, seed: int, batch: int, bias: float, device: str
     net = SkipLSTM(1, config.hidden_size, batch_first=True, gate_bias=bias, generator=seeded_generator(seed)).to(device)
     plain = nn.LSTM(1, config.hidden_size, batch_first=True).to(device)
     ways = {"dense_ms": lambda: net(x, path="dense"), "event_ms": lambda: net(x, path="event"), "torch_lstm_ms": lambda: plain(x)}
-    times = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for repeat in range(config.repeats + 1):  # the first is warm-up
         for name, way in ways.items():
             took = _milliseconds(way, device)

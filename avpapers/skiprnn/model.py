@@ -67,7 +67,7 @@ def skip_length(
     wait = np.where(due.any(1), due.argmax(1) + 1, limit + 1)
     return torch.from_numpy(wait).to(increment.device)
 
-# %% ../../nbs/skiprnn/02_model.ipynb #9815bbee
+# %% ../../nbs/skiprnn/02_model.ipynb #ef31ab67
 class Layer(NamedTuple):
     "The tensors of one layer; `G` is 4 for the LSTM (input, forget, cell, output), 3 for the GRU (reset, update, new)."
 
@@ -82,6 +82,7 @@ def _normalize(gates: Tensor, layer: Layer, rows: slice = slice(None)) -> Tensor
     "Layer norm of each gate's pre-activations, if the layer has one."
     if layer.norm_weight is None:
         return gates
+    assert layer.norm_bias is not None
     weight, bias = layer.norm_weight[rows], layer.norm_bias[rows]
     split = gates.unflatten(-1, weight.shape)
     return (F.layer_norm(split, split.shape[-1:]) * weight + bias).flatten(-2)
@@ -171,18 +172,17 @@ def dense_recurrence(kind, layers, gate, inputs, state, increment, accumulated, 
         tops.append(state[:, top]); updates.append(u); increments.append(increment)
     return _Run(torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated)
 
-# %% ../../nbs/skiprnn/02_model.ipynb #bc710927
+# %% ../../nbs/skiprnn/02_model.ipynb #b1e7985d
 def event_recurrence(
     kind, layers, gate, fetch: Callable[[Tensor, Tensor], Tensor], num_steps, state, increment, accumulated
 ) -> _Run:
     "Jump from update to update, each sequence on its own clock; `fetch(rows, times)` gives the inputs asked for."
-    B, device = len(state), state.device
     top = _slices(kind, len(layers), layers[0].weight_hh.shape[1])[-1][0]
     state, increment = state.clone(), increment.clone()
-    updates = state.new_zeros(num_steps, B)
-    history, waits = [(state[:, top].clone(), increment.clone())], []
+    updates = state.new_zeros(num_steps, len(state))
+    history = [(state[:, top].clone(), increment.clone())]
     clock = skip_length(increment, limit=num_steps, accumulated=accumulated) - 1
-    first, rows = clock.clone(), torch.nonzero(clock < num_steps).squeeze(1)
+    rows = torch.nonzero(clock < num_steps).squeeze(1)
     while len(rows):
         times = clock[rows]
         updates[times, rows] = 1
@@ -191,10 +191,10 @@ def event_recurrence(
         history.append((state[:, top].clone(), increment.clone()))
         clock[rows] = times + skip_length(increment[rows], limit=num_steps)
         rows = rows[clock[rows] < num_steps]
-    return _expand(history, updates, state, increment, accumulated, first, num_steps)
+    return _expand(history, updates, state, increment, accumulated)
 
-# %% ../../nbs/skiprnn/02_model.ipynb #9756309a
-def _expand(history, updates, state, increment, accumulated, first, num_steps) -> _Run:
+# %% ../../nbs/skiprnn/02_model.ipynb #3e4db23c
+def _expand(history, updates, state, increment, accumulated) -> _Run:
     "From one entry an update to one entry a step; also what is left in the gate at the end."
     count = updates.cumsum(0).long()  # (T, B): 0 before the first update
     columns = torch.arange(updates.shape[1], device=updates.device)
@@ -418,7 +418,7 @@ def _updated_inputs(tape, inputs):
     steps = [(t, entry[0]) for t, entry in enumerate(tape) if entry[0] is None or len(entry[0])]
     return torch.cat([inputs[t] if rows is None else inputs[t][rows] for t, rows in reversed(steps)])
 
-# %% ../../nbs/skiprnn/02_model.ipynb #fe8fe915
+# %% ../../nbs/skiprnn/02_model.ipynb #07785eea
 class _ExactRecurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kind, update, inputs, state, increment, accumulated, gate_weight, gate_bias, *flat):
@@ -450,8 +450,10 @@ class _ExactRecurrence(torch.autograd.Function):
 def exact_recurrence(kind, layers, gate, inputs, state, increment, accumulated, update=None) -> _Run:
     "Same values and gradients as `dense_recurrence`, with a backward pass through updates only."
     flat = [w for layer in layers for w in layer[:3]]
-    *run, _, left = _ExactRecurrence.apply(kind, update, inputs, state, increment, accumulated, *gate, *flat)
-    return _Run(*run, left)
+    tops, updates, increments, last, _, left = _ExactRecurrence.apply(
+        kind, update, inputs, state, increment, accumulated, *gate, *flat
+    )
+    return _Run(tops, updates, increments, last, left)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #3e6ddf94
 class SkipState(NamedTuple):
@@ -469,8 +471,8 @@ class Gates(NamedTuple):
     update: Tensor  # u_t, 1 where the state was updated; differentiable (straight-through), for the budget term
     increment: Tensor  # \Delta\tilde u_t in [0, 1]
 
-# %% ../../nbs/skiprnn/02_model.ipynb #9064aa47
-def _initialize(module: nn.Module, generator: torch.Generator | None) -> None:
+# %% ../../nbs/skiprnn/02_model.ipynb #4c1f6a7b
+def _initialize(module: "_SkipRNN", generator: torch.Generator | None) -> None:
     "Initial values of section 4 and of the authors' code."
     G, H = module.num_gates, module.hidden_size
     for k in range(module.num_layers):
@@ -490,12 +492,16 @@ def _initialize(module: nn.Module, generator: torch.Generator | None) -> None:
     for name in ("h_0", "c_0") if G == 4 else ("h_0",):
         getattr(module, name).normal_(generator=generator)
 
-# %% ../../nbs/skiprnn/02_model.ipynb #300463ad
+# %% ../../nbs/skiprnn/02_model.ipynb #31b8d7a8
 class _SkipRNN(nn.Module):
     "What both cells share; use `SkipLSTM` or `SkipGRU`."
 
     kind: str
     num_gates: int
+    gate_weight: nn.Parameter  # W_p
+    gate_bias: nn.Parameter  # b_p
+    h_0: nn.Parameter  # learned start
+    c_0: nn.Parameter
 
     def __init__(self, input_size, hidden_size, num_layers=1, *, batch_first=False, layer_norm=False,
                  gate_bias=1.0, generator=None, device=None, dtype=None):  # fmt: skip
@@ -545,7 +551,7 @@ class _SkipRNN(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_first={self.batch_first}"
 
-# %% ../../nbs/skiprnn/02_model.ipynb #0aa5f68c
+# %% ../../nbs/skiprnn/02_model.ipynb #e52c4d81
 PATHS = ("dense", "exact", "event")
 
 
@@ -569,7 +575,7 @@ def _run_module(module, input, state, update, path):
         batched, inputs, update = _time_first(module, input, update)
         state = _read_state(module, state, inputs.shape[1])
         layers, gate = [module.layer(k) for k in range(module.num_layers)], (module.gate_weight, module.gate_bias)
-        start = (_flatten(state, module.kind), state.increment, state.accumulated)
+        start = (_flatten(state), state.increment, state.accumulated)
         if path == "event":
             fetch = lambda rows, times: inputs[times, rows]
             run = event_recurrence(module.kind, layers, gate, fetch, len(inputs), *start)
@@ -578,7 +584,7 @@ def _run_module(module, input, state, update, path):
             run = recurrence(module.kind, layers, gate, inputs, *start, update=update)
     return _outputs(module, run, batched)
 
-# %% ../../nbs/skiprnn/02_model.ipynb #a629cc68
+# %% ../../nbs/skiprnn/02_model.ipynb #b0b49679
 def _time_first(module, input, update):
     "Check the input and bring it into the order (T, B, I)."
     batched = input.dim() == 3
@@ -613,9 +619,9 @@ def _read_state(module, state, B):
     return state
 
 
-def _flatten(state: SkipState, kind: str) -> Tensor:
+def _flatten(state: SkipState) -> Tensor:
     "h and c of every layer side by side, (B, S)."
-    parts = torch.stack([state.h, state.c], 1).flatten(0, 1) if kind == "lstm" else state.h
+    parts = state.h if state.c is None else torch.stack([state.h, state.c], 1).flatten(0, 1)
     return torch.cat(tuple(parts), -1)
 
 
@@ -624,12 +630,8 @@ def _outputs(module, run: _Run, batched: bool):
     parts = torch.stack(run.state.split(module.hidden_size, -1))
     h, c = (parts[::2], parts[1::2]) if module.kind == "lstm" else (parts, None)
     state = SkipState(h, c, run.increments[-1], run.accumulated)
-    tensors = (run.tops, run.updates, run.increments)
-    if not batched:
-        tensors = tuple(x[:, 0] for x in tensors)
-    elif module.batch_first:
-        tensors = tuple(x.transpose(0, 1) for x in tensors)
-    return tensors[0], state, Gates(*tensors[1:])
+    layout = lambda x: x[:, 0] if not batched else x.transpose(0, 1) if module.batch_first else x
+    return layout(run.tops), state, Gates(layout(run.updates), layout(run.increments))
 
 # %% ../../nbs/skiprnn/02_model.ipynb #2dd95270
 class SkipLSTM(_SkipRNN):
@@ -643,17 +645,17 @@ class SkipGRU(_SkipRNN):
 
     kind, num_gates = "gru", 3
 
-# %% ../../nbs/skiprnn/02_model.ipynb #7730f910
-_CARD = {"paper": "skiprnn", "citation": "campos2018skip", "section": "section 3, eqs. 1-8"}
+# %% ../../nbs/skiprnn/02_model.ipynb #02101880
+_CARD = ("skiprnn", "campos2018skip", "section 3, eqs. 1-8")
 
 
-@register_model(ModelCard(**_CARD, claims=("SR-3", "SR-7", "SR-10")))
+@register_model(ModelCard(*_CARD, ("SR-3", "SR-7", "SR-10")))
 def skip_lstm(input_size: int = 1, hidden_size: int = 110, **options) -> SkipLSTM:
     "A Skip LSTM; 110 units are the paper's."
     return SkipLSTM(input_size, hidden_size, **options)
 
 
-@register_model(ModelCard(**_CARD, claims=("SR-4", "SR-5")))
+@register_model(ModelCard(*_CARD, ("SR-4", "SR-5")))
 def skip_gru(input_size: int = 1, hidden_size: int = 110, **options) -> SkipGRU:
     "A Skip GRU; 110 units are the paper's."
     return SkipGRU(input_size, hidden_size, **options)
@@ -671,10 +673,10 @@ def path_difference(
     return {"output": float((reference[0] - other[0]).abs().max()), "decisions": flips,
             "updates": float(reference[2].update.sum(0 if not module.batch_first else 1).mean())}
 
-# %% ../../nbs/skiprnn/02_model.ipynb #737f0a5f
+# %% ../../nbs/skiprnn/02_model.ipynb #58ef80dd
 @torch.no_grad()
 def run_on_demand(
-    module: nn.Module,  # a `SkipLSTM` or `SkipGRU`
+    module: _SkipRNN,  # a `SkipLSTM` or `SkipGRU`
     fetch: Callable[[Int[Tensor, "N"], Int[Tensor, "N"]], Float[Tensor, "N I"]],  # (rows, times) -> inputs
     *,
     batch_size: int,  # sequences, B
@@ -686,7 +688,7 @@ def run_on_demand(
         raise ValueError(f"batch_size, num_steps: got {batch_size}, {num_steps}, expected at least 1 each")
     state = _read_state(module, state, batch_size)
     layers, gate = [module.layer(k) for k in range(module.num_layers)], (module.gate_weight, module.gate_bias)
-    start = (_flatten(state, module.kind), state.increment, state.accumulated)
+    start = (_flatten(state), state.increment, state.accumulated)
     return _outputs(module, event_recurrence(module.kind, layers, gate, fetch, num_steps, *start), True)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #390affc5

@@ -135,9 +135,10 @@ def judge(
     supported = "; ".join(str(c) for c in outcome.checks)
     return Verdict("mechanism only" if outcome.stand_in else "direction reproduced", supported)
 
-# %% ../../nbs/suite/claims.ipynb #94cdc0b1
+# %% ../../nbs/suite/claims.ipynb #d563bb79
 def _judge_value(claim: Claim, e: Estimate) -> Verdict | None:
     "`reproduced` or `not reproduced` against the band paper value +- tolerance; None if neither."
+    assert claim.paper_value is not None and claim.tolerance is not None
     center, tolerance = claim.paper_value.value, claim.tolerance
     band = f"{center:g} +- {tolerance:g}"
     if e.low > center + tolerance or e.high < center - tolerance:

@@ -204,7 +204,7 @@ def report(
     for line in result["stale"]:
         typer.secho(f"stale: {line}", fg="yellow")
 
-# %% ../../nbs/suite/cli.ipynb #e76c6056
+# %% ../../nbs/suite/cli.ipynb #ccf05b76
 @app.command()
 def docs(
     tier: Annotated[Optional[str], typer.Option(help="Show the outputs of the last run at this tier.")] = None,  # noqa: UP045
@@ -225,7 +225,7 @@ def docs(
     typer.echo(f"{done.pages} pages by {done.engine} in {done.seconds:.0f} s; open {project_root() / '_docs' / 'index.html'}")
     for warning in done.warnings:
         typer.secho(f"note: {warning}", fg="yellow")
-    problems = site.browser_check(done.out) if check_browser else []
+    problems = site.browser_check(Path(done.out)) if check_browser else []
     for problem in problems:
         typer.secho(problem, fg="red", err=True)
     raise typer.Exit(1 if problems else 0)

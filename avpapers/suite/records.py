@@ -59,8 +59,8 @@ class Record:
     def name(self) -> str:
         return f"{self.paper}/{self.experiment}-{self.tier}-seed{self.seed}.json"
 
-# %% ../../nbs/suite/records.ipynb #c0b35850
-_TYPES = {
+# %% ../../nbs/suite/records.ipynb #500eb6ff
+_TYPES: dict[str, Any] = {
     "paper": str, "experiment": str, "tier": str, "seed": int, "claims": list, "config": dict, "rows": list, "units": dict,
     "data": list, "extras": dict, "fingerprint": str, "versions": dict, "device": str, "threads": int,
     "seconds": (int, float), "peak_memory_mb": (int, float), "started": str, "commit": str, "schema": int,
@@ -159,14 +159,14 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
             found |= {base} | {f"{base}.{a.name}" for a in node.names}
     return {m for m in found if m.startswith("avpapers.") and not m.startswith(_WITHOUT_EFFECT)}
 
-# %% ../../nbs/suite/records.ipynb #92831eca
+# %% ../../nbs/suite/records.ipynb #a6e9e04f
 def _code(tree: ast.AST) -> str:
     "The tree without docstrings, as text."
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             if isinstance(body[0].value.value, str):
-                node.body = body[1:] or [ast.Pass()]
+                body[:1] = [] if len(body) > 1 else [ast.Pass()]
     return ast.dump(tree)
 
 
@@ -186,7 +186,7 @@ def fingerprint(
             continue
         tree = ast.parse(Path(spec.origin).read_text(encoding="utf8"))
         codes[name] = _code(tree)
-        todo |= _imports(tree, spec.name if spec.submodule_search_locations else spec.parent)
+        todo |= _imports(tree, spec.name if spec.submodule_search_locations else spec.parent or "")
     if not codes:
         raise ValueError(f"module: got {module!r}, expected an importable avpapers module")
     return hashlib.sha256("\n".join(f"{k} {codes[k]}" for k in sorted(codes)).encode()).hexdigest()[:16]
@@ -200,7 +200,7 @@ def _commit() -> str:
     call = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True).stdout.strip()
     return call("rev-parse", "--short", "HEAD") + ("+" if call("status", "--porcelain", "-uno") else "")
 
-# %% ../../nbs/suite/records.ipynb #c9a7f401
+# %% ../../nbs/suite/records.ipynb #f9909e64
 @contextmanager
 def recording(
     paper: str,  # package name
@@ -220,7 +220,7 @@ def recording(
         paper, experiment, tier, seed, sorted(claims), config,
         fingerprint=fingerprint(f"avpapers.{paper}.experiments"), commit=_commit(),
         versions=package_versions(), threads=torch.get_num_threads(),
-        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else machine["cpu"],
+        device=torch.cuda.get_device_name(device) if device.startswith("cuda") else str(machine["cpu"]),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     start = time.perf_counter()

@@ -120,7 +120,7 @@ def ledger(
         result["stale"] += stale
     return result
 
-# %% ../../nbs/suite/report.ipynb #8fd560f1
+# %% ../../nbs/suite/report.ipynb #379b74ee
 def read_ledger(
     path: Path,  # `nbs/records/ledger.json`
 ) -> dict[str, Any]:  # empty lists where there is no file
@@ -137,7 +137,7 @@ def save_ledger(
 ) -> dict[str, Any]:  # what was written
     "Put the rows of the papers in `new` into the saved ledger."
     old, papers = read_ledger(path), {c["paper"] for c in new["claims"]}
-    merged = {"schema": 1}
+    merged: dict[str, Any] = {"schema": 1}
     for part in ("claims", "performance"):
         kept = [row for row in old[part] if row["paper"] not in papers]
         merged[part] = sorted(kept + new[part], key=lambda r: r["paper"])

@@ -76,7 +76,7 @@ class Job:
     def paper(self) -> str:
         return self.notebook.split("/")[0]
 
-# %% ../../nbs/suite/runner.ipynb #9216992c
+# %% ../../nbs/suite/runner.ipynb #89d44f9d
 def parameters_of(
     notebook,  # nbformat notebook
 ) -> dict[str, Any]:  # names and defaults of its parameters cell
@@ -86,7 +86,7 @@ def parameters_of(
         raise ValueError(f"notebook has {len(cells)} cells tagged 'parameters', expected at most one")
     found = {}
     for node in ast.parse(cells[0].source).body if cells else []:
-        if isinstance(node, ast.Assign):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             found[node.targets[0].id] = ast.literal_eval(node.value)
     unknown = set(found) - {"tier", "seed", "device", "record_path"}
     if unknown:
