@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELLS', 'Policy', 'LOSSES', 'SequenceModel', 'count_updates', 'budget_loss', 'learned', 'every_step', 'random_skip',
-           'fixed_stride', 'markers_only', 'Variant', 'policy_of', 'make_step', 'predict', 'score', 'train']
+           'fixed_stride', 'markers_only', 'Variant', 'policy_of', 'MaskedBatches', 'make_step', 'predict', 'score',
+           'train']
 
 # %% ../../nbs/skiprnn/03_training.ipynb #52a5aa7c
 from collections.abc import Callable, Mapping
@@ -169,7 +170,25 @@ def policy_of(
         rate = 1 - share if variant.policy == "random" else share
     return _POLICIES[variant.policy](rate)
 
-# %% ../../nbs/skiprnn/03_training.ipynb #166d268a
+# %% ../../nbs/skiprnn/03_training.ipynb #ac06d02a
+class MaskedBatches:
+    "Batches with the decisions of a policy as their last part; None where the gate decides."
+
+    def __init__(self, batches: Callable, policy: Policy):
+        self.batches, self.policy = batches, policy
+
+    def __call__(self, generator: torch.Generator) -> tuple:
+        batch = self.batches(generator)
+        return *batch, self.policy(batch[0], generator)
+
+    def state_dict(self) -> dict:
+        return self.batches.state_dict() if hasattr(self.batches, "state_dict") else {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state:
+            self.batches.load_state_dict(state)
+
+# %% ../../nbs/skiprnn/03_training.ipynb #bbe4292b
 LOSSES = {
     "regression": lambda outputs, target: F.mse_loss(outputs.squeeze(-1), target),
     "classification": F.cross_entropy,
@@ -179,14 +198,12 @@ LOSSES = {
 
 def make_step(
     task: str,  # regression, classification or multilabel
-    policy: Policy,  # decisions
     budget: float | None,  # lambda, None: no price
-    generator: torch.Generator,  # of random masks
 ) -> Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]:  # for `fit`
-    "Loss of a batch (inputs, targets, lengths), with the number of updates as a log."
+    "Loss of a batch (inputs, targets, lengths, forced decisions), with the number of updates as a log."
     def step(model, batch):
-        inputs, target, lengths = batch
-        outputs, gates = model(inputs, lengths, policy(inputs, generator))
+        inputs, target, lengths, update = batch
+        outputs, gates = model(inputs, lengths, update)
         task_loss = LOSSES[task](outputs, target)
         price = budget_loss(gates.update, budget, lengths=lengths) if budget else task_loss.new_zeros(())
         return task_loss + price, {"task_loss": task_loss, "updates": count_updates(gates.update.detach(), lengths).mean()}
@@ -222,7 +239,7 @@ def score(
     "The task's metric."
     return float(mean_squared_error(outputs.squeeze(-1), target) if task == "regression" else accuracy(outputs, target))
 
-# %% ../../nbs/skiprnn/03_training.ipynb #eb3a81fe
+# %% ../../nbs/skiprnn/03_training.ipynb #96b0509d
 def train(
     model: SequenceModel,  # trained in place
     batches: Callable,  # draws (inputs, targets, lengths) from a generator
@@ -232,7 +249,7 @@ def train(
     budget: float | None,  # lambda
     num_steps: int,  # optimizer steps
     lr: float,  # peak learning rate; falls to a tenth along a cosine
-    seed: int,  # of batches and masks
+    seed: int,  # of batches, masks and dropout
     device: str = "cpu",  # where
     evaluate: Callable | None = None,  # metrics on the way
     evaluate_every: int | None = None,  # steps
@@ -241,9 +258,8 @@ def train(
 ) -> History:  # what `fit` returns
     "Adam, gradients clipped at norm 1 (section 4), a cosine schedule."
     optimizer = torch.optim.Adam(model.parameters(), lr)  # betas and eps are the paper's
-    masks = torch.Generator().manual_seed(seed + 1_000_003)
     return fit(
-        model, batches, step=make_step(task, policy, budget, masks), optimizer=optimizer, num_steps=num_steps,
+        model, MaskedBatches(batches, policy), step=make_step(task, budget), optimizer=optimizer, num_steps=num_steps,
         scheduler=cosine_schedule(optimizer, num_steps), clip=1.0, seed=seed, device=device, evaluate=evaluate,
         evaluate_every=evaluate_every, checkpoint=checkpoint, progress=progress,
     )  # fmt: skip

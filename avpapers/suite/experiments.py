@@ -35,7 +35,7 @@ def experiments_of(
     except ModuleNotFoundError as error:
         raise ValueError(f"paper: got {paper!r}, which has no experiments; `avpapers list` shows the papers that do") from error
 
-# %% ../../nbs/suite/experiments.ipynb #e15b46a4
+# %% ../../nbs/suite/experiments.ipynb #d95d662b
 def run_experiments(
     paper: str,  # package name
     *,
@@ -63,8 +63,11 @@ def run_experiments(
         path = Path(out) / paper / f"{experiment.name}-{tier}-seed{seed}.json"
         record = None if force else _fresh(path)
         if record is None:
-            record = experiment.run(experiment.config(tier), seed=seed, device=device)
+            checkpoints = Path(out) / "checkpoints" / paper if tier in ("gpu", "paper") else None
+            record = experiment.run(experiment.config(tier), seed=seed, device=device, checkpoints=checkpoints)
             write_record(record, Path(out))
+            for used in checkpoints.glob(f"{experiment.name}-{tier}-{seed}-*") if checkpoints else ():
+                used.unlink()
         yield record
 
 
