@@ -293,7 +293,7 @@ def doctor() -> None:
     if any(r["found"] == "missing" and r["part"] in ("Python", "torch") for r in rows):
         raise typer.Exit(1)
 
-# %% ../../nbs/suite/cli.ipynb #b7552075
+# %% ../../nbs/suite/cli.ipynb #16cff115
 data = typer.Typer(help="Data sets: list them, or bring one into the cache.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
@@ -332,7 +332,13 @@ def data_get(name: Annotated[str, typer.Argument(help="A name that `avpapers dat
 @data.command("prefetch")
 def data_prefetch() -> None:
     "Bring all embedded data sets into the cache, so that nothing later needs the network."
+    import tempfile
+
+    from avpapers.suite.site import copy_katex
+
     for name, dataset in _datasets().items():
         if dataset.embedded:
             dataset.get()
             typer.echo(f"{name}: ready")
+    with tempfile.TemporaryDirectory() as folder:
+        typer.echo(f"formulas for the pages: {'ready' if copy_katex(Path(folder)) else 'not to be had, pages will load them from the web'}")
