@@ -142,7 +142,7 @@ def family_of(cell: str, price: float, *, sweep: Iterable[float] = (), random: f
         variants.append(Variant(f"{cell} stride", "stride", cell, policy="stride", match=skip))
     return tuple(variants)
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #d2d7db63
+# %% ../../nbs/skiprnn/04_experiments.ipynb #6b646695
 def adding_config(tier: str) -> Config:
     "Sizes of the adding experiment (table 1)."
     oracle = Variant("lstm oracle", "oracle", "lstm", policy="markers")
@@ -150,7 +150,7 @@ def adding_config(tier: str) -> Config:
     if tier == "smoke":
         return Config(tier, 20, (20,), small, hidden_size=8, batch_size=16, test_size=64)
     if tier == "cpu":
-        return Config(tier, 1200, (30,), small)
+        return Config(tier, 1000, (30,), small)
     rows = (*family_of("lstm", 1e-5, sweep=(0.0,), random=0.2), *family_of("gru", 1e-5, sweep=(0.0,), random=0.02), oracle)
     rows += tuple(Variant(f"{c} p_skip=0.5", "random_half", c, policy="random", rate=0.5) for c in ("lstm", "gru"))
     return Config(tier, 20_000 if tier == "gpu" else 200_000, (50,), rows, hidden_size=110, batch_size=256,
@@ -193,13 +193,13 @@ def run_adding(config: Config, *, seed: int, device: str = "cpu", checkpoints: P
             row["solved"] = bool(row["mse"] <= sets.ADDING_SOLVED)
     return record
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #0ccea1c4
+# %% ../../nbs/skiprnn/04_experiments.ipynb #f198917b
 def frequency_config(tier: str) -> Config:
     "Sizes of the frequency experiment (table 4): short and long are the same time at two sampling rates."
     if tier == "smoke":
         return Config(tier, 20, (20, 40), family_of("lstm", 1e-3, sweep=(0.0, 1e-2)), hidden_size=8, batch_size=16, test_size=64)
     if tier == "cpu":
-        return Config(tier, 400, (50, 100), family_of("lstm", 1e-3, sweep=(0.0, 1e-4, 1e-2)))
+        return Config(tier, 300, (50, 100), family_of("lstm", 1e-3, sweep=(0.0, 1e-4, 1e-2)))
     rows = (*family_of("lstm", 1e-5, sweep=(0.0, 1e-4)), *family_of("gru", 1e-5, sweep=(0.0, 1e-4)))
     return Config(tier, 10_000 if tier == "gpu" else 100_000, (100, 200), rows, hidden_size=110, batch_size=256,
                   lr=1e-3 if tier == "gpu" else 1e-4, test_size=3840, paper_size=True)  # fmt: skip
@@ -218,13 +218,13 @@ def run_frequency(config: Config, *, seed: int, device: str = "cpu", checkpoints
             compare(family, only, record, seed=seed, device=device, checkpoints=checkpoints, length=length, sampling_ms=at_once)
     return record
 
-# %% ../../nbs/skiprnn/04_experiments.ipynb #50c0988f
+# %% ../../nbs/skiprnn/04_experiments.ipynb #b28fc009
 def digits_config(tier: str) -> Config:
     "Sizes of the digits experiment (table 2)."
     if tier == "smoke":
         return Config(tier, 10, (64,), family_of("gru", 1e-3, matched=True), hidden_size=8, batch_size=16, source="sklearn")
     if tier == "cpu":
-        return Config(tier, 1000, (64,), family_of("gru", 1e-3, matched=True), source="sklearn")
+        return Config(tier, 800, (64,), family_of("gru", 1e-3, matched=True), source="sklearn")
     rows = (*family_of("gru", 1e-4, matched=True, random=0.5), *family_of("lstm", 1e-4, matched=True, random=0.5))
     return Config(tier, 21_500 if tier == "gpu" else 129_000, (784,), rows, hidden_size=110, batch_size=256,
                   lr=1e-3 if tier == "gpu" else 1e-4, source="mnist", paper_size=True)  # fmt: skip
