@@ -98,7 +98,7 @@ class Claim:
         for tier in self.tiers:
             get_tier(tier)
 
-# %% ../../nbs/suite/claims.ipynb #e991ee63
+# %% ../../nbs/suite/claims.ipynb #20197f3a
 @dataclass(frozen=True)
 class Verdict:
     "One of the six words, and why."
@@ -125,7 +125,7 @@ def judge(
         verdict = None
     for check in outcome.checks:
         if check.reversed:
-            return Verdict("not reproduced", str(check))
+            return Verdict("not reproduced", ("on a stand-in, " if outcome.stand_in else "") + str(check))
     for check in (*outcome.checks, *outcome.controls):
         if not check.holds:
             kind = "control" if check in outcome.controls else "check"
