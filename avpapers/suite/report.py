@@ -144,7 +144,7 @@ def save_ledger(
     write_atomic(Path(path), json.dumps(merged, indent=1) + "\n")
     return merged
 
-# %% ../../nbs/suite/report.ipynb #1a7bc5a9
+# %% ../../nbs/suite/report.ipynb #5e181c34
 def _interval(row: dict[str, Any]) -> str:
     if row["estimate"] is None:
         return ""
@@ -164,12 +164,11 @@ def claims_table(
         same, paper = row["same_setting"], row["paper_value"]
         spread = "" if row["paper_spread"] is None else f" (sd {row['paper_spread']:g})"
         lines.append({
-            "Claim": row["id"], "In the paper": row["statement"], "Where": row["where"], "Metric": row["metric"],
-            "Paper": "none given" if paper is None else f"{paper:g}{spread}",
-            "Ours, paper's setting": _interval(row) if same else "",
+            "Claim": row["id"], "Verdict": row["verdict"], "In the paper": row["statement"], "Where": row["where"],
             "Ours, smaller or stand-in": "" if same else _interval(row),
+            "Ours, paper's setting": _interval(row) if same else "",
+            "Paper": "none given" if paper is None else f"{paper:g}{spread}", "Metric": row["metric"],
             "Varies": row["varies"], "Data, tier": ", ".join(x for x in (row["data"], row["tier"]) if x),
-            "Verdict": row["verdict"],
         })  # fmt: skip
     return pd.DataFrame(lines)
 

@@ -173,7 +173,7 @@ def _write(path, text, old=None):
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
-# %% ../../nbs/suite/site.ipynb #6e3ca5e1
+# %% ../../nbs/suite/site.ipynb #10e20926
 _DEFINES = re.compile(r"^(?:@|def |class |async def )", re.M)
 
 
@@ -183,7 +183,7 @@ def stage_notebook(
     banner: str = "",  # Markdown to put on top of the page
 ) -> dict:  # the notebook that nbdev is given
     "Prepare one notebook for nbdev."
-    first, *rest = nb["cells"]
+    first, *rest = (c for c in nb["cells"] if "injected-parameters" not in c["metadata"].get("tags", []))
     head, body = _split_title(first["source"]) if first["cell_type"] == "markdown" else (first["source"], "")
     top = [
         {**first, "source": head},
