@@ -111,7 +111,7 @@ def test_sampling_rate(records: Sequence[Record]) -> Outcome | None:
     return Outcome(ratio, checks, controls=(Check("ratio without a budget, minus with", gap),), note=note,
                    same_setting=_full_size(records, "frequency"), **_about(records, "frequency"))  # fmt: skip
 
-# %% ../../nbs/skiprnn/00_overview.ipynb #bfc62394
+# %% ../../nbs/skiprnn/00_overview.ipynb #7b7fdc06
 def test_budget(records: Sequence[Record]) -> Outcome | None:
     "SR-2: the higher the price of an update, the fewer updates."
     from scipy.stats import kendalltau
@@ -123,7 +123,7 @@ def test_budget(records: Sequence[Record]) -> Outcome | None:
     rows = frame[(frame["cell"] == "lstm") & (frame["length"] == frame["length"].min()) & frame["budget"].notna()]
     rows = rows[rows["role"].isin(["free", "sweep", "skip"])]
     tau = rows.groupby("seed")[["budget", "used"]].apply(lambda g: kendalltau(g["budget"], g["used"]).statistic)
-    estimate = mean_interval(tau)
+    estimate = mean_interval(tau.fillna(0.0))  # undefined where no price changed the count: no association
     estimate = replace(estimate, low=max(estimate.low, -1.0), high=min(estimate.high, 1.0))  # tau's own bounds
     get = lambda role: pick(rows, "used", role=role)
     control = Check("share used without a price, minus with (same seed)", paired_difference(get("free"), get("skip")))
