@@ -66,7 +66,7 @@ class ModelCard:
             )
         return cls(**values)
 
-# %% ../../nbs/core/registry.ipynb #5e03696e
+# %% ../../nbs/core/registry.ipynb #c91eeac0
 _MODELS: dict[str, tuple[Callable[..., nn.Module], ModelCard]] = {}
 
 
@@ -80,7 +80,7 @@ def register_model(
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         name, known = build.__name__, _MODELS.get(build.__name__)
         homes = {build.__module__} | ({known[0].__module__} if known else set())
-        if len({home for home in homes if "." in home}) > 1:  # a notebook may define a module's model again
+        if known and len({home for home in homes if "." in home}) > 1:  # a notebook may define a module's model again
             raise ValueError(
                 f"a model named {name!r} is already registered by {known[0].__module__}; choose another name"
             )

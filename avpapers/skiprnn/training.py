@@ -170,11 +170,11 @@ def policy_of(
         rate = 1 - share if variant.policy == "random" else share
     return _POLICIES[variant.policy](rate)
 
-# %% ../../nbs/skiprnn/03_training.ipynb #ac06d02a
+# %% ../../nbs/skiprnn/03_training.ipynb #2c5b7c75
 class MaskedBatches:
     "Batches with the decisions of a policy as their last part; None where the gate decides."
 
-    def __init__(self, batches: Callable, policy: Policy):
+    def __init__(self, batches: Any, policy: Policy):
         self.batches, self.policy = batches, policy
 
     def __call__(self, generator: torch.Generator) -> tuple:

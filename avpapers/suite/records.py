@@ -159,7 +159,7 @@ def _imports(tree: ast.AST, package: str) -> set[str]:
             found |= {base} | {f"{base}.{a.name}" for a in node.names}
     return {m for m in found if m.startswith("avpapers.") and not m.startswith(_WITHOUT_EFFECT)}
 
-# %% ../../nbs/suite/records.ipynb #a6e9e04f
+# %% ../../nbs/suite/records.ipynb #b97c4d40
 def _code(tree: ast.AST) -> str:
     "The tree without docstrings, as text."
     for node in ast.walk(tree):
@@ -167,7 +167,15 @@ def _code(tree: ast.AST) -> str:
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
             if isinstance(body[0].value.value, str):
                 body[:1] = [] if len(body) > 1 else [ast.Pass()]
-    return ast.dump(tree)
+    return json.dumps(_shape(tree))
+
+
+def _shape(node):
+    "A syntax tree as nested lists, alike on every Python: `ast.dump` is not."
+    if isinstance(node, ast.AST):
+        fields = [(k, _shape(v)) for k, v in ast.iter_fields(node) if v not in (None, []) and k not in ("ctx", "kind", "type_comment")]
+        return [type(node).__name__, *fields]
+    return [_shape(v) for v in node] if isinstance(node, list) else repr(node)
 
 
 @cache
