@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from avpapers.skiprnn.experiments import EXPERIMENTS, Config, adding_config, run_adding
 from avpapers.skiprnn.training import Variant
 from avpapers.suite.tiers import TIERS
