@@ -49,8 +49,9 @@ def _about(records: Sequence[Record], *experiments: str) -> dict:
 
 
 def _full_size(records: Sequence[Record], experiment: str) -> bool:
-    "Was it run at the paper's own size?"
-    return all(r.config.get("paper_size", False) for r in records if r.experiment == experiment)
+    "Was it run at the paper's own size? For digits the paper also says how long it trained: only tier `paper` does."
+    mine = [r for r in records if r.experiment == experiment]
+    return all(r.config.get("paper_size", False) and (experiment != "digits" or r.tier == "paper") for r in mine)
 
 # %% ../../nbs/skiprnn/00_overview.ipynb #d0330774
 SOLVED = 1 / 600  # Var(y) / 100, section 4.1
