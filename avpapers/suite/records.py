@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'Record', 'validate', 'write_atomic', 'write_record', 'read_record', 'fingerprint', 'recording',
-           'stale_reason', 'find_records', 'table']
+           'stale_reason', 'find_records', 'table', 'frames_of', 'pick', 'provenance']
 
 # %% ../../nbs/suite/records.ipynb #5f3b98b1
 import ast
@@ -276,3 +276,40 @@ def table(
     return pd.DataFrame([
         {"experiment": r.experiment, "tier": r.tier, "seed": r.seed, **row} for r in records for row in r.rows
     ])
+
+# %% ../../nbs/suite/records.ipynb #97a6717a
+def frames_of(
+    records: Iterable[Record],  # of one paper and tier
+    *experiments: str,  # those the claim needs
+) -> list[pd.DataFrame] | None:  # one table each, of the seeds they share; None if any is missing
+    "The tables a claim is decided on."
+    records = list(records)
+    frames = [table(r for r in records if r.experiment == e) for e in experiments]
+    if any(f.empty for f in frames):
+        return None
+    seeds = set.intersection(*(set(f["seed"]) for f in frames))
+    return [f[f["seed"].isin(seeds)] for f in frames] if seeds else None
+
+# %% ../../nbs/suite/records.ipynb #24929214
+def pick(
+    frame: pd.DataFrame,  # rows of records, with a seed column
+    column: str,  # what to read
+    **where,  # column = value; exactly one row a seed must be left
+) -> pd.Series:  # values by seed
+    "One number a seed out of a table of rows."
+    chosen = frame
+    for name, value in where.items():
+        chosen = chosen[chosen[name] == value]
+    if chosen.empty or chosen["seed"].duplicated().any():
+        raise ValueError(f"pick: {where} leaves {len(chosen)} rows for {frame['seed'].nunique()} seeds, expected one a seed")
+    return chosen.set_index("seed")[column].astype(float).sort_index()
+
+# %% ../../nbs/suite/records.ipynb #3ff92076
+def provenance(
+    records: Iterable[Record],  # of one paper and tier
+    *experiments: str,  # those the claim has used
+) -> dict[str, Any]:  # tier, data and stand_in, as an `Outcome` takes them
+    "Where the numbers of a claim were measured, and on what."
+    mine = [r for r in records if r.experiment in experiments]
+    sources = {d["name"]: d["stand_in"] for r in mine for d in r.data}
+    return {"tier": mine[0].tier, "data": ", ".join(sources), "stand_in": any(sources.values())}

@@ -58,14 +58,14 @@ class Folders:
     def state(self, key: str) -> Path:
         return self.base / "state" / f"{key}.json"
 
-# %% ../../nbs/suite/runner.ipynb #7f3566ff
+# %% ../../nbs/suite/runner.ipynb #97eec75b
 @dataclass(frozen=True)
 class Job:
     "One notebook to execute."
     notebook: str  # address below nbs/, `skiprnn/04_experiments.ipynb`
     tier: str  # size
     seed: int | None = None  # None where the notebook has no seed
-    stage: int = 0  # 0: any time; 1: after all of stage 0; 2: last
+    stage: int = 0  # 0: any time; 1: after all of stage 0; 2: last, since it is timed
     device: str = "cpu"  # handed to the notebook
 
     @property
@@ -93,7 +93,7 @@ def parameters_of(
         raise ValueError(f"parameters: {', '.join(sorted(unknown))} not known, expected tier, seed, device, record_path only")
     return found
 
-# %% ../../nbs/suite/runner.ipynb #c7147219
+# %% ../../nbs/suite/runner.ipynb #f78eb69e
 def plan(
     papers: Iterable[str],  # package names
     tier: str,  # size
@@ -118,7 +118,7 @@ def plan(
             if path.name.startswith("04"):
                 jobs += [make(seed=s) for s in range(count)]
             else:
-                jobs.append(make(stage=1 if path.name.startswith(("05", "06")) else 0))
+                jobs.append(make(stage={"05": 1, "06": 2}.get(path.name[:2], 0)))
     return sorted(jobs, key=lambda j: (j.stage, not j.notebook.split("/")[1].startswith("04"), j.key))
 
 # %% ../../nbs/suite/runner.ipynb #17defbda
