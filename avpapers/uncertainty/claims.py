@@ -84,13 +84,13 @@ def test_rare_group(records: Sequence[Record]) -> Outcome | None:
     note = "the formula in the released code has AUROC " + ", ".join(f"{v:.2f} ({n})" for n, v in released.items())
     return _outcome(records, DRAWN, checks[0].estimate, checks, controls, note)
 
-# %% ../../nbs/uncertainty/00_overview.ipynb #2ec65b9e
+# %% ../../nbs/uncertainty/00_overview.ipynb #c31ed9d4
 def test_calibration(records: Sequence[Record]) -> Outcome | None:
     "UN-4: the calibration gap grows with total uncertainty, more than it would for a perfectly calibrated model."
     frames = rated_frames(records)
     if frames is None:
         return None
-    fifth = lambda name, column, k: pick(frames[name], column, role="both", fifth=float(k))
+    fifth = lambda name, column, k: pick(frames[name], column, role="both by fifth", fifth=float(k))
     spread = lambda name, column: fifth(name, column, 5) - fifth(name, column, 1)
     gap = {n: mean_interval(spread(n, "gap")) for n in frames}
     checks = [Check(f"{n}: calibration gap, most uncertain fifth minus least", gap[n]) for n in frames]
