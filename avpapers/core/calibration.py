@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['negative_log_likelihood', 'brier_score', 'expected_calibration_error', 'reliability_table',
+__all__ = ['negative_log_likelihood', 'brier_score', 'expected_calibration_error', 'reliability_table', 'calibration_error',
            'adaptive_calibration_error', 'reliability_diagram']
 
 # %% ../../nbs/core/calibration.ipynb #a101d1e0
@@ -64,7 +64,7 @@ def expected_calibration_error(
     probs, target = _check(probs, target)
     return float(multiclass_calibration_error(probs, target, probs.shape[1], n_bins=num_bins, norm="l1"))
 
-# %% ../../nbs/core/calibration.ipynb #001f1507
+# %% ../../nbs/core/calibration.ipynb #f37c16c3
 def reliability_table(
     probs: Float[Tensor, "N K"],  # class probabilities
     target: Int[Tensor, "N"],  # true classes, 0 to K-1
@@ -87,6 +87,13 @@ def reliability_table(
     return table.assign(gap=table["accuracy"] - table["confidence"])
 
 
+def calibration_error(
+    table: pd.DataFrame,  # from `reliability_table`
+) -> float:  # from 0 to 1, lower is better
+    "Mean distance of confidence and accuracy over the bins of a table, weighted by count."
+    return float((table["gap"].abs() * table["count"]).sum() / table["count"].sum())
+
+
 def adaptive_calibration_error(
     probs: Float[Tensor, "N K"],  # class probabilities
     target: Int[Tensor, "N"],  # true classes, 0 to K-1
@@ -94,8 +101,7 @@ def adaptive_calibration_error(
     num_bins: int = 15,  # of equally many items
 ) -> float:  # from 0 to 1, lower is better
     "Mean distance of confidence and accuracy over bins of equal counts (Nguyen and O'Connor 2015)."
-    table = reliability_table(probs, target, num_bins=num_bins, adaptive=True)
-    return float((table["gap"].abs() * table["count"]).sum() / table["count"].sum())
+    return calibration_error(reliability_table(probs, target, num_bins=num_bins, adaptive=True))
 
 # %% ../../nbs/core/calibration.ipynb #1b6f7625
 def reliability_diagram(

@@ -192,7 +192,7 @@ def _dropout_only(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in before: module.training = flag
 
-# %% ../../nbs/uncertainty/02_model.ipynb #35469505
+# %% ../../nbs/uncertainty/02_model.ipynb #a68b2cd5
 class MCDropout(nn.Module):
     "A classifier that is asked several times, with other units dropped each time; made by `mc_dropout`."
 
@@ -201,6 +201,7 @@ class MCDropout(nn.Module):
         super().__init__()
         self.model, self.num_samples, self.heteroscedastic = model, num_samples, heteroscedastic
         self.masks, self.logit_draws, self.seed, self.max_bytes, self.method = masks, logit_draws, seed, max_bytes, method
+        self._known: dict[tuple, tuple[str, int]] = {}  # shapes of one row -> how to run it, and its largest tensor
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, heteroscedastic={self.heteroscedastic}, masks={self.masks!r}"
@@ -242,7 +243,7 @@ def mc_dropout(
         raise ValueError("logit_draws needs heteroscedastic=True: without a learned variance there is no noise to draw")
     return MCDropout(model, num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method)
 
-# %% ../../nbs/uncertainty/02_model.ipynb #8257d83a
+# %% ../../nbs/uncertainty/02_model.ipynb #27b7e8d5
 def _rows_of(args: tuple, kwargs: dict) -> int:
     "N, from the first tensor among the arguments."
     for value in (*args, *kwargs.values()):
@@ -261,7 +262,10 @@ def _parts(self, args: tuple, kwargs: dict) -> Iterator[tuple[tuple, dict, str]]
     n = _rows_of(args, kwargs)
     if not n: raise ValueError("mc_dropout: the batch is empty; give at least one item")
     device = next((v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), torch.device("cpu"))
-    method, largest = self._probe(*_take_rows(args, kwargs, slice(0, 1), n))
+    one_row = _take_rows(args, kwargs, slice(0, 1), n)
+    shapes = tuple(tuple(v.shape) for v in (*one_row[0], *one_row[1].values()) if isinstance(v, Tensor))
+    if shapes not in self._known: self._known[shapes] = self._probe(*one_row)
+    method, largest = self._known[shapes]
     budget = self.max_bytes or (2**24 if device.type == "cpu" else 2**30)
     at_once = 1 if method == "loop" else self.num_samples
     rows = max(1, min(n, budget // (4 * largest * at_once)))
