@@ -49,7 +49,7 @@ class Uncertainty:
         one_each = {k: v.tolist() for k, v in columns.items() if isinstance(v, Tensor) and v.ndim == 1}
         return pd.DataFrame({"label": label.tolist(), "confidence": confidence.tolist()} | one_each)
 
-# %% ../../nbs/uncertainty/02_model.ipynb #e34efc67
+# %% ../../nbs/uncertainty/02_model.ipynb #9d3ad30c
 def decompose(
     logits: Float[Tensor, "S N K"],  # one slice a pass
     log_variance: Float[Tensor, "S N"] | None = None,  # v, of the logits' noise, same for all classes
@@ -62,7 +62,7 @@ def decompose(
     log_probs = z.log_softmax(0)
     probs = log_probs.exp()
     expected = -(probs * log_probs.clamp_min(-1e4)).sum(0)
-    if noise is not None:
+    if noise is not None and log_variance is not None:
         sigma = (0.5 * log_variance.float()).exp()  # sigma = exp(v/2)
         probs = sum((z + sigma * e[:, None, None]).softmax(0) for e in noise) / len(noise)
         expected = _entropy(probs)
@@ -113,7 +113,7 @@ def _alpha_dropout(x: Tensor, p: float, mask: Tensor) -> Tensor:
     scale = ((1 - p) * (1 + p * limit**2)) ** -0.5
     return (x * keep + limit * (1 - keep)) * scale - scale * p * limit
 
-# %% ../../nbs/uncertainty/02_model.ipynb #01fb0057
+# %% ../../nbs/uncertainty/02_model.ipynb #69d13b16
 _KINDS: dict[Callable, int | None] = {  # function -> how many axes behind the item get their own draw; None: all
     F.dropout: None, torch.dropout: None, F.dropout1d: 1, F.dropout2d: 1, F.dropout3d: 1,
     F.alpha_dropout: None, F.feature_alpha_dropout: 1,
@@ -133,7 +133,7 @@ class _DropoutOn(TorchFunctionMode):
         if func in _KINDS:
             return self.drop(func, *args, **kwargs)
         if func is F.scaled_dot_product_attention:
-            return self.attend(*args, **kwargs)
+            return _attend(self, *args, **kwargs)
         if func is F.multi_head_attention_forward:
             with self: return _attention_body(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -145,15 +145,15 @@ class _DropoutOn(TorchFunctionMode):
         if p == 0:
             return input
         self.calls += 1
-        axes = input.ndim if _KINDS[func] is None else 1 + _KINDS[func]
-        shape = [n if i < axes else 1 for i, n in enumerate(input.shape)]
+        own = _KINDS[func]
+        shape = [n if own is None or i <= own else 1 for i, n in enumerate(input.shape)]
         if not self.independent: shape[0] = 1
         mask = _mask(input, p, tuple(shape), self.generator)
         alpha = func in (F.alpha_dropout, F.feature_alpha_dropout)
         return _alpha_dropout(input, p, mask) if alpha else input * mask
 
-# %% ../../nbs/uncertainty/02_model.ipynb #a2c91b82
-def _attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+# %% ../../nbs/uncertainty/02_model.ipynb #06042c7b
+def _attend(mode: _DropoutOn, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
     "softmax(Q K^T / sqrt(D)) with dropout, times V."
     if dropout_p == 0:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
@@ -165,10 +165,9 @@ def _attend(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=Fa
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return self.drop(F.dropout, scores.softmax(-1), dropout_p) @ value
+    return mode.drop(F.dropout, scores.softmax(-1), dropout_p) @ value
 
 
-_DropoutOn.attend = _attend
 _forward = F.multi_head_attention_forward
 _attention_body = types.FunctionType(
     _forward.__code__, {**_forward.__globals__, "has_torch_function": lambda _: False}, "_attention_body", _forward.__defaults__
@@ -192,7 +191,7 @@ def _dropout_only(model: nn.Module) -> Iterator[None]:
     finally:
         for module, flag in before: module.training = flag
 
-# %% ../../nbs/uncertainty/02_model.ipynb #a68b2cd5
+# %% ../../nbs/uncertainty/02_model.ipynb #bd9b8085
 class MCDropout(nn.Module):
     "A classifier that is asked several times, with other units dropped each time; made by `mc_dropout`."
 
@@ -201,7 +200,7 @@ class MCDropout(nn.Module):
         super().__init__()
         self.model, self.num_samples, self.heteroscedastic = model, num_samples, heteroscedastic
         self.masks, self.logit_draws, self.seed, self.max_bytes, self.method = masks, logit_draws, seed, max_bytes, method
-        self._known: dict[tuple, tuple[str, int]] = {}  # shapes of one row -> how to run it, and its largest tensor
+        self.known: dict[tuple, tuple[str, int]] = {}  # shapes of one row -> how to run it, and its largest tensor
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, heteroscedastic={self.heteroscedastic}, masks={self.masks!r}"
@@ -209,12 +208,12 @@ class MCDropout(nn.Module):
     @torch.no_grad()
     def sample(self, *args, **kwargs) -> Float[Tensor, "S N C"]:
         "The model's outputs, pass by pass; C is K, and one more with a learned variance."
-        return torch.cat([self._passes(*part) for part in self._parts(args, kwargs)], 1)
+        return torch.cat([_passes(self, *part) for part in _parts(self, args, kwargs)], 1)
 
     @torch.no_grad()
     def forward(self, *args, **kwargs) -> Uncertainty:
         "Prediction and uncertainty of each item; arguments are those of the model."
-        parts = [self._decompose(self._passes(*part)) for part in self._parts(args, kwargs)]
+        parts = [_parts_of_doubt(self, _passes(self, *part)) for part in _parts(self, args, kwargs)]
         return _concatenate(parts)
 
 # %% ../../nbs/uncertainty/02_model.ipynb #1b4ce5c7
@@ -243,7 +242,7 @@ def mc_dropout(
         raise ValueError("logit_draws needs heteroscedastic=True: without a learned variance there is no noise to draw")
     return MCDropout(model, num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method)
 
-# %% ../../nbs/uncertainty/02_model.ipynb #27b7e8d5
+# %% ../../nbs/uncertainty/02_model.ipynb #922382d4
 def _rows_of(args: tuple, kwargs: dict) -> int:
     "N, from the first tensor among the arguments."
     for value in (*args, *kwargs.values()):
@@ -257,38 +256,36 @@ def _take_rows(args: tuple, kwargs: dict, rows: slice, n: int) -> tuple[tuple, d
     return tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}
 
 
-def _parts(self, args: tuple, kwargs: dict) -> Iterator[tuple[tuple, dict, str]]:
+def _parts(asked: MCDropout, args: tuple, kwargs: dict) -> Iterator[tuple[tuple, dict, str]]:
     "Arguments for as many rows at a time as memory allows, and how to run them."
     n = _rows_of(args, kwargs)
     if not n: raise ValueError("mc_dropout: the batch is empty; give at least one item")
     device = next((v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), torch.device("cpu"))
     one_row = _take_rows(args, kwargs, slice(0, 1), n)
     shapes = tuple(tuple(v.shape) for v in (*one_row[0], *one_row[1].values()) if isinstance(v, Tensor))
-    if shapes not in self._known: self._known[shapes] = self._probe(*one_row)
-    method, largest = self._known[shapes]
-    budget = self.max_bytes or (2**24 if device.type == "cpu" else 2**30)
-    at_once = 1 if method == "loop" else self.num_samples
+    if shapes not in asked.known: asked.known[shapes] = _probe(asked, *one_row)
+    method, largest = asked.known[shapes]
+    budget = asked.max_bytes or (2**24 if device.type == "cpu" else 2**30)
+    at_once = 1 if method == "loop" else asked.num_samples
     rows = max(1, min(n, budget // (4 * largest * at_once)))
     for start in range(0, n, rows):
         yield *_take_rows(args, kwargs, slice(start, start + rows), n), method
 
-
-MCDropout._parts = _parts
-
-# %% ../../nbs/uncertainty/02_model.ipynb #bd526c41
-def _probe(self, args: tuple, kwargs: dict) -> tuple[str, int]:
+# %% ../../nbs/uncertainty/02_model.ipynb #59285740
+def _probe(asked: MCDropout, args: tuple, kwargs: dict) -> tuple[str, int]:
     "Two passes over one row: how to run, and the size of the largest tensor behind the first dropout."
-    methods = {"auto": ("vmap", "loop")}.get(self.method, (self.method,))
-    if self.method == "auto" and self.masks == "shared" and _layers(self.model) is not None: methods = ("thin",)
-    for method in methods:
-        try:
-            _, mode = _run(self, args, kwargs, method, 2)
-            break
-        except RuntimeError as error:
-            if method == methods[-1]: raise
-            warnings.warn(f"mc_dropout: passes are run one by one, since this model cannot be mapped over samples "
-                          f"({str(error).splitlines()[0][:120]})", stacklevel=4)  # fmt: skip
-    if not mode.calls and not _has_recurrent_dropout(self.model):
+    method = asked.method
+    if method == "auto":
+        method = "thin" if asked.masks == "shared" and _layers(asked.model) else "vmap"
+    try:
+        _, mode = _run(asked, args, kwargs, method, 2)
+    except RuntimeError as error:
+        if asked.method != "auto" or method != "vmap": raise
+        method = "loop"
+        warnings.warn(f"mc_dropout: passes are run one by one, since this model cannot be mapped over samples "
+                      f"({str(error).splitlines()[0][:120]})", stacklevel=4)  # fmt: skip
+        _, mode = _run(asked, args, kwargs, method, 2)
+    if not mode.calls and not _has_recurrent_dropout(asked.model):
         raise ValueError("mc_dropout: the model called no dropout with p > 0, so all passes would be equal. "
                          "Give it nn.Dropout layers (and train it with them), or set their p")  # fmt: skip
     return method, mode.largest
@@ -297,10 +294,7 @@ def _probe(self, args: tuple, kwargs: dict) -> tuple[str, int]:
 def _has_recurrent_dropout(model: nn.Module) -> bool:
     return any(isinstance(m, nn.RNNBase) and m.dropout > 0 for m in model.modules())
 
-
-MCDropout._probe = _probe
-
-# %% ../../nbs/uncertainty/02_model.ipynb #ece1f64b
+# %% ../../nbs/uncertainty/02_model.ipynb #e82388f4
 _POINTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Hardswish, nn.Identity, nn.Softplus)
 
 
@@ -309,7 +303,7 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
     chain, todo = [], [model]
     while todo:
         module = todo.pop(0)
-        if type(module).forward is nn.Sequential.forward: todo = [*module, *todo]
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward: todo = [*module, *todo]
         else: chain.append(module)
     first = next((i for i, m in enumerate(chain) if isinstance(m, nn.Dropout) and m.p > 0), None)
     if first is None or len(chain) == 1 or any(_has_hooks(m) for m in (model, *chain[first:])): return None
@@ -346,15 +340,16 @@ def _thinned(parts: tuple[list[nn.Module], list[nn.Module]], x: Tensor, num_samp
         else: x = layer(x)
     return x if mask is None else x * mask
 
-# %% ../../nbs/uncertainty/02_model.ipynb #8a856adf
-def _run(self, args: tuple, kwargs: dict, method: str, num_samples: int) -> tuple[Tensor, _DropoutOn]:
+# %% ../../nbs/uncertainty/02_model.ipynb #46c1a28e
+def _run(asked: MCDropout, args: tuple, kwargs: dict, method: str, num_samples: int) -> tuple[Tensor, _DropoutOn]:
     "Outputs of some passes, (S, N, C), and the mode that watched them."
     device = next(v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-    mode = _DropoutOn(seeded_generator(self.seed, stream="masks", device=device), self.masks == "independent")
-    once = lambda _=None: _logits(self.model(*args, **kwargs))
-    with _dropout_only(self.model), nullcontext() if method == "thin" else mode:
-        if method == "thin":
-            out = _thinned(_layers(self.model), args[0], num_samples, mode)
+    mode = _DropoutOn(seeded_generator(asked.seed, stream="masks", device=device), asked.masks == "independent")
+    once = lambda _=None: _logits(asked.model(*args, **kwargs))
+    chain = _layers(asked.model) if method == "thin" else None
+    with _dropout_only(asked.model), nullcontext() if chain else mode:
+        if chain:
+            out = _thinned(chain, args[0], num_samples, mode)
         elif method == "vmap":
             out = torch.vmap(once, randomness="different")(torch.empty(num_samples, device=device))
         else:
@@ -370,30 +365,28 @@ def _logits(out: Any) -> Tensor:
     if hasattr(out, "logits"): return out.logits
     raise ValueError(f"mc_dropout: the model returned {type(out).__name__}; expected a tensor of logits or an object with .logits")
 
-# %% ../../nbs/uncertainty/02_model.ipynb #2083446a
-def _passes(self, args: tuple, kwargs: dict, method: str) -> Tensor:
-    return _run(self, args, kwargs, method, self.num_samples)[0]
+# %% ../../nbs/uncertainty/02_model.ipynb #ba7fd824
+def _passes(asked: MCDropout, args: tuple, kwargs: dict, method: str) -> Tensor:
+    return _run(asked, args, kwargs, method, asked.num_samples)[0]
 
 
-def _decompose_passes(self, out: Tensor) -> Uncertainty:
-    "Outputs of all passes into parts."
-    if not self.heteroscedastic: return decompose(out)
+def _parts_of_doubt(asked: MCDropout, out: Tensor) -> Uncertainty:
+    "Outputs of all passes, decomposed."
+    if not asked.heteroscedastic: return decompose(out)
     noise = None
-    if self.logit_draws:
-        generator = seeded_generator(self.seed, stream="logit noise", device=out.device)
-        noise = torch.randn(self.logit_draws, out.shape[2] - 1, generator=generator, device=out.device)
+    if asked.logit_draws:
+        generator = seeded_generator(asked.seed, stream="logit noise", device=out.device)
+        noise = torch.randn(asked.logit_draws, out.shape[2] - 1, generator=generator, device=out.device)
     return decompose(out[..., :-1], out[..., -1], noise=noise)
 
 
 def _concatenate(parts: list[Uncertainty]) -> Uncertainty:
     "Parts of a batch, joined again."
     join = lambda values: torch.cat(values) if isinstance(values[0], Tensor) else values[0]
-    return Uncertainty(**{f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Uncertainty)})
+    joined: dict[str, Any] = {f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Uncertainty)}
+    return Uncertainty(**joined)
 
-
-MCDropout._passes, MCDropout._decompose = _passes, _decompose_passes
-
-# %% ../../nbs/uncertainty/02_model.ipynb #4bcd9fbb
+# %% ../../nbs/uncertainty/02_model.ipynb #6f2af845
 class BoundLogVariance(nn.Module):
     "Keeps the last output, v, between -8 and 5 (D6)."
     per_item = True
@@ -418,12 +411,13 @@ class StochasticLogitHead(nn.Sequential):
         widths = (in_features, *hidden)
         blocks = [part for i, o in zip(widths, hidden, strict=False) for part in (nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout))]
         bound = [BoundLogVariance()] if heteroscedastic else []
-        super().__init__(nn.Flatten(), *blocks, nn.Linear(widths[-1], num_classes + heteroscedastic), *bound)
+        out = nn.Linear(widths[-1], num_classes + heteroscedastic)
+        super().__init__(nn.Flatten(), *blocks, out, *bound)
         self.num_classes, self.heteroscedastic = num_classes, heteroscedastic
         for layer in self:
             if isinstance(layer, nn.Linear): _released_init(layer, generator)
         if heteroscedastic:
-            with torch.no_grad(): self[-2].bias[-1] = -2.0  # D6: sigma starts at exp(-1)
+            nn.init.constant_(out.bias[-1:], -2.0)  # D6: sigma starts at exp(-1)
 
 # %% ../../nbs/uncertainty/02_model.ipynb #9f920951
 def _released_init(layer: nn.Linear, generator: torch.Generator | None) -> None:

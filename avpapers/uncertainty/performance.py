@@ -23,7 +23,7 @@ from .model import StochasticLogitHead, decompose, mc_dropout
 __all__ = ['WAYS', 'Classifier', 'Encoder', 'Config', 'config', 'flops', 'cases', 'plain_loop', 'with_baal', 'with_baal_cache',
            'with_torch_uncertainty', 'prepared', 'time_case', 'run_performance', 'case_rows']
 
-# %% ../../nbs/uncertainty/06_performance.ipynb #c9ae6d7d
+# %% ../../nbs/uncertainty/06_performance.ipynb #c7f6c2e4
 class Classifier(nn.Module):
     "A timm backbone and the paper's head on its features."
 
@@ -31,8 +31,8 @@ class Classifier(nn.Module):
         super().__init__()
         import timm
 
-        self.backbone = timm.create_model(name, num_classes=0)
-        self.head = StochasticLogitHead(self.backbone.num_features, num_classes, heteroscedastic=False, generator=generator)
+        backbone: Any = timm.create_model(name, num_classes=0)
+        self.backbone, self.head = backbone, StochasticLogitHead(backbone.num_features, num_classes, heteroscedastic=False, generator=generator)
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.head(self.backbone(pictures))
