@@ -186,7 +186,7 @@ def _prepare(text: str):
                 cell.metadata.setdefault("tags", []).append("skip-execution")
     return notebook
 
-# %% ../../nbs/suite/runner.ipynb #61b9a792
+# %% ../../nbs/suite/runner.ipynb #a3bd627c
 def _announce(report: Callable[[dict], None], key: str, notebook, deadline: float) -> dict[str, Callable]:
     "Hooks for the notebook client: where it is, and how long a cell may still take."
     total = len(notebook.cells)
@@ -202,6 +202,7 @@ def _quiet_environment() -> None:
     "One thread a process, no bars in saved outputs."
     os.environ.update(OMP_NUM_THREADS="1", TQDM_DISABLE="1", MPLBACKEND="module://matplotlib_inline.backend_inline",
                       TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONWARNINGS="ignore:IProgress")  # fmt: skip
+    os.environ.pop("MALLOC_TRIM_THRESHOLD_", None)  # set by dask: memory goes back after every operation, which halves the speed
 
 # %% ../../nbs/suite/runner.ipynb #bfaef253
 def run_job(

@@ -65,7 +65,7 @@ def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> floa
     residual = lambda v: v - np.polyval(np.polyfit(given, v, 1), given)
     return correlation(residual(x), residual(y))
 
-# %% ../../nbs/uncertainty/04_experiments.ipynb #9db2675d
+# %% ../../nbs/uncertainty/04_experiments.ipynb #ca326680
 def measure(found: Uncertainty, data: Rated, *, seed: int) -> dict[str, Any]:
     "One row: quality, correlation with disagreement, detection of errors."
     votes, labels, d = data.probs, data.labels, data.disagreement.double().numpy()
@@ -84,7 +84,8 @@ def measure(found: Uncertainty, data: Rated, *, seed: int) -> dict[str, Any]:
                 f"auroc_error_{name}": auroc(wrong, value)}  # fmt: skip
         if name != "confidence": row[f"partial_{name}"] = partial_correlation(value, d, doubts["confidence"])
     if "learned" in doubts:
-        row["r_learned_shuffled"] = correlation(doubts["learned"], shuffled)
+        row |= {"r_learned_shuffled": correlation(doubts["learned"], shuffled), "learned_median": float(np.median(doubts["learned"])),
+                "learned_at_floor": float((doubts["learned"] < 1.001 * np.exp(-8)).mean())}  # fmt: skip
     if {"learned", "mutual"} <= set(doubts):
         row["r_sum"] = correlation(_standard(doubts["learned"]) + _standard(doubts["mutual"]), d)
     return row
@@ -226,12 +227,12 @@ def without_ambiguous(study: Study, noisy: nn.Sequential) -> None:
     for role, weight in weights.items():
         study.row(role, study.ask(study.fit(role, weights=weight), dropout=False))
 
-# %% ../../nbs/uncertainty/04_experiments.ipynb #b2b9d1f5
+# %% ../../nbs/uncertainty/04_experiments.ipynb #8c566b33
 def keep_for_figures(study: Study, nets: dict[str, nn.Sequential]) -> None:
     "Small lists for the figures of the results page."
     both, none = study.ask(nets["noisy"], dropout=True), study.ask(nets["plain"], dropout=False)
     some = torch.randperm(len(study.test), generator=seeded_generator(study.seed, stream="figure"))[:400]
-    short = lambda v: [round(float(x), 4) for x in v]
+    short = lambda v: [float(f"{float(x):.4g}") for x in v]
     extras: dict[str, Any] = {"scatter": {"disagreement": short(study.test.disagreement[some]), "learned": short(both.learned_variance[some]),
                                           "expected": short(both.expected_entropy[some])}}  # fmt: skip
     extras["reliability"] = {name: reliability_table(u.probs, study.test.labels, adaptive=True, num_bins=10).round(4).to_dict("list")
@@ -267,7 +268,7 @@ def study_people(name: str, load: Callable[[Config, int], Rated], extra: Callabl
 
 RATED_CLAIMS = ("UN-1", "UN-2", "UN-4", "UN-5", "UN-6")
 
-# %% ../../nbs/uncertainty/04_experiments.ipynb #d2ed0082
+# %% ../../nbs/uncertainty/04_experiments.ipynb #e613d644
 def words_extra(study: Study, nets: dict[str, nn.Sequential]) -> None:
     "The ceiling, the direct route, the extremes, and a missing cluster."
     from sklearn.linear_model import RidgeCV
@@ -278,7 +279,7 @@ def words_extra(study: Study, nets: dict[str, nn.Sequential]) -> None:
     record.rows.append({"model": "ceiling", "role": "ceiling", "r_ceiling": ceiling, "r_direct": correlation(direct, test.disagreement.numpy())})
     learned = study.ask(nets["noisy"], dropout=False).learned_variance
     order = learned.argsort()
-    pick = lambda index: [{"item": test.items[i], "votes": test.votes[i].tolist(), "learned": round(float(learned[i]), 4)} for i in index.tolist()]
+    pick = lambda index: [{"item": test.items[i], "votes": test.votes[i].tolist(), "learned": float(f"{learned[i]:.4g}")} for i in index.tolist()]
     record.extras["extremes"] = {"least": pick(order[:12]), "most": pick(order[-12:].flip(0))}
     missing_cluster(study)
 

@@ -49,7 +49,7 @@ class Uncertainty:
         one_each = {k: v.tolist() for k, v in columns.items() if isinstance(v, Tensor) and v.ndim == 1}
         return pd.DataFrame({"label": label.tolist(), "confidence": confidence.tolist()} | one_each)
 
-# %% ../../nbs/uncertainty/02_model.ipynb #9d3ad30c
+# %% ../../nbs/uncertainty/02_model.ipynb #53a1062a
 def decompose(
     logits: Float[Tensor, "S N K"],  # one slice a pass
     log_variance: Float[Tensor, "S N"] | None = None,  # v, of the logits' noise, same for all classes
@@ -61,7 +61,7 @@ def decompose(
     z = logits.float().permute(2, 0, 1).contiguous()  # (K, S, N): sums over few classes vectorize over items
     log_probs = z.log_softmax(0)
     probs = log_probs.exp()
-    expected = -(probs * log_probs.clamp_min(-1e4)).sum(0)
+    expected = 0 - (probs * log_probs.clamp_min(-1e4)).sum(0)
     if noise is not None and log_variance is not None:
         sigma = (0.5 * log_variance.float()).exp()  # sigma = exp(v/2)
         probs = sum((z + sigma * e[:, None, None]).softmax(0) for e in noise) / len(noise)
@@ -79,9 +79,9 @@ def decompose(
         num_samples=len(logits),
     )  # fmt: skip
 
-# %% ../../nbs/uncertainty/02_model.ipynb #3158e1b6
+# %% ../../nbs/uncertainty/02_model.ipynb #ba34ebf6
 def _entropy(probs: Tensor) -> Tensor:
-    return -torch.xlogy(probs, probs).sum(0)  # class axis first
+    return 0 - torch.xlogy(probs, probs).sum(0)  # class axis first
 
 
 def _spread(values: Tensor, mean: Tensor) -> Tensor:
