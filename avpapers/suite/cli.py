@@ -230,10 +230,15 @@ def docs(
         typer.secho(problem, fg="red", err=True)
     raise typer.Exit(1 if problems else 0)
 
-# %% ../../nbs/suite/cli.ipynb #337a5b4a
+# %% ../../nbs/suite/cli.ipynb #062f55e3
 _OPTIONAL = {
     "papermill": "runs notebooks: pip install 'avpapers[suite]'",
     "distributed": "several processes or machines: pip install 'avpapers[suite]'",
+    "onnxruntime": "sentence features: pip install 'avpapers[text]'",
+    "python-avatars": "drawn faces: pip install 'avpapers[avatars]'",
+    "resvg-py": "drawn faces: pip install 'avpapers[avatars]'",
+    "baal": "a peer of the performance pages: pip install 'avpapers[peers]'",
+    "torch-uncertainty": "a peer of the performance pages: pip install 'avpapers[peers]'",
     "smalldocs": "renders the site without Quarto: pip install 'avpapers[docs]'",
     "pybtex": "citations without Quarto: pip install 'avpapers[docs]'",
     "nbdev": "exports and tests notebooks: pip install 'avpapers[dev]'",
@@ -293,19 +298,19 @@ def doctor() -> None:
     if any(r["found"] == "missing" and r["part"] in ("Python", "torch") for r in rows):
         raise typer.Exit(1)
 
-# %% ../../nbs/suite/cli.ipynb #16cff115
+# %% ../../nbs/suite/cli.ipynb #c9afa2a5
 data = typer.Typer(help="Data sets: list them, or bring one into the cache.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
 def _datasets():
-    "Every data set of every paper: name -> what it is and how to get it."
+    "Every data set of every paper and what they share: name -> what it is and how to get it."
     import importlib
     import importlib.util
 
     from avpapers.suite.papers import PAPERS
 
-    modules = [f"avpapers.{p}.data" for p in PAPERS if importlib.util.find_spec(f"avpapers.{p}")]
+    modules = [f"avpapers.{p}.data" for p in PAPERS if importlib.util.find_spec(f"avpapers.{p}")] + ["avpapers.data.pretrained"]
     found = {}
     for module in (m for m in modules if importlib.util.find_spec(m)):
         found |= importlib.import_module(module).DATASETS
