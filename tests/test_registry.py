@@ -3,12 +3,20 @@
 import pytest
 import torch
 
-from avpapers.core.registry import create_model, list_models, load_weights, model_card, read_card, save_weights
+from avpapers.core.registry import (
+    create_model,
+    list_models,
+    load_weights,
+    model_card,
+    read_card,
+    save_weights,
+)
 
 SAMPLES = {  # an input for the default arguments
-    "skip_lstm": lambda: torch.randn(5, 2, 1),
-    "skip_gru": lambda: torch.randn(5, 2, 1),
-    "stochastic_logit_head": lambda: torch.randn(4, 512),
+    "skip_lstm": lambda: (torch.randn(5, 2, 1),),
+    "skip_gru": lambda: (torch.randn(5, 2, 1),),
+    "stochastic_logit_head": lambda: (torch.randn(4, 512),),
+    "anp_fusion": lambda: (torch.rand(4, 117), torch.rand(4, 167)),
 }
 NAMES = [name for name in list_models() if not name.startswith("_")]
 
@@ -30,7 +38,7 @@ def test_every_model_has_a_sample():
 @pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_learns(name):
     model, x = make(name), SAMPLES[name]()
-    out = first(model(x))
+    out = first(model(*x))
     assert torch.isfinite(out).all()
     out.square().sum().backward()
     reached = [p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters()]
@@ -40,13 +48,13 @@ def test_it_runs_and_learns(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_same_seed_same_model_and_weights_survive_a_file(name, tmp_path):
     model, twin, x = make(name).eval(), make(name).eval(), SAMPLES[name]()
-    torch.testing.assert_close(first(model(x)), first(twin(x)))
+    torch.testing.assert_close(first(model(*x)), first(twin(*x)))
     path = save_weights(model, tmp_path / "weights.safetensors", model_card(name)) or tmp_path / "weights.safetensors"
     with torch.no_grad():
         for p in twin.parameters():
             p.add_(1)
     load_weights(twin, path)
-    torch.testing.assert_close(first(model(x)), first(twin(x)))
+    torch.testing.assert_close(first(model(*x)), first(twin(*x)))
     assert read_card(path).paper == model_card(name).paper
 
 

@@ -340,20 +340,20 @@ def _break(grid: Tensor, strength: Tensor, n: Nuisances) -> tuple[Tensor, Tensor
     moved = grid - side[..., None] * (gap[..., None] * normal + 0.2 * w[..., None] * along)
     return moved, (distance.abs() >= gap).to(grid.dtype)[:, None]
 
-# %% ../../nbs/data/drawings.ipynb #915a5db6
+# %% ../../nbs/data/drawings.ipynb #b44616e2
 def _place(images: Tensor, w: Mapping[str, Tensor], rows: Mapping[str, Tensor], n: Nuisances) -> Tensor:
     "(B, 4, H, W) drawings with color times opacity, put in their places."
     drawn = torch.cat([images[:, :3] * images[:, 3:], images[:, 3:]], 1)
     grid = F.affine_grid(_sampling_matrix(n, w["tiny"], w["falling"]), list(drawn.shape), align_corners=False)
     if len(r := rows["tiny"]):
         soft = F.avg_pool2d(drawn[r], 3, stride=1, padding=1)
-        drawn = drawn.index_copy(0, r, torch.lerp(drawn[r], soft, w["tiny"][r][:, None, None, None]))
+        drawn.index_copy_(0, r, torch.lerp(drawn[r], soft, w["tiny"][r][:, None, None, None]))
     whole = None
     if len(r := rows["broken"]):
         moved, whole = _break(grid[r], w["broken"][r], n.rows(r))
-        grid = grid.index_copy(0, r, moved)
+        grid.index_copy_(0, r, moved)
     placed = F.grid_sample(drawn, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return placed if whole is None else placed.index_copy(0, r, placed[r] * whole)
+    return placed if whole is None else placed.index_copy_(0, r, placed[r] * whole)
 
 # %% ../../nbs/data/drawings.ipynb #8907c0ab
 _LIGHT = (0.299, 0.587, 0.114)           # of red, green and blue in lightness (ITU-R BT.601)
@@ -404,7 +404,7 @@ def _along(heading: Tensor, like: Tensor) -> Tensor:
     x = (torch.arange(like.shape[-1], device=like.device, dtype=like.dtype) + 0.5) / like.shape[-1] - 0.5
     return (heading.cos()[:, None, None] * x + heading.sin()[:, None, None] * x[:, None])[:, None]
 
-# %% ../../nbs/data/drawings.ipynb #2248526b
+# %% ../../nbs/data/drawings.ipynb #2c842570
 def _dark(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     return picture * (1 - w * (0.78 - 0.16 * n.amount.view(-1, 1, 1, 1)))
 
@@ -418,7 +418,7 @@ def _misty(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
 
 
 def _rainy(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
-    kernel = torch.eye(9, device=picture.device, dtype=picture.dtype)[:, torch.arange(9) // 3 + 3].flip(1)
+    kernel = torch.eye(9, device=picture.device, dtype=picture.dtype)[torch.arange(9) // 3 + 3]
     streak = F.conv2d((n.grain > 2.0).to(picture.dtype), kernel[None, None], padding=4).clamp(max=1)
     dim = torch.lerp(picture, 0.7 * picture + picture.new_tensor([0.02, 0.05, 0.09]).view(3, 1, 1), w)
     return torch.lerp(dim, picture.new_tensor([0.80, 0.87, 0.95]).view(3, 1, 1), 0.7 * w * streak)
@@ -435,13 +435,14 @@ _ON_DRAWING = {"golden": _golden, "icy": _icy, "dry": _dry, "colorful": _colorfu
 _ON_PICTURE = {"dark": _dark, "bright": _bright, "misty": _misty, "rainy": _rainy, "muddy": _muddy}
 _NOISE = 8 / 255                         # standard deviation of the grain
 
-# %% ../../nbs/data/drawings.ipynb #3db89c0d
+# %% ../../nbs/data/drawings.ipynb #6d890ef3
 def _batch(adjective: Any, strength: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     "Checked adjective numbers (-1: none) and strengths of each image."
     num, at = len(images), images.device
     if images.ndim != 4 or images.shape[1] != 4 or images.shape[2] != images.shape[3] or not images.is_floating_point():
         raise ValueError(f"images must be float (B, 4, H, W) with H = W; got {images.dtype} {tuple(images.shape)}")
-    if num and not (images.min() >= 0 and images.max() <= 1): raise ValueError("images must be from 0 to 1, not NaN")
+    low, high = torch.aminmax(images) if images.numel() else (0, 1)
+    if not (low >= 0 and high <= 1): raise ValueError("images must be from 0 to 1, not NaN")
     strong = torch.as_tensor(strength, dtype=images.dtype, device=at)
     if strong.ndim == 0: strong = strong.expand(num)
     if strong.shape != (num,) or (num and not (strong.min() >= 0 and strong.max() <= 1)):
@@ -465,7 +466,7 @@ def _adjective_numbers(adjective: Any, num: int) -> Tensor:
         raise ValueError(f"adjective numbers must be from 0 to {len(names) - 1}; got {adjective.min()} to {adjective.max()}")
     return adjective
 
-# %% ../../nbs/data/drawings.ipynb #7052f3dd
+# %% ../../nbs/data/drawings.ipynb #2991313f
 def render(
     images: Float[Tensor, "B 4 H W"],    # drawings with opacity, 0 to 1, as `Drawings.rgba` gives them; H = W
     adjective: Int[Tensor, "B"] | Sequence[str] | str | None,   # numbers or names of `ADJECTIVES`; None: no adjective
@@ -493,20 +494,20 @@ def compose(
     color, alpha = placed[:, :3], placed[:, 3:]
     for name, change in _ON_DRAWING.items():
         if len(r := rows[name]):
-            new = change(color[r] / alpha[r].clamp(min=1e-12), strength[r].view(-1, 1, 1, 1), n.rows(r)) * alpha[r]
-            color = color.index_copy(0, r, new)
+            a = alpha[r]
+            color.index_copy_(0, r, change(color[r] / a.clamp(min=1e-12), strength[r].view(-1, 1, 1, 1), n.rows(r)) * a)
     picture = torch.addcmul(color, _background(n, color), 1 - alpha)
     for name, change in _ON_PICTURE.items():
         if len(r := rows[name]):
-            picture = picture.index_copy(0, r, change(picture[r], strength[r].view(-1, 1, 1, 1), n.rows(r)))
-    return (picture + _NOISE * n.grain).clamp(0, 1)
+            picture.index_copy_(0, r, change(picture[r], strength[r].view(-1, 1, 1, 1), n.rows(r)))
+    return picture.add(n.grain, alpha=_NOISE).clamp(0, 1)
 
 
 def _background(n: Nuisances, like: Tensor) -> Tensor:
     "(B, 3, H, W) ramps between two colors."
     return torch.lerp(n.colors[:, :, :1, None], n.colors[:, :, 1:, None], _along(n.heading, like) + 0.5)
 
-# %% ../../nbs/data/drawings.ipynb #24b7a908
+# %% ../../nbs/data/drawings.ipynb #3a242a24
 def pillow_render(
     images: Float[Tensor, "B 4 H W"],    # drawings with opacity, 0 to 1
     adjective: Int[Tensor, "B"] | Sequence[str] | str | None,   # dark, misty or falling; None: no adjective
@@ -530,10 +531,10 @@ def pillow_render(
 
 def _pillow_picture(pixels: np.ndarray, matrix: list[list[float]], name: str, strength: float, n: Nuisances) -> np.ndarray:
     from PIL import Image, ImageEnhance
-    size, amount = pixels.shape[0], float(n.amount)
-    half, (first, second) = size / 2, matrix
-    where = [v for a, b, c in (first, second) for v in (a, b, half * (1 + c - a - b))]
-    drawn = Image.fromarray(pixels).convert("RGBa").transform((size, size), Image.Transform.AFFINE, where,
+    size, amount, (first, second) = pixels.shape[0], float(n.amount), matrix
+    half = size / 2
+    where = [v for a, b, c in (first, second) for v in (a, b, half * (1 + c - a - b) + 1)]   # 1: the rim
+    drawn = Image.fromarray(np.pad(pixels, ((1, 1), (1, 1), (0, 0)))).convert("RGBa").transform((size, size), Image.Transform.AFFINE, where,
                                                               Image.Resampling.BILINEAR).convert("RGBA")
     x = (np.arange(size) + 0.5) / size - 0.5
     t = (math.cos(n.heading) * x + math.sin(n.heading) * x[:, None] + 0.5)[..., None]
