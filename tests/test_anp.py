@@ -1,0 +1,145 @@
+"Adjective-noun pairs: relevance that conserves, shares that add up, worlds that do not leak, lists that are checked."
+
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avpapers.anp import data as D
+from avpapers.anp import model as M
+from avpapers.core.environment import seeded_generator
+
+SIZES = st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(2, 8))
+
+
+def world(adjectives, nouns, pairs, seed, batch=7, hidden=9):
+    draw = lambda *shape, k=0: torch.randn(*shape, generator=seeded_generator(seed, stream=str(k)))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fusion = M.Fusion(adjectives, nouns, pairs, hidden=hidden)
+    a, n = (2 * draw(batch, adjectives)).softmax(1), (2 * draw(batch, nouns, k=1)).softmax(1)
+    return fusion.whiten_by(a, n), a, n
+
+
+@given(SIZES, st.integers(0, 50))
+@settings(max_examples=25, deadline=None)
+def test_relevance_is_conserved_and_not_negative(sizes, seed):
+    fusion, a, n = world(*sizes, seed)
+    explained = torch.arange(sizes[2]).expand(len(a), -1)
+    found = M.contributions(fusion, a, n, explained)
+    reached = (torch.relu(fusion.hidden((torch.cat([a, n], 1) - fusion.mean) / fusion.std))[:, None] * fusion.out.weight.clamp_min(0)).sum(-1) > 1e-6
+    whole = fusion(a, n).softmax(1)
+    torch.testing.assert_close(found.sum(-1)[reached], whole[reached], atol=1e-4, rtol=1e-3)
+    assert found.min() > -1e-5
+
+
+@given(SIZES, st.integers(0, 50))
+@settings(max_examples=25, deadline=None)
+def test_shapley_shares_add_up(sizes, seed):
+    fusion, a, n = world(*sizes, seed)
+    pair = torch.zeros(len(a), dtype=torch.long)
+    shares = M.shapley_shares(fusion, a, n, pair)
+    empty = fusion(*fusion.mean.expand(len(a), -1).split(sizes[:2], 1)).log_softmax(1)[:, 0]
+    torch.testing.assert_close(shares.sum(1), fusion(a, n).log_softmax(1)[:, 0] - empty, atol=1e-5, rtol=1e-4)
+
+
+def test_a_half_without_weights_gets_nothing():
+    fusion, a, n = world(4, 3, 5, 0)
+    with torch.no_grad():
+        fusion.hidden.weight[:, :4] = 0
+    relevance = M.contributions(fusion, a, n, torch.zeros(7, 2, dtype=torch.long))
+    assert relevance[..., :4].abs().max() == 0 and relevance[..., 4:].abs().sum() > 0
+    assert M.shapley_shares(fusion, a, n, torch.zeros(7, dtype=torch.long))[:, 0].abs().max() < 1e-6
+
+
+def test_product_rule_prefers_what_both_parts_say():
+    pairs = torch.tensor([[0, 0], [1, 1], [0, 1]])
+    scores = M.product_rule(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.2, 0.8]]), pairs)
+    assert scores.argmax() == 2
+    rare = M.product_rule(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]), pairs, counts=torch.tensor([8.0, 1, 1]))
+    expected = torch.tensor([0.8 / (0.9 * 0.8), 0.1 / (0.1 * 0.2), 0.1 / (0.9 * 0.2)]).log()
+    torch.testing.assert_close((rare - rare[:, :1])[0], expected - expected[0])
+
+
+@given(st.integers(0, 200))
+@settings(max_examples=25, deadline=None)
+def test_codetection_obeys_bayes(seed):
+    hits = torch.rand(40, 3, generator=seeded_generator(seed)) < 0.6
+    matrix, rate = M.codetection(hits), hits.double().mean(0)
+    torch.testing.assert_close(rate[:, None] * matrix, (rate[:, None] * matrix).T)
+    torch.testing.assert_close(matrix.diagonal(), torch.ones(3).double())
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return D.drawn_world(8, 5, 16, seed=3)
+
+
+def test_a_drawn_world_keeps_its_promises(drawn):
+    assert len(drawn.pairs.unique(dim=0)) == 16 and set(drawn.pairs[:, 0].tolist()) == set(range(5)) and set(drawn.pairs[:, 1].tolist()) == set(range(8))
+    assert drawn.kinds.count("scene") == 2
+    parts = {s: D.drawn_pictures(drawn, 4, split=s) for s in D.SPLITS}
+    for a in parts:
+        for b in parts:
+            assert a == b or not set(parts[a].groups) & set(parts[b].groups)
+    assert {g.split("/")[0] for g in parts["test"].groups} == set(D.UNSEEN)
+    again, other = D.drawn_pictures(drawn, 4), D.drawn_pictures(drawn, 4, seed=1)
+    assert torch.equal(again.images, parts["train"].images) and not torch.equal(other.images, again.images)
+    assert again.images.min() >= 0 and again.images.max() <= 1 and again.images.shape == (64, 3, 32, 32)
+    assert len(parts["train"].take("train")) == 64
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda w: D.drawn_world(5000), "num_nouns"),
+        (lambda w: D.drawn_world(8, 99), "num_adjectives"),
+        (lambda w: D.drawn_pictures(w, 0), "per_pair"),
+        (lambda w: D.drawn_pictures(w, 1, split="tets"), "split"),
+        (lambda w: D.drawn_pictures(w, 1).take("test"), "no pictures"),
+    ],
+)
+def test_wrong_requests_are_told(drawn, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(drawn)
+
+
+@pytest.mark.parametrize(
+    "name, file, text, message",
+    [
+        ("mtvso", "train.txt", "a.jpg 0 0", "line 1"),
+        ("mtvso", "train.txt", "a.jpg 0 1 1", "pair 0 is not"),
+        ("mtvso", "test.txt", "train/c.jpg 1 1 1", "in one split"),
+        ("mit_states", "compositional-split-natural/val_pairs.txt", "ancient", "adjective noun"),
+        ("emoset", "train.json", "[]", ""),
+    ],
+)
+def test_damaged_lists(name, file, text, message, tmp_path):
+    folder = D.write_fixture(name, tmp_path)
+    (folder / file).write_text(text)
+    load = getattr(D, name)
+    if not message:
+        assert len(load(folder, min_pictures=1)) == 6
+        return
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("name, file", [("mtvso", "mtvso_adjlabels.txt"), ("mit_states", "compositional-split-natural/test_pairs.txt"), ("emoset", "val.json")])
+def test_missing_files(name, file, tmp_path):
+    folder = D.write_fixture(name, tmp_path)
+    (folder / file).unlink()
+    with pytest.raises(FileNotFoundError, match=file.split("/")[-1]):
+        getattr(D, name)(folder)
+
+
+def test_emoset_takes_the_object_or_else_the_scene(tmp_path):
+    folder = D.write_fixture("emoset", tmp_path)
+    data = D.emoset(folder, min_pictures=1)
+    assert data.nouns == ("mountain", "snake") and data.adjectives == ("awe", "fear")
+    with pytest.raises(ValueError, match="min_pictures"):
+        D.emoset(folder)
+    annotation = json.loads((folder / "annotation/train1.json").read_text())
+    assert annotation["object"] == ["Snake"]
