@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'PaperNames', 'TierName', 'data', 'main', 'list_papers', 'reproduce', 'run', 'report', 'docs', 'doctor',
-           'data_list', 'data_get', 'data_prefetch']
+           'data_list', 'data_get', 'data_build', 'data_prefetch']
 
 # %% ../../nbs/suite/cli.ipynb #40275f82
 import json
@@ -298,7 +298,7 @@ def doctor() -> None:
     if any(r["found"] == "missing" and r["part"] in ("Python", "torch") for r in rows):
         raise typer.Exit(1)
 
-# %% ../../nbs/suite/cli.ipynb #c9afa2a5
+# %% ../../nbs/suite/cli.ipynb #0fb0fec6
 data = typer.Typer(help="Data sets: list them, or bring one into the cache.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
@@ -332,6 +332,17 @@ def data_get(name: Annotated[str, typer.Argument(help="A name that `avpapers dat
     if name not in found:
         raise ValueError(f"name: got {name!r}, expected one of {', '.join(found)}")
     typer.echo(f"{name}: {found[name].get()}")
+
+
+@data.command("build")
+def data_build(name: Annotated[str, typer.Argument(help="A shipped data set: drawings.")] = "drawings") -> None:
+    "Make a shipped data set again from its sources, and compare it with the shipped one."
+    if name != "drawings":
+        raise ValueError(f"name: got {name!r}, expected drawings, the only data set that is shipped")
+    from avpapers.data.drawings import build_drawings, drawings
+
+    made = build_drawings()
+    typer.echo(f"{made}: {len(drawings(made))} drawings, with the checksum of the shipped file")
 
 
 @data.command("prefetch")
