@@ -117,3 +117,14 @@ def test_gpu_asked_but_absent(tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(ValueError, match="cuda"):
         list(run_experiments("skiprnn", tier="smoke", seed=0, device="cuda", out=tmp_path))
+
+
+@pytest.mark.parametrize("paper", [p for p in PAPERS if list((ROOT / "nbs" / p).glob("01*.ipynb"))])
+def test_every_data_page_has_a_catalog(paper):
+    "`avpapers data ls` and `make setup` read it, also for a paper that is still under way."
+    import importlib
+
+    module = importlib.import_module(f"avpapers.{paper}.data")
+    assert set(module.CHECKSUMS) >= set(module.DATASETS)
+    for row in module.DATASETS.values():
+        assert row.license and row.size and row.source and callable(row.get) and isinstance(row.embedded, bool)

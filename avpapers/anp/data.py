@@ -267,7 +267,7 @@ def _fixture_emoset() -> dict[str, str]:
              for part in ("train", "val", "test")}
     return files | lists
 
-# %% ../../nbs/anp/01_data.ipynb #768ee56f
+# %% ../../nbs/anp/01_data.ipynb #85764e16
 def _entry(license: str, size: str, source: str, get: Callable[[], Any] | None = None) -> SimpleNamespace:
     by_hand = lambda: f"fetch it by hand: {source}"
     return SimpleNamespace(license=license, size=size, embedded=get is not None, source=source, get=get or by_hand)
@@ -276,7 +276,7 @@ def _entry(license: str, size: str, source: str, get: Callable[[], Any] | None =
 DATASETS = {
     "drawn pairs": _entry("CC BY 4.0, Apache-2.0 and MIT, by vendor", "shipped, 3 MB", "drawings of six vendors", drawings),
     "mtvso": _entry("of each picture's owner", "384,258 pictures", "lists of MT-VSO; many pictures are gone"),
-    "mit states": _entry("research use", "about 53,000 pictures", "the page of MIT-States"),
+    "mit states": _entry("research use", "web pictures", "the page of MIT-States"),
     "emoset": _entry("research use", "118,102 pictures", "the page of EmoSet"),
 }
 CHECKSUMS = {"drawn pairs": CHECKSUM} | {name: "as read" for name in ("mtvso", "mit states", "emoset")}
