@@ -145,7 +145,7 @@ def add_accuracies(study: Study, nets: Nets, singles: dict[str, Tensor]) -> None
     rows += [accuracy_row("adjective", says[0], test.adjective), accuracy_row("noun", says[1], test.noun), matched_nouns(study)]
     rows += [accuracy_row(role, s, test.pair) for role, s in free_bottlenecks(study, nets).items()]
 
-# %% ../../nbs/anp/04_experiments.ipynb #f88239c8
+# %% ../../nbs/anp/04_experiments.ipynb #2c0e96ef
 def matched_nouns(study: Study) -> dict[str, Any]:
     "Nouns at as many classes as there are adjectives (AN-4)."
     count = min(study.num("adjective"), study.num("noun"))
@@ -158,11 +158,11 @@ def matched_nouns(study: Study) -> dict[str, Any]:
 
 
 def free_bottlenecks(study: Study, nets: Nets) -> dict[str, Tensor]:
-    "Scores of the net whose bottleneck means nothing, from two starts (AN-3)."
+    "Scores of the net whose bottleneck means nothing (AN-3)."
     found = {}
-    for role, again in (("free", 0), ("free, again", 1)):
-        net = train_free(nets.adjective, nets.noun, study.features["fusion"], study.sets["fusion"].pair, study.num("pair"),
-                         hidden=study.config.fusion_hidden, seed=study.seed + 1000 * again, **study.options)  # fmt: skip
+    for role, again, splits in (("free", 0, ("fusion",)), ("free, again", 1, ("fusion",)), ("free, all pictures", 0, ("train", "fusion"))):
+        x, y = torch.cat([study.features[s] for s in splits]), torch.cat([study.sets[s].pair for s in splits])
+        net = train_free(nets.adjective, nets.noun, x, y, study.num("pair"), hidden=study.config.fusion_hidden, seed=study.seed + 1000 * again, **study.options)
         with torch.no_grad(): found[role] = net.to("cpu")(study.features["test"])
     return found
 

@@ -184,7 +184,7 @@ def anp_net(num_features: int = 512, num_adjectives: int = 117, num_nouns: int =
     towers = (head_tower(num_features, k, hidden=tower_hidden) for k in (num_adjectives, num_nouns))
     return ANPNet(*towers, num_pairs, hidden=hidden)
 
-# %% ../../nbs/anp/02_model.ipynb #c0fda57c
+# %% ../../nbs/anp/02_model.ipynb #22e46bcf
 BOUNDS = ("probability", "released")  # q = (1 - mu) / sigma; q = 1 as in the authors' code
 
 
@@ -209,7 +209,7 @@ def contributions(
     plus, minus = w.clamp_min(0), w.clamp_max(0)
     total = u @ w.T - low @ plus.T - high @ minus.T  # (B, H)
     s = hidden / (total[:, None] + _EPS)
-    return u[:, None] * (s @ w) - low * (s @ plus) - high * (s @ minus)
+    return (u - high)[:, None] * (s @ w) + (high - low) * (s @ plus)  # the same in two products: minus = w - plus
 
 
 _EPS = 1e-9
