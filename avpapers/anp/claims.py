@@ -147,7 +147,7 @@ def test_extra_labels(records: Sequence[Record]) -> Outcome | None:
 def _minus_code(get) -> Estimate:
     return paired_difference(get("second_noun_top5_released"), get("second_noun_top5_before_released"))
 
-# %% ../../nbs/anp/00_overview.ipynb #da9c1874
+# %% ../../nbs/anp/00_overview.ipynb #6cf7185c
 _STAND_IN = "whether it holds for drawings with rendered adjectives"
 
 
@@ -174,5 +174,6 @@ CLAIMS = (
            test_objects_before_scenes, "kinds permuted over nouns"),
     _claim(9, "Some pairs are visually equivalent.", "tables 5 and 6", "number of equivalent pairs", test_equivalent_pairs, "pairs by chance"),
     _claim(10, "The top contributions can serve as extra labels.", "table 7", "second noun among five contributions, with it minus without",
-           test_extra_labels, "a noun that is not there"),
+           test_extra_labels, "a noun that is not there",
+           changed=("control changed on 2026-11-22, after a first run: the noun that is not there is now drawn as often as nouns occur, as the second noun is",)),
 )  # fmt: skip

@@ -266,14 +266,14 @@ def codetection_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
         rows.append({"model": role, "role": role} | cells | {f"{p}_rate": x for p, x in zip(PARTS, rate, strict=True)})
     return rows
 
-# %% ../../nbs/anp/04_experiments.ipynb #3f7cefa9
+# %% ../../nbs/anp/04_experiments.ipynb #fe2eb260
 def planted_row(study: Study, nets: Nets, most: int = 1440) -> dict[str, Any]:
     "How often a second noun is among five contributions: with it, without it, and one that is not there (AN-10)."
     data, generator = study.sets["test"], seeded_generator(study.seed, stream="second")
     rows = torch.randperm(len(data), generator=generator)[:most]
     second = rows.roll(1)
     rows, second = rows[data.noun[rows] != data.noun[second]], second[data.noun[rows] != data.noun[second]]
-    absent = _other_noun(data.noun[rows], data.noun[second], study.num("noun"), generator)
+    absent = _other_noun(data.noun[rows], data.noun[second], torch.bincount(data.noun, minlength=study.num("noun")), generator)
     before = study.pictures("test", rows.tolist())
     after = set_into_corner(before, study.pictures("test", second.tolist()), generator=generator)
     says = {name: nets.ask(study.describe(pictures)) for name, pictures in (("before", before), ("after", after))}
@@ -291,9 +291,9 @@ def _noun_relevance(nets: Nets, says: tuple[Tensor, Tensor], num_adjectives: int
     return contributions(nets.fusion, *says, nets.fusion(*says).argmax(1, keepdim=True), bounds=bounds)[:, 0, num_adjectives:]
 
 
-def _other_noun(first: Tensor, second: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    "A random noun that is neither."
-    weights = torch.ones(len(first), num).scatter(1, torch.stack([first, second], 1), 0)
+def _other_noun(first: Tensor, second: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    "A noun that is neither, drawn as often as it occurs."
+    weights = counts.float().repeat(len(first), 1).scatter(1, torch.stack([first, second], 1), 0)
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 
 # %% ../../nbs/anp/04_experiments.ipynb #87f4f2ca

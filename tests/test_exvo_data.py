@@ -1,0 +1,328 @@
+"Vocal bursts: a generator that keeps its promises, layouts that are checked, splits that do not leak, answers in the right form."
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from avpapers.core.audio import LogMel
+from avpapers.core.environment import seeded_generator
+from avpapers.exvo import data as D
+
+LOADERS = {"hume_vb": D.hume_vb, "vocal_sound": D.vocal_sound, "vivae": D.vivae}
+
+
+@pytest.fixture(scope="module")
+def bursts():
+    return D.burst_synth(480, num_speakers=64, seed=5)
+
+
+# The generator
+
+
+def test_shapes_and_ranges(bursts):
+    assert bursts.waves.shape == (480, 24_000) and bursts.waves.dtype == torch.float32 and bursts.stand_in
+    assert bursts.waves.abs().max() <= 1 and torch.isfinite(bursts.waves).all()
+    assert bursts.emotion.shape == (480, 10) and bursts.emotion.min() >= 0 and bursts.emotion.max() <= 1
+    assert bursts.age.min() >= 20 and bursts.age.max() <= 39.5 and set(bursts.country.tolist()) == {0, 1, 2, 3}
+    assert set(bursts.kind.tolist()) == set(range(6)) and bursts.sound.shape == (480, len(bursts.sound_names))
+    assert set(bursts.sex) == {"female", "male"} and not bursts.files
+
+
+def test_the_end_is_silent_and_the_rest_is_not(bursts):
+    for wave, n in zip(bursts.waves, bursts.lengths, strict=True):
+        assert not wave[n:].any() and wave[:n].abs().max() > 0.2 and wave[:n].std() > 0.005
+
+
+def test_seeds():
+    make = lambda **how: D.burst_synth(**{"num": 96, "num_speakers": 32} | how)
+    one = make()
+    assert torch.equal(one.waves, make().waves) and one.checksum == make().checksum
+    for how in (dict(seed=1), dict(gamma=1.0), dict(seconds=1.0)):
+        other = make(**how)
+        assert other.checksum != one.checksum and not torch.equal(other.waves[:, :16_000], one.waves[:, :16_000])
+    silent = make(sound=False)
+    assert silent.waves is None and torch.equal(silent.emotion, one.emotion) and torch.equal(silent.sound, one.sound)
+
+
+def test_gamma_changes_sound_not_labels():
+    one, two = (D.burst_synth(96, num_speakers=32, gamma=g, sound=False) for g in (0.0, 1.0))
+    assert torch.equal(one.emotion, two.emotion) and torch.equal(one.age, two.age) and one.split == two.split
+    same = D._shown(torch.rand(8, 4, generator=seeded_generator(0)), torch.arange(8) % 4, 0.0)
+    assert all(torch.equal(torch.stack(v), torch.stack(same["breath"])) for v in same.values())
+    factors, country = torch.rand(40, 4, generator=seeded_generator(0)), torch.arange(40) % 4
+    half = D._shown(factors, country, 0.5)
+    own = factors.gather(1, D._CODE[country]) - 0.19
+    for k, cue in enumerate(D.CUES):
+        torch.testing.assert_close(torch.stack(half[cue], 1), own if k < 5 else factors - 0.19)
+    assert torch.equal(D._CODE.sort(1).values, torch.arange(4).expand(4, 4))
+
+
+@given(st.integers(16, 90), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_speakers_are_split_within_countries(num, seed):
+    data = D.burst_synth(2 * num, num_speakers=num, seed=seed, sound=False)
+    where = dict(zip(data.speaker, data.split, strict=True))
+    assert all(where[s] == p for s, p in zip(data.speaker, data.split, strict=True)) and len(where) == num
+    for split in D.SPLITS:
+        assert len(data.take(split).country.unique()) == 4
+    assert abs(sum(p == "train" for p in where.values()) / num - 0.5) < 0.2
+
+
+def test_default_split():
+    data = D.burst_synth(sound=False)
+    assert len(data) == 2400 and [len(set(data.take(s).speaker)) for s in D.SPLITS] == [80, 40, 40]
+
+
+def test_what_is_planted():
+    data = D.burst_synth(8000, num_speakers=4000, sound=False)
+    r = lambda a, b: float(torch.corrcoef(torch.stack([a.float(), b.float()]))[0, 1])
+    by = {n: data.sound[:, k] for k, n in enumerate(data.sound_names)}
+    e = {n: data.emotion[:, k] for k, n in enumerate(D.EMOTIONS)}
+    assert r(e["Fear"], e["Horror"]) > 0.8 and r(e["Amusement"], e["Triumph"]) > 0.7 and r(e["Awe"], e["Surprise"]) > 0.5 and r(e["Fear"], e["Amusement"]) < 0
+    assert 0.25 < r(by["shimmer"], data.age) < 0.5 and abs(r(e["Fear"], data.age)) < 0.05 and abs(r(e["Fear"], data.country == 1)) < 0.05
+    female = torch.tensor([s == "female" for s in data.sex])
+    assert (by["pitch"][female].mean() - by["pitch"][~female].mean()).item() == pytest.approx(math.log2(210 / 120), abs=0.05)
+    assert r(female, data.age) == pytest.approx(0, abs=0.05)
+
+
+def test_sound_obeys_the_plan():
+    "Pitch, pulses, breath and length are in the sound as they were asked for."
+    import librosa
+
+    names = [*D._COLUMNS, "upper", "shimmer", "tract", "limit", "noise"]
+    plain = dict(zip(names, (math.log2(220), 0, 0, 0, 0, -4, 0, 0, -6, 0, 0, -9, 0, 2.5, -60), strict=True))
+    def make(kind, **how):
+        s = {k: torch.tensor([[float(v)]]) for k, v in (plain | how).items()}
+        waves, lengths = D._sound(s, torch.tensor([D.KINDS.index(kind)]), 24_000, seeded_generator(0))
+        return waves[0], int(lengths[0])
+
+    for hertz in (150, 220, 500):
+        wave, n = make("groan", pitch=math.log2(hertz))
+        found = librosa.yin(wave[2000 : n - 4000].numpy(), fmin=80, fmax=900, sr=D.RATE)
+        assert abs(np.median(found) / hertz - 1) < 0.03
+    assert make("groan", length=-1)[1] == pytest.approx(0.6 * D.RATE, abs=2)
+    flat = lambda wave: float(np.median(librosa.feature.spectral_flatness(y=wave[:12_000].numpy())))
+    assert flat(make("sigh", breath=3)[0]) > 3 * flat(make("sigh")[0])
+    wave, n = make("laugh", pace=5, depth=0.95)
+    envelope = wave[:16_000].square().unfold(0, 320, 320).mean(1).sqrt()
+    spectrum = torch.fft.rfft(envelope - envelope.mean()).abs()
+    assert int(spectrum.argmax()) == 5  # of one second: five pulses
+    centroid = lambda wave: float(librosa.feature.spectral_centroid(y=wave[:12_000].numpy(), sr=D.RATE).mean())
+    assert centroid(make("groan", tilt=6)[0]) > 1.3 * centroid(make("groan", tilt=-6)[0])
+    assert centroid(make("gasp", breath=3, limit=2.8)[0]) > centroid(make("gasp", breath=3, limit=1.3)[0])
+
+
+def test_emotion_is_in_the_sound(bursts):
+    mel = LogMel(32)(bursts.waves).mean(-1)
+    x = torch.cat([(mel - mel.mean(0)) / mel.std(0), torch.ones(len(mel), 1)], 1)
+    train = torch.tensor([s == "train" for s in bursts.split])
+    weights = torch.linalg.solve(x[train].T @ x[train] + 20 * torch.eye(33), x[train].T @ bursts.emotion[train])
+    guess, truth = (x @ weights)[~train], bursts.emotion[~train]
+    r = [float(torch.corrcoef(torch.stack([guess[:, k], truth[:, k]]))[0, 1]) for k in range(10)]
+    assert np.mean(r) > 0.35
+
+
+@pytest.mark.parametrize("how, message", [
+    (dict(num_speakers=8), "num_speakers must be at least 16"), (dict(num=20), "num must be at least num_speakers"),
+    (dict(gamma=1.5), "gamma must lie from 0 to 1"), (dict(seconds=0.1), "seconds must lie"), (dict(seed=-1), "seed must be"),
+])  # fmt: skip
+def test_bad_requests(how, message):
+    with pytest.raises(ValueError, match=message):
+        D.burst_synth(**how)
+
+
+# A set
+
+
+def test_take_and_rows(bursts):
+    part = bursts.take("test")
+    rows = [i for i, s in enumerate(bursts.split) if s == "test"]
+    assert len(part) == len(rows) and set(part.split) == {"test"} and part.emotions == bursts.emotions
+    assert torch.equal(part.waves, bursts.waves[rows]) and part.speaker == tuple(bursts.speaker[i] for i in rows) and torch.equal(part.sound, bursts.sound[rows])
+    assert len(bursts.rows(bursts.country == 2)) == 120
+    with pytest.raises(ValueError, match="split must be one of"):
+        bursts.take("dev")
+    with pytest.raises(ValueError, match="no bursts in split 'train'"):
+        part.take("train")
+
+
+def change(**how):
+    return lambda d: replace(d, **{k: v(d) for k, v in how.items()})
+
+
+BROKEN = {
+    "leak": (change(speaker=lambda d: ("same",) * len(d)), "'same' is in"),
+    "split": (change(split=lambda d: ("dev",) * len(d)), "split must be one of train, validation, test; got 'dev'"),
+    "nan in train": (change(emotion=lambda d: torch.full_like(d.emotion, math.nan)), "bursts in train have an emotion that is nan"),
+    "ratings of 100": (change(emotion=lambda d: 100 * d.emotion), "Divide ratings by 100"),
+    "columns": (change(emotion=lambda d: d.emotion[:, :9]), r"emotion must be \(480, 10\)"),
+    "country": (change(country=lambda d: d.country + 1), "country must lie from -1"),
+    "age": (change(age=lambda d: d.age - 50), "age must lie from 0 to 120"),
+    "rows": (change(age=lambda d: d.age[:5]), "all fields must be equally long"),
+    "lengths": (change(lengths=lambda d: d.lengths * 100), "lengths must be given with waves"),
+    "waves": (change(waves=lambda d: d.waves * math.nan), "waves must be finite"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_check(bursts, kind):
+    broken, message = BROKEN[kind]
+    with pytest.raises(ValueError, match=message):
+        D.check(broken(bursts))
+
+
+# Layouts
+
+
+@pytest.fixture
+def hume(tmp_path):
+    return D.write_fixture("hume_vb", tmp_path)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders(name, tmp_path):
+    root = D.write_fixture(name, tmp_path)
+    data = LOADERS[name](root)
+    assert D.check(data) is data and data.waves is None and len(data.files) == len(data) and data.checksum
+    full = D.with_waves(data, root)
+    assert full.waves.shape == (len(data), 8000) and set(full.lengths.tolist()) == {8000}
+    assert D.with_waves(data, root, max_seconds=0.1).waves.shape[1] == 1600
+    assert LOADERS[name](root).checksum == data.checksum
+
+
+def test_hume_by_hand(hume):
+    data = D.hume_vb(hume)
+    assert data.split == ("train",) * 6 + ("validation",) * 3 + ("test",) * 3 and data.countries == D.COUNTRIES and not data.stand_in
+    assert data.files[7] == "wav/00007.wav" and data.speaker[7] == "Speaker_7" and data.age[7] == 27.5
+    torch.testing.assert_close(data.emotion[3], torch.tensor([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0, 0.1, 0.2]))
+    assert data.country.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, -1, -1, -1] and data.age[9:].isnan().all()
+
+
+def test_hume_codes_need_not_start_at_zero(hume):
+    file = hume / "data_info.csv"
+    lines = file.read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    for row in cells[1:]:
+        if row[3]:
+            row[3] = str(10 * (4 - int(row[3])))
+    file.write_text("\n".join(",".join(r) for r in cells))
+    data = D.hume_vb(hume)
+    assert data.countries == D.COUNTRIES[::-1] and [data.countries[c] for c in data.country[:4].tolist()] == list(D.COUNTRIES)
+
+
+def edited(old, new, count=1):
+    return lambda root: (root / "data_info.csv").write_text((root / "data_info.csv").read_text().replace(old, new, count))
+
+
+DAMAGE = {
+    "column": (edited("Triumph", "Victory"), ValueError, "missing columns Triumph"),
+    "label": (edited("0.50", ""), ValueError, r"\[00000\], split Train: Horror is missing"),
+    "no number": (edited("0.50", "high"), ValueError, "Horror must be a number; got 'high'"),
+    "range": (edited("0.50", "1.2"), ValueError, "emotion must lie from 0 to 1"),
+    "split": (edited("Val", "Dev"), ValueError, r"\[00006\]: Split must be Train, Val or Test; got 'Dev'"),
+    "leak": (edited("Speaker_7", "Speaker_1"), ValueError, "'Speaker_1' is in 'train' and in 'validation'"),
+    "twice": (edited("[00005]", "[00004]"), ValueError, r"File_ID \[00004\] is there twice"),
+    "wav": (lambda r: (r / "wav/00004.wav").unlink(), FileNotFoundError, "lacks 1 of 12 sound files, the first is wav/00004.wav"),
+    "csv": (lambda r: (r / "data_info.csv").unlink(), FileNotFoundError, "has no data_info.csv"),
+    "empty": (lambda r: (r / "data_info.csv").write_text(""), ValueError, "has no rows"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_hume_damage(kind, hume):
+    damage, error, message = DAMAGE[kind]
+    damage(hume)
+    with pytest.raises(error, match=message):
+        D.hume_vb(hume)
+
+
+def test_a_damaged_wav_is_named(hume):
+    data = D.hume_vb(hume)
+    (hume / "wav/00002.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="00002.wav has 0 bytes"):
+        D.with_waves(data, hume)
+
+
+def test_hume_features(hume):
+    data = D.hume_vb(hume)
+    x = D.hume_features(data, hume)
+    assert x.shape == (12, 88) and x[3, 4] == pytest.approx(math.sin(7), abs=1e-4)
+    with pytest.raises(FileNotFoundError, match="no feats/ComParE/00000.csv"):
+        D.hume_features(data, hume, "ComParE")
+    (hume / "feats/eGeMAPS/00001.csv").write_text("file,a\nx,1\n")
+    with pytest.raises(ValueError, match="unequal numbers of values, 1 to 88"):
+        D.hume_features(data, hume)
+
+
+def test_public_split(hume):
+    data = D.hume_vb(hume)
+    mine = D.public_split(data, share=0.3, seed=1)
+    assert len(mine) == 9 and mine.take("test").speaker == data.take("validation").speaker
+    assert len(mine.take("validation")) == 2 and set(mine.speaker) == set(data.speaker[:9])
+    assert mine.split == D.public_split(data, share=0.3, seed=1).split
+    for wrong in (0.0, 1.0):
+        with pytest.raises(ValueError, match="share must lie"):
+            D.public_split(data, share=wrong)
+    with pytest.raises(ValueError, match="too few"):
+        D.public_split(data, share=0.99)
+
+
+def test_vocal_sound(tmp_path):
+    root = D.write_fixture("vocal_sound", tmp_path)
+    data = D.vocal_sound(root)
+    assert data.emotion is None and data.kinds == D.VOCAL_SOUND_KINDS and data.kind.tolist() == [0, 1] * 10
+    assert data.countries == ("India", "Peru", "Spain", "USA")  # by training speakers, then by name; UK is left out
+    assert {c for s, c in zip(data.speaker, data.country.tolist(), strict=True) if s == "f0002"} == {-1}
+    assert data.age[:2].isnan().all() and data.age[2] == 21
+    people = json.loads((root / "meta/te_meta.json").read_text())
+    (root / "meta/te_meta.json").write_text(json.dumps([["f0001", *people[0][1:]]]))
+    with pytest.raises(ValueError, match="speaker f0001 is in train already"):
+        D.vocal_sound(root)
+    (root / "meta/te_meta.json").write_text("[")
+    with pytest.raises(ValueError, match="te_meta.json is not whole JSON"):
+        D.vocal_sound(root)
+    (root / "meta/te_meta.json").write_text("[]")
+    (root / "audio_16k/f0001_hum.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="f0001_hum.wav: expected SPEAKER_NUMBER_KIND"):
+        D.vocal_sound(root)
+
+
+def test_vivae(tmp_path):
+    root = D.write_fixture("vivae", tmp_path)
+    data = D.vivae(root)
+    assert data.emotions == D.VIVAE_EMOTIONS and data.emotion.shape == (60, 6) and ((data.emotion > 0).sum(1) == 1).all()
+    assert {s: p for s, p in zip(data.speaker, data.split, strict=True)} == {"S01": "train", "S02": "validation", "S03": "validation", "S04": "test", "S05": "test"}
+    assert sorted(data.emotion.max(1).values.unique().tolist()) == [0.25, 0.5, 0.75, 1.0] and (data.country == -1).all()
+    (root / "core/S01_joy_low_01.wav").write_bytes(b"")
+    with pytest.raises(ValueError, match="S01_joy_low_01.wav: expected a name such as"):
+        D.vivae(root)
+    with pytest.raises(FileNotFoundError, match="has no wav files"):
+        D.vivae(tmp_path / "nowhere")
+
+
+def test_submission(hume):
+    blind = D.hume_vb(hume).take("test")
+    good = dict(emotion=torch.rand(3, 10), country=torch.tensor([0, 3, 1]), age=torch.tensor([25.0, 31.5, 28.0]))
+    frame = D.submission_frame(blind, **good)
+    assert list(frame.columns) == ["File_ID", "Country", "Age", *D.EMOTIONS] and frame["File_ID"].tolist() == ["[00009]", "[00010]", "[00011]"]
+    for field, value, message in (("emotion", torch.rand(3, 9), "emotion must have shape"), ("emotion", 2 + torch.rand(3, 10), "from 0 to 1"),
+                                  ("country", torch.tensor([0, 1, 4]), "country must lie from 0 to 3"), ("age", torch.tensor([1, 2, math.nan]), "age has values that are nan")):
+        with pytest.raises(ValueError, match=message):
+            D.submission_frame(blind, **good | {field: value})
+
+
+def test_unknown_fixture(tmp_path):
+    with pytest.raises(ValueError, match="name must be one of hume_vb, vocal_sound, vivae"):
+        D.write_fixture("emogator", tmp_path)
+
+
+def test_catalog():
+    assert set(D.CHECKSUMS) <= set(D.DATASETS) and "voices hedgewars" in D.DATASETS
+    assert [n for n, d in D.DATASETS.items() if d.embedded] == ["burst synth"] and D.DATASETS["burst synth"].get()
+    assert "by hand" in D.DATASETS["vivae"].get()
