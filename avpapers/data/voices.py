@@ -138,7 +138,7 @@ def check_groups(
     for group, part in zip(groups, split, strict=True):
         if where.setdefault(group, part) != part: raise ValueError(f"split: {group!r} is in {where[group]!r} and in {part!r}; a group must be in one")
 
-# %% ../../nbs/data/voices.ipynb #c5c0f52c
+# %% ../../nbs/data/voices.ipynb #ba463209
 @dataclass(frozen=True)
 class Voices:
     "Recorded clips and what is known of each."
@@ -168,7 +168,7 @@ class Voices:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(file.with_name(f".{file.name}.lock")):
             if (found := _stored(file, len(self))) is None:
-                waves = [load_audio(_content(self.roots, f), sample_rate=rate, max_seconds=max_seconds) for f in self.frame["file"]]
+                waves = [load_audio(_content(self.roots, f), sample_rate=rate, max_seconds=max_seconds, allow_cut=True) for f in self.frame["file"]]
                 found = (np.concatenate([(w * 32767).round().to(torch.int16).numpy() for w in waves]), np.array([len(w) for w in waves]))
                 _keep(file, *found)
         samples = torch.from_numpy(found[0]).float() / 32767

@@ -32,27 +32,28 @@ def _minus(frame: pd.DataFrame, first: str, second: str, column: str = "S") -> E
     "A column of one model minus that of another, over seeds."
     return paired_difference(pick(frame, column, role=first), pick(frame, column, role=second))
 
-# %% ../../nbs/exvo/00_overview.ipynb #61ab3d98
+# %% ../../nbs/exvo/00_overview.ipynb #0eb42458
 def test_gain(records: Sequence[Record]) -> Outcome | None:
     "EV-1: a ResNet on spectrograms scores higher than pooled statistics."
     found = _rows(records)
     if found is None: return None
     name, frame = found
     score = {r: pick(frame, "S", role=r) for r in ("resnet", "functionals")}
+    if (score["functionals"] <= 0).any(): return None  # a gain over nothing
     gain = mean_interval(100 * (score["resnet"] / score["functionals"] - 1))
     parts = ", ".join(f"{p} {_minus(frame, f'functionals, {p} of resnet', 'functionals').format(3)}" for p in "CUM")
     return _outcome(records, name, gain, [Check("S, ResNet minus functionals", _minus(frame, "resnet", "functionals"))],
                     [Check("S, ResNet minus functionals with as many parameters", _minus(frame, "resnet", "functionals, matched"))],
                     f"gain of S if only one part is exchanged: {parts}")  # fmt: skip
 
-# %% ../../nbs/exvo/00_overview.ipynb #6eb38c17
+# %% ../../nbs/exvo/00_overview.ipynb #b39dde25
 def test_headroom(records: Sequence[Record]) -> Outcome | None:
     "EV-2: a pre-trained Conformer scores higher than the ResNet."
     found = _rows(records)
     if found is None: return None
     name, frame = found
     head = _minus(frame, "conformer", "resnet")
-    tuned = f"fine-tuned minus ResNet: {_minus(frame, 'conformer, fine-tuned', 'resnet')}"
+    tuned = f"fine-tuned minus ResNet: {_minus(frame, 'conformer, fine-tuned', 'resnet').format(3)}" if (frame["role"] == "conformer, fine-tuned").any() else ""
     return _outcome(records, name, head, [Check("S, Conformer minus ResNet", head)],
                     [Check("S, pre-trained minus random weights", _minus(frame, "conformer", "conformer, random"))], tuned)  # fmt: skip
 

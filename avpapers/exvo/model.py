@@ -38,7 +38,7 @@ def concordance(
     ccc = torch.where(below > 0, 2 * (p0 * y0).mean(0) / below.clamp_min(1e-300), 0.0)
     return ccc.round(decimals=4) if as_competition else ccc
 
-# %% ../../nbs/exvo/02_model.ipynb #64fbbe17
+# %% ../../nbs/exvo/02_model.ipynb #b10c4086
 def multitask_score(
     C: float,  # mean concordance of the emotions
     U: float,  # unweighted recall of the countries
@@ -50,17 +50,18 @@ def multitask_score(
 
 def score(
     predicted: Mapping[str, Tensor],  # "emotion" (N, E), "country" (N, K) scores, "age" (N,) years
-    emotion: Float[Tensor, "N E"],  # true intensities
-    country: Int[Tensor, "N"],  # true countries
-    age: Float[Tensor, "N"],  # true ages, years
+    emotion: Float[Tensor, "N E"],  # true intensities, nan where unknown
+    country: Int[Tensor, "N"],  # true countries, -1 where unknown
+    age: Float[Tensor, "N"],  # true ages, years, nan where unknown
 ) -> dict[str, float]:  # C, U, M and S; only the parts that are predicted, S if all are
     "The competition's score and its parts."
     from sklearn.metrics import recall_score
 
     found: dict[str, float] = {}
-    if "emotion" in predicted: found["C"] = float(concordance(predicted["emotion"], emotion).mean())
-    if "country" in predicted: found["U"] = float(recall_score(country.numpy(), predicted["country"].argmax(1).numpy(), average="macro", zero_division=0))
-    if "age" in predicted: found["M"] = float((predicted["age"] - age).abs().mean())
+    rated, placed, dated = emotion.isfinite().all(1), country >= 0, age.isfinite()
+    if "emotion" in predicted: found["C"] = float(concordance(predicted["emotion"][rated], emotion[rated]).mean())
+    if "country" in predicted: found["U"] = float(recall_score(country[placed].numpy(), predicted["country"][placed].argmax(1).numpy(), average="macro", zero_division=0))
+    if "age" in predicted: found["M"] = float((predicted["age"] - age)[dated].abs().mean())
     return found | ({"S": multitask_score(found["C"], found["U"], found["M"])} if len(found) == 3 else {})
 
 # %% ../../nbs/exvo/02_model.ipynb #5d871145

@@ -1,0 +1,153 @@
+"Vocal bursts: training, the runs on the layout of the competition, voices by voice, claims that can fail."
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+
+from avpapers.core.environment import seeded_generator, seeded_globals
+from avpapers.exvo import experiments as E
+from avpapers.exvo import training as T
+from avpapers.exvo.claims import CLAIMS
+from avpapers.exvo.data import COUNTRIES, EMOTIONS, burst_synth
+from avpapers.exvo.model import Conformer, FunctionalsNet, score
+from avpapers.suite.records import Record
+
+
+@pytest.fixture(scope="module")
+def small():
+    data = burst_synth(160, num_speakers=20, seed=1)
+    return {s: T.summarize(T.hear(data.take(s))) for s in ("train", "validation", "test")}
+
+
+def net(heard, seed=0, **k):
+    with seeded_globals(seed):
+        return FunctionalsNet(heard["train"].inputs.shape[1], age=heard["train"].age_scale, **k)
+
+
+def test_a_blind_label_leaves_no_trace(small):
+    train = small["train"]
+    blind = replace(train, emotion=torch.full_like(train.emotion, torch.nan), age=torch.full_like(train.age, torch.nan))
+    one = T.train_bursts(net(small, tasks=("country",)), train, small["validation"], num_epochs=2)
+    two = T.train_bursts(net(small, tasks=("country",)), blind, small["validation"], num_epochs=2)
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_kept_weights_are_the_best_seen(small):
+    trained = T.train_bursts(net(small), small["train"], small["validation"], num_epochs=6, lr=5e-3)
+    v, seen = small["validation"], trained.history.evaluations
+    for rule, column, sign in (("emotion", "C", 1), ("country", "U", 1), ("age", "M", -1), ("together", "S", 1)):
+        assert trained.validation[rule] == pytest.approx((sign * seen[column]).max(), abs=1e-6)
+        now = score(T.predict(trained.use(rule), v), v.emotion, v.country, v.age)
+        assert sign * now[column] == pytest.approx(trained.validation[rule], abs=1e-5)
+
+
+def test_learned_weights_end_where_a_hard_task_counts_less(small):
+    weights = T.TaskWeights("learned")
+    losses = {"emotion": torch.tensor(0.1), "country": torch.tensor(2.0), "age": torch.tensor(1.0)}
+    optimizer = torch.optim.Adam(weights.parameters(), lr=0.05)
+    for _ in range(800):
+        optimizer.zero_grad()
+        weights(losses).backward()
+        optimizer.step()
+    for task, value in losses.items():
+        assert weights.s[task].exp().item() == pytest.approx(value.item(), rel=0.02)
+
+
+def test_normalized_weights_make_a_constant_prediction_count_one(small):
+    train = small["train"]
+    shares = train.country.bincount().double()
+    constant = {"emotion": train.emotion.mean(0).expand(len(train), -1), "country": (shares / shares.sum()).log().float().expand(len(train), -1), "age": train.age.mean().expand(len(train))}
+    losses = T.task_losses(constant, train.emotion, train.country, train.age, age_std=train.age.std(correction=0).item())
+    assert T.TaskWeights("normalized", T.constant_losses(train))(losses).item() == pytest.approx(3, rel=1e-4)
+
+
+def test_pretraining_learns_to_name_what_is_hidden():
+    """Two kinds of sound that alternate: what is hidden can be told from its neighbors."""
+    kind = torch.arange(64) % 2
+    mel = torch.where(kind[:, None, None] == 0, 1.0, -1.0) * torch.linspace(1, 2, 16)[None, :, None] + 0.05 * torch.randn(64, 16, 48, generator=seeded_generator(0))
+    with seeded_globals(0):
+        conformer = Conformer(16, width=16, num_blocks=1, num_heads=2)
+    history = T.pretrain_conformer(conformer, mel, torch.full((64,), 48), num_epochs=40, num_centers=2, batch_size=32)
+    assert history.table["named"].iloc[-1] > 0.95
+
+
+def test_a_probe_reads_what_is_there(small):
+    train, test = small["train"], small["test"]
+    perfect = lambda h: torch.cat([h.emotion, torch.nn.functional.one_hot(h.country, 4), h.age[:, None]], 1)
+    found = score(T.probe(perfect(train), train, perfect(test))[0], test.emotion, test.country, test.age)
+    assert found["C"] > 0.95 and found["U"] > 0.95 and found["M"] < 1
+
+
+@pytest.fixture()
+def competition(tmp_path):
+    "Generated bursts in the layout of the competition, its test labels blind."
+    data = burst_synth(96, num_speakers=24, seed=2, seconds=0.6)
+    (tmp_path / "wav").mkdir()
+    rows, names = [], {"train": "Train", "validation": "Val", "test": "Test"}
+    for k in range(len(data.country)):
+        soundfile.write(tmp_path / "wav" / f"{k:05d}.wav", data.waves[k, : data.lengths[k]].numpy(), 16_000)
+        blind = data.split[k] == "test"
+        labels = ["", "", ""] if blind else [int(data.country[k]), COUNTRIES[data.country[k]], round(float(data.age[k]), 1)]
+        rows.append([f"[{k:05d}]", f"Speaker_{data.speaker[k]}", names[data.split[k]], *labels, *([""] * 10 if blind else data.emotion[k].tolist())])
+    columns = ["File_ID", "Subject_ID", "Split", "Country", "Country_string", "Age", *EMOTIONS]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "data_info.csv", index=False)
+    return tmp_path
+
+
+def test_the_competitions_layout_runs_whole(competition, monkeypatch):
+    monkeypatch.setenv("AVPAPERS_HUMEVB", str(competition))
+    experiment = E.EXPERIMENTS["humevb"]
+    config = replace(E._bursts_config("smoke"), backbone="resnet10t", other_backbones=("resnet14t",), num_mels=32, num_epochs=4)
+    records = [experiment.run(config, seed=s) for s in (0, 1)]
+    assert records[0].data[0]["name"] == "hume-vb" and not records[0].data[0]["stand_in"]
+    outcomes = {c.id: c.test(records) for c in CLAIMS}
+    assert all(np.isfinite(outcomes[k].estimate.value) for k in ("EV-2", "EV-3", "EV-4"))
+    scores = {r["role"]: r.get("S") for r in records[0].rows}
+    assert (outcomes["EV-1"] is None) == any(r["S"] <= 0 for x in records for r in x.rows if r["role"] == "functionals") and scores["single"] >= 0
+
+
+def test_a_set_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.delenv("AVPAPERS_VOCALSOUND", raising=False)
+    with pytest.raises(FileNotFoundError, match="AVPAPERS_VOCALSOUND"):
+        E.EXPERIMENTS["vocalsound"].run(E._bursts_config("smoke"), seed=0)
+
+
+def test_voices_are_never_their_own_teachers():
+    """A label that is constant within a voice and differs between voices cannot be told for a new voice."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(12), 10).astype(str)
+    marks = rng.normal(size=(12, 6)).repeat(10, 0) + 0.01 * rng.normal(size=(120, 6))
+    labels = rng.permutation(np.arange(12) % 2).repeat(10)
+    recall = E.recall_by_voice(labels, E.by_voice(marks, labels, groups), groups, 50, 0)
+    assert recall["U"] < 0.8 and recall["U_low"] <= recall["U"] <= recall["U_high"]
+    told = rng.integers(0, 2, 120)
+    assert E.recall_by_voice(told, E.by_voice(np.c_[marks, 5.0 * told], told, groups), groups, 20, 0)["U"] > 0.95
+
+
+def test_speakers_are_resampled_whole(small):
+    heard = small["test"]
+    study = E.Study(replace(E._bursts_config("smoke"), resamples=40), Record("exvo", "bursts", "smoke", 0, [], {}), 0, "cpu", {"test": heard}, {}, 10, 4)
+    truth = {"emotion": heard.emotion, "country": torch.nn.functional.one_hot(heard.country, 4).float(), "age": heard.age}
+    none = E.speaker_bootstrap(study, truth, truth)
+    assert all(v == [0, 0, 0] for v in none.values())
+    off = E.speaker_bootstrap(study, truth | {"age": heard.age + 1}, truth)
+    assert off["M"] == [1, 1, 1] and off["S"][2] < 0
+
+
+@pytest.mark.parametrize("lead, verdicts", [(0.05, (True, True)), (-0.05, (False, False))])
+def test_claims_can_fail(lead, verdicts):
+    from avpapers.suite.claims import judge
+
+    base = {"functionals": 0.3, "functionals, matched": 0.3, "conformer, random": 0.3, "conformer, fine-tuned": 0.3, "resnet": 0.3 + lead, "conformer": 0.3 + 2 * lead,
+            "single": 0.3 + 2 * lead, "single, narrow": 0.3 + 2 * lead} | {f"functionals, {p} of resnet": 0.3 for p in "CUM"}  # fmt: skip
+    rows = [[{"role": r, "S": v + 0.001 * s * (r in ("resnet", "single")), "C": v, "U": v, "M": 4 - v} for r, v in base.items()] for s in range(5)]
+    for s, r in enumerate(rows):
+        r.append({"role": "size", "slope": lead + 0.001 * s, "slope_null": 0.0})
+    records = [Record("exvo", "bursts", "cpu", s, [], {}, data=[{"name": "burst synth", "checksum": "", "stand_in": True}], rows=r) for s, r in enumerate(rows)]
+    names = [judge(c, c.test(records)).name for c in CLAIMS]
+    assert all((n == "mechanism only") == verdicts[0] for n in names), names
