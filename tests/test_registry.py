@@ -18,11 +18,16 @@ SAMPLES = {  # an input for the default arguments
     "stochastic_logit_head": lambda: (torch.randn(4, 512),),
     "anp_net": lambda: (torch.randn(4, 512),),
     "anp_fusion": lambda: (torch.rand(4, 117), torch.rand(4, 167)),
+    "burst_resnet": lambda: (torch.randn(3, 64, 96), torch.tensor([96, 60, 30])),
+    "burst_conformer": lambda: (torch.randn(3, 64, 96), torch.tensor([96, 60, 30])),
 }
 NAMES = [name for name in list_models() if not name.startswith("_")]
 
 
 def first(out):
+    "What is checked: the first output, or all of a dict, since each of its heads has weights."
+    if isinstance(out, dict):
+        return torch.cat([v.flatten() for v in out.values()])
     return out if isinstance(out, torch.Tensor) else out[0]
 
 

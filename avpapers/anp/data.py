@@ -24,7 +24,7 @@ from ..data.drawings import ADJECTIVES, CHECKSUM, Drawings, anp_graph, compose, 
 __all__ = ['SPLITS', 'UNSEEN', 'DATASETS', 'CHECKSUMS', 'PairSet', 'check', 'World', 'drawn_world', 'drawn_pictures',
            'set_into_corner', 'mtvso', 'mit_states', 'emoset', 'with_fusion_split', 'write_fixture']
 
-# %% ../../nbs/anp/01_data.ipynb #0a664360
+# %% ../../nbs/anp/01_data.ipynb #a5d214a2
 SPLITS = ("train", "fusion", "validation", "test")  # "fusion": pictures the towers do not see (D2)
 
 
@@ -50,6 +50,12 @@ class PairSet:
         return self.pairs[self.pair, 0]
 
     @property
+    def pixels(self) -> Float[Tensor, "B 3 H W"]:
+        "The pictures, where they are in memory."
+        if self.images is None: raise ValueError(f"{self.name}: pictures are in files; read them first")
+        return self.images
+
+    @property
     def noun(self) -> Int[Tensor, "B"]:
         "The noun of each picture."
         return self.pairs[self.pair, 1]
@@ -62,6 +68,11 @@ class PairSet:
         if split not in SPLITS: raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
         rows = [i for i, s in enumerate(self.split) if s == split]
         if not rows: raise ValueError(f"{self.name}: no pictures in split {split!r}; it has {', '.join(sorted(set(self.split)))}")
+        return self.rows(rows)
+
+    def rows(self, rows: Sequence[int]) -> PairSet:
+        "Some of the pictures."
+        rows = list(rows)
         cut = lambda v: v[rows] if isinstance(v, Tensor) else tuple(v[i] for i in rows) if v else v
         kept: dict[str, Any] = {f: cut(getattr(self, f)) for f in _BY_PICTURE if getattr(self, f) is not None}
         return replace(self, **kept)

@@ -220,7 +220,7 @@ def _shift(seen: pd.DataFrame, k: str) -> float:
     changes = [(seen[mask].groupby("pair")["probability"].mean() - base).abs() for mask in (a, n, a & n)]
     return float(pd.concat(changes).mean())
 
-# %% ../../nbs/anp/04_experiments.ipynb #d754b04a
+# %% ../../nbs/anp/04_experiments.ipynb #005a5b0a
 def kind_columns(frame: pd.DataFrame, data: PairSet, seed: int) -> dict[str, float]:
     "Detection of pairs with objects and with scenes (AN-8); the gap with kinds dealt out anew."
     if not data.kinds: return {}
@@ -233,8 +233,8 @@ def kind_columns(frame: pd.DataFrame, data: PairSet, seed: int) -> dict[str, flo
 def equivalence_columns(study: Study, nets: Nets, frame: pd.DataFrame, bounds: str) -> dict[str, float]:
     "Number of equivalent pairs (AN-9), and with each column of contributions shuffled over the pairs, mean of twenty."
     seen = torch.tensor(frame["pair_5"].to_numpy())
-    pair, says = study.sets["test"].pair[seen], tuple(p[seen] for p in nets.says["test"])
-    each = contributions(nets.fusion, *says, pair[:, None], bounds=bounds)[:, 0]
+    pair, (adjective, noun) = study.sets["test"].pair[seen], (p[seen] for p in nets.says["test"])
+    each = contributions(nets.fusion, adjective, noun, pair[:, None], bounds=bounds)[:, 0]
     known, place = pair.unique(return_inverse=True)
     mean = torch.zeros(len(known), each.shape[1]).index_add(0, place, each) / torch.bincount(place)[:, None]
     generator, num = seeded_generator(study.seed, stream="equivalent"), study.num("adjective")
@@ -296,7 +296,7 @@ def _other_noun(first: Tensor, second: Tensor, counts: Tensor, generator: torch.
     weights = counts.float().repeat(len(first), 1).scatter(1, torch.stack([first, second], 1), 0)
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 
-# %% ../../nbs/anp/04_experiments.ipynb #87f4f2ca
+# %% ../../nbs/anp/04_experiments.ipynb #8834a6f7
 WHOLE = ("dark", "bright", "misty", "rainy", "muddy")  # adjectives of the picture rather than of the drawing
 
 
@@ -310,20 +310,20 @@ def erased_rows(study: Study, nets: Nets, world: World) -> list[dict[str, Any]]:
         for gone in c.erased:
             change = {"strength": c.strength * (1 - gone)} if what == "adjective" else {"strength": c.strength, "opacity": 1 - gone}
             pictures = drawn_pictures(part, min(10, c.per_pair_test), split="test", size=c.size, seed=study.seed, **change)
-            frame = credit(study, nets, nets.ask(study.describe(pictures.images)), numbers)
+            frame = credit(study, nets, nets.ask(study.describe(pictures.pixels)), numbers)
             rows.append({"model": f"{what} erased", "role": f"{what} erased", "erased": gone, "anr": float(frame["probability"].mean()), "anr_released": float(frame["released"].mean()),
                          "gain_adjective": float(frame["gain_adjective"].mean()), "gain_noun": float(frame["gain_noun"].mean()),
                          "top5": float(frame["pair_5"].mean())})  # fmt: skip
     return rows
 
-# %% ../../nbs/anp/04_experiments.ipynb #2f026de9
+# %% ../../nbs/anp/04_experiments.ipynb #597ace61
 def draw_study(config: Config, record: Record, seed: int, device: str, world: World, strength: float, most: int, keep: bool) -> Study:
     "Draw pictures of a world, and describe them."
     sizes = {"train": most, "fusion": max(1, most // 2), "test": config.per_pair_test}
     drawn = {s: drawn_pictures(world, n, split=s, strength=strength, size=config.size, seed=seed) for s, n in sizes.items()}
     describe = lambda pictures: picture_features(pictures, config.backbone, device=device, progress=False, keep=False)
-    features = {s: picture_features(d.images, config.backbone, device=device, progress=False, keep=keep) for s, d in drawn.items()}
-    return Study(config, record, seed, device, drawn, features, describe, lambda s, rows: drawn[s].images[list(rows)])
+    features = {s: picture_features(d.pixels, config.backbone, device=device, progress=False, keep=keep) for s, d in drawn.items()}
+    return Study(config, record, seed, device, drawn, features, describe, lambda s, rows: drawn[s].pixels[list(rows)])
 
 
 def first_of_each(study: Study, per_pair: int) -> Study:
@@ -333,8 +333,7 @@ def first_of_each(study: Study, per_pair: int) -> Study:
         data = study.sets[split]
         have = len(data) // len(data.pairs)
         rows = (torch.arange(len(data)) % have < count).nonzero()[:, 0]
-        cut = tuple(data.split[i] for i in rows.tolist()), tuple(data.groups[i] for i in rows.tolist())
-        sets[split] = replace(data, pair=data.pair[rows], images=data.images[rows], split=cut[0], groups=cut[1])
+        sets[split] = data.rows(rows.tolist())
         features[split] = study.features[split][rows]
     return replace(study, sets=sets, features=features)
 
@@ -365,7 +364,7 @@ def sweep_strength(study: Study, world: World) -> list[dict[str, Any]]:
                        "share": float(gains["gain_adjective"] / gains.sum())})  # fmt: skip
     return rows
 
-# %% ../../nbs/anp/04_experiments.ipynb #0028e504
+# %% ../../nbs/anp/04_experiments.ipynb #28b319e3
 def occlusion(study: Study, nets: Nets, pictures: Tensor, labels: tuple[Tensor, Tensor], *, steps: int = 7) -> tuple[Tensor, Tensor]:
     "(B, steps, steps) fall of log p of the true adjective, and of the true noun, with a patch a quarter as wide as the picture."
     side = pictures.shape[-1] // 4
@@ -390,13 +389,13 @@ def keep_pictures(study: Study, nets: Nets, frame: pd.DataFrame, count: int = 4)
     order = pairs[pairs["pictures"] >= min(3, pairs["pictures"].max())]["probability"].sort_values().index
     chosen = dict.fromkeys([*order[:count], *order[::-1][:count][::-1]])
     rows = [int(frame.index[(frame["pair"] == p) & frame["pair_5"]][0]) for p in chosen]
-    pictures, says = study.pictures("test", rows), tuple(p[rows] for p in nets.says["test"])
-    relevance = {b: contributions(nets.fusion, *says, data.pair[rows][:, None], bounds=b)[:, 0] for b in BOUNDS}
+    pictures, (adjective, noun) = study.pictures("test", rows), (p[rows] for p in nets.says["test"])
+    relevance = {b: contributions(nets.fusion, adjective, noun, data.pair[rows][:, None], bounds=b)[:, 0] for b in BOUNDS}
     maps = occlusion(study, nets, pictures, (data.adjective[rows], data.noun[rows]))
     shown = []
     for i, row in enumerate(rows):
         top = {b: {"adjective": _largest(r[i, :num], data.adjectives), "noun": _largest(r[i, num:], data.nouns)} for b, r in relevance.items()}
-        top["says"] = {"adjective": _largest(says[0][i], data.adjectives), "noun": _largest(says[1][i], data.nouns)}
+        top["says"] = {"adjective": _largest(adjective[i], data.adjectives), "noun": _largest(noun[i], data.nouns)}
         shown.append({"pair": study_name(study, int(data.pair[row])), "pixels": (255 * pictures[i]).round().byte().numpy().tobytes().hex(), "shape": list(pictures[i].shape),
                       "ratio": float(frame["probability"][row]), "released": float(frame["released"][row]), "gains": [float(frame["gain_adjective"][row]), float(frame["gain_noun"][row])],
                       "top": top, "maps": [[[round(float(v), 3) for v in line] for line in m[i].tolist()] for m in maps]})  # fmt: skip
@@ -406,7 +405,7 @@ def keep_pictures(study: Study, nets: Nets, frame: pd.DataFrame, count: int = 4)
 def _largest(values: Tensor, names: Sequence[str], count: int = 5) -> list[list]:
     return [[names[k], round(float(values[k]), 4)] for k in values.argsort(descending=True)[:count].tolist()]
 
-# %% ../../nbs/anp/04_experiments.ipynb #fe98a7f3
+# %% ../../nbs/anp/04_experiments.ipynb #91f56f4a
 def fill(study: Study, nets: Nets, singles: dict[str, Tensor]) -> pd.DataFrame:
     "Rows that any set can give, and the table of pictures behind them."
     add_accuracies(study, nets, singles)
@@ -420,7 +419,7 @@ def fill(study: Study, nets: Nets, singles: dict[str, Tensor]) -> pd.DataFrame:
     if study.seed == 0: keep_pictures(study, nets, frame)
     return frame
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #39406d1f
 CLAIMS = tuple(f"AN-{k}" for k in range(1, 11))
 
 
@@ -465,7 +464,7 @@ def describe_files(data: PairSet, folder: Path, describe: Callable[[Tensor], Ten
     starts = tqdm(range(0, len(data), part), desc="pictures", leave=False)
     return torch.cat([describe(read_pictures(folder, data.files[k : k + part], transform)) for k in starts])
 
-# %% ../../nbs/anp/04_experiments.ipynb #d3f4780a
+# %% ../../nbs/anp/04_experiments.ipynb #d2e593d9
 class Columns(nn.Module):
     "Some columns of the features: the body of a tower that was computed once."
 
@@ -504,8 +503,8 @@ def tuned_study(config: Config, record: Record, seed: int, device: str, data: Pa
     for k, tower in enumerate(bodies):
         towers.append(Tower(Columns(k * width, (k + 1) * width), width, tower.out.out_features).eval())
         towers[-1].out.load_state_dict(tower.out.state_dict())
-    scores = {role: describe_files(splits["test"], folder, lambda x, t=t: torch.cat([t(p.to(device)).cpu() for p in x.split(64)]), transform)
-              for role, t in zip(("single", "single, matched"), made[2:], strict=True)}  # fmt: skip
+    said_by = lambda tower: lambda x: torch.cat([tower(p.to(device)).cpu() for p in x.split(64)])
+    scores = {role: describe_files(splits["test"], folder, said_by(t), transform) for role, t in zip(("single", "single, matched"), made[2:], strict=True)}
     read = lambda s, rows: read_pictures(folder, [splits[s].files[i] for i in rows], transform)
     return Study(config, record, seed, device, splits, features, describe, read), (towers[0], towers[1]), scores
 

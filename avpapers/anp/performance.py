@@ -51,14 +51,14 @@ class Case:
     sizes: str  # of the case
     bound: Callable[[dict[str, list[float]]], list[float]] | None = None  # least seconds of each round, from the measured ones
 
-# %% ../../nbs/anp/06_performance.ipynb #cd16be27
+# %% ../../nbs/anp/06_performance.ipynb #652e1154
 def drawing_case(c: Config) -> Case:
     "Rendering a batch of drawings."
     art = drawings().rgba(c.size)[: 4 * c.pictures].contiguous()
     names = [("dark", "misty", "falling")[k % 3] for k in range(len(art))]
     grid = nn.functional.affine_grid(torch.eye(2, 3).expand(len(art), 2, 3) * 1.3, list(art.shape), align_corners=False)
-    ways = {name: lambda f=f: f(art, names, 0.8, generator=seeded_generator(0)) for name, f in (("ours", render), ("Pillow, one by one", pillow_render))}
-    ways["sampling alone"] = lambda: nn.functional.grid_sample(art, grid, align_corners=False)
+    by = lambda draw: lambda: draw(art, names, 0.8, generator=seeded_generator(0))
+    ways = {"ours": by(render), "Pillow, one by one": by(pillow_render), "sampling alone": lambda: nn.functional.grid_sample(art, grid, align_corners=False)}
     return Case("drawing", ways, f"B={len(art)}, {c.size} px", lambda t: t["sampling alone"])
 
 # %% ../../nbs/anp/06_performance.ipynb #32c0fe3d
@@ -128,7 +128,7 @@ def with_zennit(fusion: Fusion, adjective: Tensor, noun: Tensor, explained: Tens
 
     return explain
 
-# %% ../../nbs/anp/06_performance.ipynb #efa93b09
+# %% ../../nbs/anp/06_performance.ipynb #d2220337
 CASES = (drawing_case, describing_case, stacked_case, explaining_case)
 _BARE = ("sampling alone", "backbone alone", "forward pass")  # bounds, not peers
 
@@ -140,7 +140,7 @@ def case_rows(case: Case, c: Config, device: str) -> list[dict[str, Any]]:
     bound = case.bound(times) if case.bound else None
     rows = []
     for way in (w for w in case.ways if w != "ours" and w not in _BARE):
-        limits = {} if bound is None else {"bound": ratio_interval(times[way], bound, varies="rounds").value, "fraction_of_bound": 1 / ratio_interval(times["ours"], bound, varies="rounds").value}
+        limits: dict[str, Any] = {} if bound is None else {"bound": ratio_interval(times[way], bound, varies="rounds").value, "fraction_of_bound": 1 / ratio_interval(times["ours"], bound, varies="rounds").value}
         rows.append(ratio_row(case.name, way, times, sizes=case.sizes, **limits))
     return rows
 

@@ -214,7 +214,10 @@ def _fft_size(window: int, num_mels: int, sample_rate: int, f_min: float, f_max:
     while not _mel_basis(num_mels, sample_rate, size, f_min, f_max).any(1).all(): size *= 2
     return size
 
-# %% ../../nbs/core/audio.ipynb #6bd8952e
+# %% ../../nbs/core/audio.ipynb #6fb77277
+_IN_CACHE = 200_000  # samples at once on a CPU, so that spectra stay in its cache
+
+
 class LogMel(nn.Module):
     "Waveforms to log-mel spectrograms, batched, differentiable, on the device of the input."
 
@@ -259,12 +262,15 @@ class LogMel(nn.Module):
             raise ValueError(f"wave must have at least {1 if self.center else self.n_fft} samples; got {wave.shape[-1]}")
         with torch.autocast(wave.device.type, enabled=False):  # half precision has no room for power
             flat = wave.reshape(-1, wave.shape[-1]).to(self.basis.dtype)
-            spectrum = torch.stft(flat, self.n_fft, self.hop, self.window_length, self.window, center=self.center,
-                                  pad_mode="constant", return_complex=True)
-            energy = torch.view_as_real(spectrum).square().sum(-1)
-            if self.power != 2: energy = energy.clamp_min(1e-30).pow(self.power / 2)
-            mel = torch.matmul(self.basis, energy)
-            return mel.clamp_min(self.floor).log().reshape(*wave.shape[:-1], *mel.shape[-2:])
+            some = max(1, _IN_CACHE // flat.shape[1]) if flat.device.type == "cpu" else max(1, len(flat))
+            mel = torch.cat([self._log_mel(part) for part in flat.split(some)])
+            return mel.reshape(*wave.shape[:-1], *mel.shape[-2:])
+
+    def _log_mel(self, flat: Float[Tensor, "B T"]) -> Float[Tensor, "B F frames"]:
+        spectrum = torch.stft(flat, self.n_fft, self.hop, self.window_length, self.window, center=self.center, pad_mode="constant", return_complex=True)
+        energy = spectrum.real.square() + spectrum.imag.square()
+        if self.power != 2: energy = energy.clamp_min(1e-30).pow(self.power / 2)
+        return torch.matmul(self.basis, energy).clamp_min(self.floor).log()
 
     def frame_lengths(
         self,

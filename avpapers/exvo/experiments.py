@@ -37,7 +37,7 @@ __all__ = ['CLAIMS', 'EXPERIMENTS', 'Config', 'Study', 'parameters', 'baselines'
            'as_intensities', 'make_study', 'fill', 'run_bursts', 'run_recorded', 'heard_clips', 'by_voice',
            'recall_by_voice', 'resnet_by_voice', 'run_voices', 'voice_rows']
 
-# %% ../../nbs/exvo/04_experiments.ipynb #59b5c70f
+# %% ../../nbs/exvo/04_experiments.ipynb #b599f540
 @dataclass(frozen=True)
 class Config:
     "Sizes of an experiment."
@@ -52,11 +52,11 @@ class Config:
     depth: int = 10  # of the narrow ResNet
     width: int = 8  # channels of its first stage
     narrow: int = 4  # width of nets of which three cost what one does
-    sizes: tuple[tuple[int, int], ...] = ((10, 2), (10, 4), (18, 8))  # other depths and widths
+    sizes: tuple[tuple[int, int], ...] = ((10, 2), (10, 4), (18, 4))  # other depths and widths
     backbone: str = ""  # timm name, in place of the narrow ResNet
     other_backbones: tuple[str, ...] = ()  # timm names of other sizes, the first for three nets at equal compute
-    pretrain_epochs: int = 8  # of the Conformer
-    tune_epochs: int = 8  # of its fine-tuning
+    pretrain_epochs: int = 6  # of the Conformer
+    tune_epochs: int = 6  # of its fine-tuning
     public: str = ""  # name of a public Conformer, in place of ours
     resamples: int = 500  # of test speakers
 
@@ -64,7 +64,7 @@ class Config:
         for name in ("num_bursts", "num_epochs", "batch_size"):
             if getattr(self, name) < 1: raise ValueError(f"{name}: got {getattr(self, name)}, expected at least 1")
 
-# %% ../../nbs/exvo/04_experiments.ipynb #bf877f14
+# %% ../../nbs/exvo/04_experiments.ipynb #b4739177
 @dataclass
 class Study:
     "Bursts of one world as nets see them."
@@ -92,7 +92,7 @@ class Study:
     def fit(self, net: nn.Module, *, flat: bool = False, **options) -> Trained:
         "Train on spectrograms, or on functionals."
         c, sets = self.config, self.flat if flat else self.heard
-        given = {"num_epochs": c.num_epochs, "batch_size": c.batch_size, "lr": c.lr, "seed": self.seed, "device": self.device}
+        given: dict[str, Any] = {"num_epochs": c.num_epochs, "batch_size": c.batch_size, "lr": c.lr, "seed": self.seed, "device": self.device}
         return train_bursts(net, sets["train"], sets["validation"], **given | options)
 
     def row(self, role: str, predicted: dict[str, Tensor], **columns) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Heads(nn.Module):
         if "age" in out: out["age"] = self.age_mean + self.age_std * out["age"][:, 0]
         return out
 
-# %% ../../nbs/exvo/02_model.ipynb #ed1b940a
+# %% ../../nbs/exvo/02_model.ipynb #ef2c8739
 def narrow_resnet(
     depth: int = 10,  # 10 or 18 layers
     *,
@@ -118,7 +118,7 @@ class SpectrogramNet(nn.Module):
 
     def __init__(
         self,
-        backbone: nn.Module,  # of timm, one input channel
+        backbone: Any,  # of timm, one input channel
         **heads,  # of `Heads`
     ):
         super().__init__()
@@ -159,14 +159,14 @@ def burst_classifier(
 
     return SpectrogramNet(timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=0), **heads)
 
-# %% ../../nbs/exvo/02_model.ipynb #964fb51c
+# %% ../../nbs/exvo/02_model.ipynb #de322cde
 def functionals(
     mel: Float[Tensor, "N F T"],  # log-mel spectrograms
-    lengths: Int[Tensor, "N"],  # true frames, at least 2 are used
+    lengths: Int[Tensor, "N"],  # true frames; a burst of one frame does not move
 ) -> Float[Tensor, "N D"]:  # D = 4 F + 1
     "Statistics of whole bursts: level, spread and movement of each band, and duration."
     moments = []
-    for x, n in ((mel, lengths), (mel.diff(dim=2), (lengths - 1).clamp_min(1))):
+    for x, n in ((mel, lengths), (mel.diff(dim=2), lengths - 1)):
         mean = masked_mean(x, n)
         moments += [mean, masked_mean((x - mean[..., None]).square(), n).sqrt()]
     return torch.cat([*moments, lengths[:, None].float().log()], 1)

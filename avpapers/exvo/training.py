@@ -93,7 +93,7 @@ def _known_mean(predicted: Tensor, target: Tensor) -> Tensor:
     known = ~target.isnan()
     return torch.where(known, predicted - target.nan_to_num(), 0).square().sum() / known.sum().clamp_min(1)
 
-# %% ../../nbs/exvo/03_training.ipynb #5d876579
+# %% ../../nbs/exvo/03_training.ipynb #f9e1001d
 WEIGHTINGS = ("fixed", "normalized", "learned")
 
 
@@ -112,8 +112,9 @@ class TaskWeights(nn.Module):
         self.s = nn.ParameterDict({t: nn.Parameter(torch.tensor(-0.33)) for t in TASKS}) if weighting == "learned" else None
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        if self.s is not None: return sum(0.5 * (-self.s[t]).exp() * v + 0.5 * self.s[t] for t, v in losses.items())
-        return sum(v / self.scales[t] if self.weighting == "normalized" else v for t, v in losses.items())
+        if self.s is not None: parts = [0.5 * (-self.s[t]).exp() * v + 0.5 * self.s[t] for t, v in losses.items()]
+        else: parts = [v / self.scales[t] if self.weighting == "normalized" else v for t, v in losses.items()]
+        return torch.stack(parts).sum()
 
 
 def constant_losses(heard: Heard) -> dict[str, float]:
@@ -155,7 +156,7 @@ def predict(
 def _ask(model: nn.Module, inputs: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     return model(inputs, lengths) if inputs.ndim == 3 else model(inputs)
 
-# %% ../../nbs/exvo/03_training.ipynb #7e518341
+# %% ../../nbs/exvo/03_training.ipynb #13e6df80
 def train_bursts(
     model: nn.Module,  # with `Heads`; trained in place
     train: Heard,
@@ -206,7 +207,7 @@ class _Keeper:
         losses = task_losses(predicted, v.emotion, v.country, v.age, age_std=self.age_std)
         found = score(predicted, v.emotion, v.country, v.age)
         total = -sum(float(x) / self.scales[t] for t, x in losses.items())
-        rules = {t: {"emotion": found.get("C"), "country": found.get("U"), "age": -found.get("M", 0.0)}[t] for t in predicted}
+        rules = {t: {"emotion": found.get("C", 0.0), "country": found.get("U", 0.0), "age": -found.get("M", 0.0)}[t] for t in predicted}
         for rule, value in (rules | {"together": found.get("S", total)}).items():
             if value > self.scores.get(rule, -np.inf):
                 self.scores[rule] = value

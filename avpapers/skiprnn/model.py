@@ -8,9 +8,11 @@ __all__ = ['PATHS', 'round_straight_through', 'open_gate', 'skip_length', 'Layer
            'SkipLSTM', 'SkipGRU', 'skip_lstm', 'skip_gru', 'path_difference', 'run_on_demand',
            'multiply_adds_per_update']
 
-# %% ../../nbs/skiprnn/02_model.ipynb #027c6be2
+# %% ../../nbs/skiprnn/02_model.ipynb #4ba7a2fd
 import math
 from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -492,7 +494,7 @@ def _initialize(module: "_SkipRNN", generator: torch.Generator | None) -> None:
     for name in ("h_0", "c_0") if G == 4 else ("h_0",):
         getattr(module, name).normal_(generator=generator)
 
-# %% ../../nbs/skiprnn/02_model.ipynb #31b8d7a8
+# %% ../../nbs/skiprnn/02_model.ipynb #e7feb816
 class _SkipRNN(nn.Module):
     "What both cells share; use `SkipLSTM` or `SkipGRU`."
 
@@ -543,7 +545,7 @@ class _SkipRNN(nn.Module):
         state: SkipState | tuple | Tensor | None = None,  # from an earlier chunk; None: learned start
         *,
         update: Float[Tensor, "..."] | None = None,  # forced u_t of 0 and 1, like input without I; None: the gate decides
-        path: str | None = None,  # `dense`, `exact` or `event`; None: event without gradients, else exact
+        path: str | None = None,  # one of `PATHS`; None: the fastest that can do it, by jumps without gradients, else `exact`
     ) -> tuple[Tensor, SkipState, Gates]:  # top hidden states, last state, what the gate did
         "Run a batch of sequences."
         return _run_module(self, input, state, update, path)
@@ -551,10 +553,29 @@ class _SkipRNN(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_first={self.batch_first}"
 
-# %% ../../nbs/skiprnn/02_model.ipynb #e52c4d81
-PATHS = ("dense", "exact", "event")
+# %% ../../nbs/skiprnn/02_model.ipynb #93c12a0e
+PATHS = ("dense", "exact", "event", "compiled")
 
 
+@cache
+def _has_numba() -> bool:
+    return find_spec("numba") is not None
+
+
+def _not_compiled(module) -> str:
+    "Why the compiled path cannot be taken; empty if it can."
+    if not _has_numba():
+        return "needs numba, which is not installed"
+    weight = module.gate_bias
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
+        return f"runs on the CPU in single or double precision, not on {weight.device.type} in {weight.dtype}"
+    if module.layer_norm:
+        return "has no layer_norm"
+    if torch.is_grad_enabled() and (module.kind != "lstm" or module.num_layers > 1):
+        return "gives gradients for the LSTM of one layer only"
+    return ""
+
+# %% ../../nbs/skiprnn/02_model.ipynb #243827b2
 def _choose_path(module, path, update):
     "The fastest path that can do what is asked."
     if path is not None and path not in PATHS:
@@ -563,10 +584,26 @@ def _choose_path(module, path, update):
         raise ValueError("path: 'event' gives no gradients and takes no forced update; use torch.no_grad(), or 'exact'")
     if path == "exact" and module.layer_norm:
         raise ValueError("path: 'exact' has no backward for layer_norm; use 'dense' (None chooses it)")
-    if path is None:
-        learned_run = update is None and not torch.is_grad_enabled()
-        path = "event" if learned_run else "dense" if module.layer_norm else "exact"
-    return path
+    if path == "compiled" and (reason := _not_compiled(module)):
+        raise ValueError(f"path: 'compiled' {reason}; None chooses a path that can")
+    if path is not None:
+        return path
+    with_gradients = "dense" if module.layer_norm else "exact"
+    if torch.is_grad_enabled():
+        return with_gradients
+    if module.gate_bias.dtype == torch.float32 and not _not_compiled(module):
+        return "compiled"
+    return "event" if update is None else with_gradients
+
+# %% ../../nbs/skiprnn/02_model.ipynb #93ed3b41
+def _run_compiled(module, layers, gate, inputs, start, update) -> _Run:
+    "The compiled path, forward only or with its backward pass."
+    from avpapers.skiprnn import kernels
+
+    state, increment, accumulated = start
+    if torch.is_grad_enabled():
+        return kernels.trained_kernel(layers[0], gate, inputs, state, increment, accumulated, update)
+    return kernels.event_kernel(module.kind, kernels.packed(module, layers, gate), inputs, state, increment, accumulated, update)
 
 
 def _run_module(module, input, state, update, path):
@@ -576,7 +613,9 @@ def _run_module(module, input, state, update, path):
         state = _read_state(module, state, inputs.shape[1])
         layers, gate = [module.layer(k) for k in range(module.num_layers)], (module.gate_weight, module.gate_bias)
         start = (_flatten(state), state.increment, state.accumulated)
-        if path == "event":
+        if path == "compiled":
+            run = _run_compiled(module, layers, gate, inputs, start, update)
+        elif path == "event":
             fetch = lambda rows, times: inputs[times, rows]
             run = event_recurrence(module.kind, layers, gate, fetch, len(inputs), *start)
         else:
