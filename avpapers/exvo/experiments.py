@@ -37,16 +37,16 @@ __all__ = ['CLAIMS', 'EXPERIMENTS', 'Config', 'Study', 'parameters', 'baselines'
            'as_intensities', 'make_study', 'fill', 'run_bursts', 'run_recorded', 'heard_clips', 'by_voice',
            'recall_by_voice', 'resnet_by_voice', 'run_voices', 'voice_rows']
 
-# %% ../../nbs/exvo/04_experiments.ipynb #b599f540
+# %% ../../nbs/exvo/04_experiments.ipynb #1a7d51f2
 @dataclass(frozen=True)
 class Config:
     "Sizes of an experiment."
     tier: str  # name of the tier
-    num_bursts: int = 1600  # N, of all splits
-    num_speakers: int = 160  # half of them for training
+    num_bursts: int = 1440  # N, of all splits
+    num_speakers: int = 144  # half of them for training
     num_mels: int = 40  # F
     hop_ms: float = 32.0  # from frame to frame
-    num_epochs: int = 16  # passes of a classifier over the bursts
+    num_epochs: int = 12  # passes of a classifier over the bursts
     batch_size: int = 32  # bursts a step
     lr: float = 2e-3  # peak learning rate
     depth: int = 10  # of the narrow ResNet
