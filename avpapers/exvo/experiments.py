@@ -37,13 +37,13 @@ __all__ = ['CLAIMS', 'EXPERIMENTS', 'Config', 'Study', 'parameters', 'baselines'
            'as_intensities', 'make_study', 'fill', 'run_bursts', 'run_recorded', 'heard_clips', 'by_voice',
            'recall_by_voice', 'resnet_by_voice', 'run_voices', 'voice_rows']
 
-# %% ../../nbs/exvo/04_experiments.ipynb #1a7d51f2
+# %% ../../nbs/exvo/04_experiments.ipynb #bc546c9d
 @dataclass(frozen=True)
 class Config:
     "Sizes of an experiment."
     tier: str  # name of the tier
-    num_bursts: int = 1440  # N, of all splits
-    num_speakers: int = 144  # half of them for training
+    num_bursts: int = 1200  # N, of all splits
+    num_speakers: int = 120  # half of them for training
     num_mels: int = 40  # F
     hop_ms: float = 32.0  # from frame to frame
     num_epochs: int = 12  # passes of a classifier over the bursts
@@ -55,8 +55,8 @@ class Config:
     sizes: tuple[tuple[int, int], ...] = ((10, 2), (10, 4), (18, 4))  # other depths and widths
     backbone: str = ""  # timm name, in place of the narrow ResNet
     other_backbones: tuple[str, ...] = ()  # timm names of other sizes, the first for three nets at equal compute
-    pretrain_epochs: int = 6  # of the Conformer
-    tune_epochs: int = 6  # of its fine-tuning
+    pretrain_epochs: int = 5  # of the Conformer
+    tune_epochs: int = 5  # of its fine-tuning
     public: str = ""  # name of a public Conformer, in place of ours
     resamples: int = 500  # of test speakers
 
@@ -351,7 +351,7 @@ def recall_by_voice(truth: np.ndarray, predicted: np.ndarray, groups: np.ndarray
     low, high = np.quantile(draws, [0.025, 0.975])
     return {"U": float(recall(np.arange(len(truth)))), "U_low": float(low), "U_high": float(high), "clips": len(truth), "voices": len(names)}
 
-# %% ../../nbs/exvo/04_experiments.ipynb #11413568
+# %% ../../nbs/exvo/04_experiments.ipynb #92962b0c
 def resnet_by_voice(mel: Tensor, lengths: Tensor, labels: np.ndarray, groups: np.ndarray, config: Config, seed: int) -> np.ndarray:
     "Predictions of a small ResNet trained from scratch, five folds of voices; a fifth of the other voices validate."
     from sklearn.model_selection import GroupKFold
@@ -363,7 +363,7 @@ def resnet_by_voice(mel: Tensor, lengths: Tensor, labels: np.ndarray, groups: np
         inner = np.isin(groups[rest], np.unique(groups[rest])[fold::5])
         with seeded_globals(seed, stream="voices"): net = burst_resnet(config.depth, width=config.width, tasks=("country",), num_countries=classes)
         net.standardize_by(mel[rest[~inner]])
-        trained = train_bursts(net, heard(rest[~inner]), heard(rest[inner]), num_epochs=2 * config.num_epochs, batch_size=config.batch_size, lr=config.lr, seed=seed)
+        trained = train_bursts(net, heard(rest[~inner]), heard(rest[inner]), num_epochs=config.num_epochs, batch_size=config.batch_size, lr=config.lr, seed=seed)
         predicted[test] = predict(trained.use("country"), heard(test))["country"].argmax(1).numpy()
     return predicted
 
