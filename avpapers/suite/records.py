@@ -236,7 +236,7 @@ def recording(
     record.seconds = round(time.perf_counter() - start, 2)
     record.peak_memory_mb = round(peak_memory_mb(device), 1)
 
-# %% ../../nbs/suite/records.ipynb #fd05b8b0
+# %% ../../nbs/suite/records.ipynb #a0a74e71
 def stale_reason(
     record: Record,  # a record
 ) -> str:  # "" if fresh
@@ -248,7 +248,7 @@ def stale_reason(
     checksums = getattr(module, "CHECKSUMS", {})
     for source in record.data:
         now = checksums.get(source["name"], "as read")
-        if now not in ("as read", source["checksum"]):  # public sets have no checksum known beforehand
+        if now not in ("as read", "as made", source["checksum"]):  # public sets and what a seed generates have no checksum known beforehand
             return f"data {source['name']} changed ({source['checksum'][:12]} then, {now[:12]} now)"
     return ""
 
