@@ -184,7 +184,7 @@ def size_rows(study: Study, weighting: str, own: Trained) -> None:
     dealt = scores[torch.randperm(len(scores), generator=seeded_generator(study.seed, stream="sizes")).numpy()]
     study.record.rows.append({"model": "size", "role": "size", "slope": float(np.polyfit(doublings, scores, 1)[0]), "slope_null": float(np.polyfit(doublings, dealt, 1)[0])})
 
-# %% ../../nbs/exvo/04_experiments.ipynb #d735788a
+# %% ../../nbs/exvo/04_experiments.ipynb #f21dde44
 def conformer_rows(study: Study) -> None:
     "Probes of every layer, pre-trained and random, and fine-tuning."
     c, heard = study.config, study.heard
@@ -192,7 +192,7 @@ def conformer_rows(study: Study) -> None:
     scaled = {s: (h.inputs - mean) / std for s, h in heard.items()}
     with seeded_globals(study.seed, stream="conformer"): fresh = Conformer(c.num_mels).eval()
     with seeded_globals(study.seed, stream="conformer"): taught = Conformer(c.num_mels)
-    history = pretrain_conformer(taught, scaled["train"], heard["train"].lengths, num_epochs=c.pretrain_epochs, seed=study.seed, device=study.device)
+    history = pretrain_conformer(taught, scaled["train"], heard["train"].lengths, num_epochs=c.pretrain_epochs, batch_size=max(1, c.batch_size // 2), seed=study.seed, device=study.device)
     study.record.extras["pre-training"] = {k: [round(float(v), 4) for v in history.table[k]] for k in ("step", "loss", "named")}
     for role, model in (("conformer", taught), ("conformer, random", fresh)):
         means = {s: layer_means(model.to("cpu").eval(), scaled[s], h.lengths) for s, h in heard.items()}

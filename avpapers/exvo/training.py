@@ -253,7 +253,7 @@ def hidden_spans(
     covered = F.max_pool1d(F.pad(starts.float()[:, None], (span - 1, 0)), span, 1)[:, 0] > 0
     return covered & length_mask(lengths, size)
 
-# %% ../../nbs/exvo/03_training.ipynb #8294a1ba
+# %% ../../nbs/exvo/03_training.ipynb #f4ed173b
 def pretrain_conformer(
     conformer: Conformer,  # trained in place
     mel: Float[Tensor, "N F T"],  # standardized spectrograms, labels are not needed
@@ -283,7 +283,7 @@ def pretrain_conformer(
         return F.cross_entropy(said, target[hidden]), {"named": (said.argmax(1) == target[hidden]).float().mean()}
 
     history = fit(both, ShuffledBatches(mel, lengths, numbers, batch_size=batch_size), step=step, optimizer=optimizer, num_steps=steps, clip=5.0,
-                  scheduler=cosine_schedule(optimizer, steps, warmup=min(20, steps - 1)), seed=seed, device=device, progress=progress)  # fmt: skip
+                  scheduler=cosine_schedule(optimizer, steps, warmup=min(20, steps - 1)), log_every=max(1, steps // 10), seed=seed, device=device, progress=progress)  # fmt: skip
     conformer.eval()
     return history
 
