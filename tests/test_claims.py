@@ -57,7 +57,7 @@ def test_a_claims_test_can_fail(claim: Claim):
         pytest.skip("no records yet")
     settings = {"budget", "length", "sampling_ms", "batch", "gate_bias", "share", "fifth"}
     settings |= {"used"} if claim.experiments == ("events",) else set()  # there it is a setting, not a result
-    flat = [replace(r, rows=[{k: 0.95 if isinstance(v, float) and k not in settings else v for k, v in row.items()} for row in r.rows])
+    flat = [replace(r, rows=[{k: 0.95 if (isinstance(v, float) or k == "equivalent_pairs") and k not in settings else v for k, v in row.items()} for row in r.rows])
             for r in records]  # fmt: skip
     outcome = claim.test(flat)
     assert judge(claim, outcome).name in ("inconclusive", "not reproduced")
@@ -73,7 +73,8 @@ def test_ledger_is_up_to_date():
     saved, now = report.read_ledger(RECORDS / "ledger.json"), report.ledger(READY, RECORDS)
     assert not now["stale"], now["stale"]
     for part in ("claims", "performance"):
-        assert json.loads(json.dumps(now[part])) == saved[part]
+        in_order = lambda rows: sorted((json.dumps(r, sort_keys=True) for r in rows))
+        assert in_order(json.loads(json.dumps(now[part]))) == in_order(saved[part])
 
 
 def test_committed_records_are_whole_and_fresh():
@@ -81,7 +82,7 @@ def test_committed_records_are_whole_and_fresh():
     assert records
     for record in records:
         assert not stale_reason(record), record.name
-        assert record.tier in TIERS and record.claims and record.data and record.seconds > 0 and record.versions["torch"]
+        assert record.tier in TIERS and (record.claims or record.experiment in ("performance", "voices")) and record.data and record.seconds > 0 and record.versions["torch"]
 
 
 @pytest.mark.parametrize("paper", READY)
@@ -125,6 +126,6 @@ def test_every_data_page_has_a_catalog(paper):
     import importlib
 
     module = importlib.import_module(f"avpapers.{paper}.data")
-    assert set(module.CHECKSUMS) >= set(module.DATASETS)
+    assert set(module.CHECKSUMS) >= {name for name in module.DATASETS if not name.startswith("voices ")}  # those are checked by avpapers.data.voices
     for row in module.DATASETS.values():
         assert row.license and row.size and row.source and callable(row.get) and isinstance(row.embedded, bool)
