@@ -73,7 +73,7 @@ def test_ledger_is_up_to_date():
     saved, now = report.read_ledger(RECORDS / "ledger.json"), report.ledger(READY, RECORDS)
     assert not now["stale"], now["stale"]
     for part in ("claims", "performance"):
-        in_order = lambda rows: sorted((json.dumps(r, sort_keys=True) for r in rows))
+        in_order = lambda rows: sorted(json.dumps(r, sort_keys=True) for r in rows)
         assert in_order(json.loads(json.dumps(now[part]))) == in_order(saved[part])
 
 
@@ -82,7 +82,9 @@ def test_committed_records_are_whole_and_fresh():
     assert records
     for record in records:
         assert not stale_reason(record), record.name
-        assert record.tier in TIERS and (record.claims or record.experiment in ("performance", "voices")) and record.data and record.seconds > 0 and record.versions["torch"]
+        assert record.tier in TIERS and record.data and record.versions["torch"]
+        assert record.claims or record.experiment in ("performance", "voices")
+        assert record.seconds > 0 or record.experiment == "voices"  # all but the first seed have nothing to do
 
 
 @pytest.mark.parametrize("paper", READY)
