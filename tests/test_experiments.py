@@ -44,3 +44,20 @@ def test_wrong_sizes_are_told(change, message):
 def test_two_variants_of_one_name():
     with pytest.raises(ValueError, match="not distinct"):
         Config("smoke", 1, variants=(Variant("a", "skip"), Variant("a", "dense")))
+
+
+def test_what_does_not_depend_on_the_seed_runs_once(tmp_path, monkeypatch):
+    from avpapers.suite import experiments as suite
+    from avpapers.suite.records import Record
+
+    ran = []
+
+    def run(config, *, seed, device="cpu", checkpoints=None):
+        ran.append(seed)
+        return Record("skiprnn", "fixed", config, seed, [], {}, data=[{"name": "made up", "checksum": "", "stand_in": True}], rows=[{"model": "none"}])
+
+    once = suite.Experiment("fixed", (), lambda tier: tier, run, every_seed=False)
+    monkeypatch.setattr(suite, "experiments_of", lambda paper: {"fixed": once})
+    for seed in (0, 1, 2):
+        list(suite.run_experiments("skiprnn", tier="smoke", seed=seed, device="cpu", out=tmp_path, force=True))
+    assert ran == [0]

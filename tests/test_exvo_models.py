@@ -257,12 +257,12 @@ def test_layer_means_are_means_of_layers(conformer):
         (lambda: M.Heads(8, tasks=("mood",)), ("tasks", "emotion, country, age", "mood")),
         (lambda: M.Heads(8, tasks=()), ("tasks",)),
         (lambda: M.narrow_resnet(34), ("depth", "10, 18", "34")),
-        (lambda: M.narrow_resnet(width=7), ("width", "even", "7")),
+        (lambda: M.narrow_resnet(width=1), ("width", "at least 2", "1")),
         (lambda: M.Conformer(kernel=6), ("kernel", "odd", "6")),
         (lambda: M.Conformer(width=30, num_heads=4), ("width", "num_heads", "30")),
         (lambda: T.TaskWeights("loud"), ("weighting", "fixed, normalized, learned", "loud")),
         (lambda: T.TaskWeights("normalized"), ("scales", "constant_losses")),
-        (lambda: P.grouped([nn.Linear(2, 2)]), ("nets", "Linear")),
+        (lambda: M.grouped([nn.Linear(2, 2)]), ("nets", "Linear")),
         (lambda: P.customary_steps(P.functionals_net(SMOKE, "cpu"), None, habits=("luck",)), ("habits", "luck")),
     ],
 )
@@ -410,12 +410,63 @@ def test_pre_training_learns_to_name_what_was_hidden():
 def test_grouped_nets_are_the_nets():
     nets = [seeded(M.narrow_resnet, seed=s, width=4).eval() for s in range(3)]
     images = draw(2, 3, 32, 32)
-    whole = P.grouped(nets)
+    whole = M.grouped(nets)
     for module in nets[0].modules():
         assert getattr(module, "groups", 1) == 1  # the given nets stay as they are
     found = whole.forward_features(images).unflatten(1, (3, -1))
     for s, net in enumerate(nets):
         torch.testing.assert_close(found[:, s], net.forward_features(images[:, s : s + 1]), atol=1e-4, rtol=1e-4)
+
+
+def beside(*tasks, width=4):
+    return [seeded(M.burst_resnet, seed=s, width=width, tasks=t) for s, t in enumerate(tasks)]
+
+
+def test_nets_side_by_side_have_gradients_of_their_own():
+    """The gradient of a net is that of its own loss, and is clipped by its own norm."""
+    nets = [n.double().train() for n in beside(M.TASKS, ("country",), ("age",))]
+    for net in nets:
+        net.backbone.layer4[0].bn2.weight.data.fill_(1.0)
+    whole, mel, lengths = M.SideBySide(nets), draw(6, 32, 48).double(), torch.tensor([48, 30, 48, 20, 11, 40])
+    weigh = [1e3, 1.0, 1e-4]  # norms far above and below the largest
+    total = lambda out: sum(v.square().sum() for v in out.values())
+    sum(w * total(out) for w, out in zip(weigh, whole(mel, lengths), strict=True)).backward()
+    grouped = {k: p.grad.chunk(3) for k, p in whole.body.backbone.named_parameters()}
+    heads = [[p.grad.clone() for p in h.parameters()] for h in whole.heads]
+    whole.zero_grad()
+    for s, (w, net) in enumerate(zip(weigh, nets, strict=True)):
+        net.zero_grad()
+        (w * total(net(mel, lengths))).backward()
+        for k, p in net.backbone.named_parameters():
+            torch.testing.assert_close(grouped[k][s], p.grad, atol=1e-9, rtol=1e-7)
+        for found, p in zip(heads[s], net.heads.parameters(), strict=True):
+            torch.testing.assert_close(found, p.grad)
+
+
+def test_each_net_is_clipped_by_its_own_norm():
+    nets = beside(("country",), ("country",))
+    whole = M.SideBySide(nets)
+    for p in whole.parameters():
+        p.grad = torch.ones_like(p)
+    for p in whole.heads[1].parameters():
+        p.grad = 100 * torch.ones_like(p)
+    extra = [nn.Linear(1, 1), nn.Linear(1, 1)]
+    whole.clip(5.0, extra)
+    norms = [torch.stack([*(p.grad.chunk(2)[s].square().sum() for p in whole.body.parameters()), *(p.grad.square().sum() for p in whole.heads[s].parameters())]).sum().sqrt() for s in range(2)]
+    torch.testing.assert_close(torch.stack(norms), torch.tensor([5.0, 5.0]))
+    before = [p.grad.clone() for p in whole.parameters()]
+    whole.clip(1e9, extra)
+    assert all(torch.equal(a, p.grad) for a, p in zip(before, whole.parameters(), strict=True))
+
+
+def test_what_cannot_stand_side_by_side_is_refused():
+    one, other = beside(("country",), ("country",))
+    with pytest.raises(ValueError, match="one shape"):
+        M.SideBySide([one, seeded(M.burst_resnet, width=6)])
+    with pytest.raises(ValueError, match="same spectrograms"):
+        M.SideBySide([one, other.standardize_by(3 * draw(4, 8, 9) + 1)])
+    with pytest.raises(ValueError, match="weightings must be as many"):
+        T.train_side_by_side([one], heard(8), heard(8), weightings=["fixed", "fixed"])
 
 
 @pytest.mark.parametrize("habits", [P.HABITS, (), *[(h,) for h in P.HABITS]])

@@ -9,6 +9,7 @@ import soundfile
 import torch
 
 from avpapers.core.environment import seeded_generator, seeded_globals
+from avpapers.core.training import fit
 from avpapers.exvo import experiments as E
 from avpapers.exvo import training as T
 from avpapers.exvo.claims import CLAIMS
@@ -44,6 +45,31 @@ def test_the_kept_weights_are_the_best_seen(small):
         assert trained.validation[rule] == pytest.approx((sign * seen[column]).max(), abs=1e-6)
         now = score(T.predict(trained.use(rule), v), v.emotion, v.country, v.age)
         assert sign * now[column] == pytest.approx(trained.validation[rule], abs=1e-5)
+
+
+def test_a_killed_run_keeps_the_best_it_had(small, tmp_path):
+    """Stopped after a step and gone on, training ends with the weights and scores of one that was never stopped."""
+    def run(epochs, file=None):
+        return T.train_bursts(net(small), small["train"], small["validation"], num_epochs=epochs, lr=5e-3, checkpoint=file)
+
+    whole, file, kept = run(6), tmp_path / "net.pt", T._Keeper.forward
+
+    def killed(self, predicted, calls=[]):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return kept(self, predicted)
+
+    from unittest.mock import patch
+
+    with patch.object(T._Keeper, "forward", killed), patch.object(T, "fit", lambda *a, **k: fit(*a, **k, checkpoint_every=1)), pytest.raises(KeyboardInterrupt):
+        run(6, file)
+    assert file.exists()
+    again = run(6, file)
+    assert again.validation == whole.validation
+    for rule, weights in whole.best.items():
+        for k, w in weights.items():
+            torch.testing.assert_close(again.best[rule][k], w)
 
 
 def test_learned_weights_end_where_a_hard_task_counts_less(small):
@@ -102,7 +128,7 @@ def competition(tmp_path):
 def test_the_competitions_layout_runs_whole(competition, monkeypatch):
     monkeypatch.setenv("AVPAPERS_HUMEVB", str(competition))
     experiment = E.EXPERIMENTS["humevb"]
-    config = replace(E._bursts_config("smoke"), backbone="resnet10t", other_backbones=("resnet14t",), num_mels=32, num_epochs=4)
+    config = replace(E._bursts_config("smoke"), size="resnet10t", half="resnet10t", third="resnet10t", sizes=("resnet14t",), num_mels=32, num_epochs=4)
     records = [experiment.run(config, seed=s) for s in (0, 1)]
     assert records[0].data[0]["name"] == "hume-vb" and not records[0].data[0]["stand_in"]
     outcomes = {c.id: c.test(records) for c in CLAIMS}

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -134,3 +134,20 @@ def test_no_space_or_permission_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_record(record(commit="new"), tmp_path)
     assert path.read_text() == before and [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_difference_is_taken_seed_by_seed():
+    rows = {0: (0.5, 0.4), 1: (0.7, 0.6), 2: (0.2, 0.1)}
+    frame = R.table(Record("skiprnn", "adding", "smoke", s, [], {}, rows=[{"role": r, "mse": v} for r, v in zip("ab", pair, strict=True)]) for s, pair in rows.items())
+    found = R.difference(frame, "mse", "a", "b")
+    assert found.value == pytest.approx(0.1) and found.high - found.low == pytest.approx(0, abs=1e-9)
+
+
+def test_only_the_papers_own_tier_has_its_setting():
+    from avpapers.core.stats import mean_interval
+    from avpapers.suite.claims import outcome_of
+
+    runs = [replace(record(s), tier=t, experiment=e, data=[{"name": e, "checksum": "", "stand_in": e == "toy"}]) for s, (t, e) in enumerate((("paper", "own"), ("cpu", "toy")))]
+    estimate = mean_interval([1.0, 2.0])
+    own, toy = outcome_of(runs, "own", estimate, []), outcome_of(runs, ("own", "toy"), estimate, [])
+    assert own.same_setting and not own.stand_in and not toy.same_setting and toy.stand_in

@@ -105,7 +105,6 @@ def test_same_seed_same_numbers_and_the_global_generator_is_untouched():
     (lambda: D.newsgroups(groups=("sci.space",)), "groups"),
     (lambda: D.newsgroups(groups=("sci.space", "sci.space")), "groups"),
     (lambda: D.newsgroups(vocabulary_size=2), "vocabulary_size"),
-    (lambda: D.prefetch(["cifar"]), "names"),
     (lambda: D.write_fixture("cifar", "."), "kind"),
 ])
 def test_bad_arguments_are_named(call, says):

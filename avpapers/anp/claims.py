@@ -7,16 +7,16 @@ __all__ = ['CONDITION_MARGIN', 'CLAIMS', 'test_fusion', 'test_price_of_towers', 
            'test_codetection', 'test_ratio_differs', 'test_ratio_is_stable', 'test_objects_before_scenes',
            'test_equivalent_pairs', 'test_extra_labels']
 
-# %% ../../nbs/anp/00_overview.ipynb #c30c475e
+# %% ../../nbs/anp/00_overview.ipynb #fe0de5c8
 from collections.abc import Sequence
 
 import pandas as pd
 
 from ..core.stats import Estimate, mean_interval, paired_difference
-from ..suite.claims import Check, Claim, Outcome, PaperValue
-from ..suite.records import Record, frames_of, pick, provenance
+from ..suite.claims import Check, Claim, Outcome, PaperValue, outcome_of
+from ..suite.records import Record, difference, frames_of, pick
 
-# %% ../../nbs/anp/00_overview.ipynb #8cd20fc1
+# %% ../../nbs/anp/00_overview.ipynb #d9fe4fa2
 def _pairs(records: Sequence[Record]) -> pd.DataFrame | None:
     "The table of the experiment, the paper's own data first."
     for name in ("vso", "pairs"):
@@ -27,22 +27,16 @@ def _pairs(records: Sequence[Record]) -> pd.DataFrame | None:
 
 def _outcome(records: Sequence[Record], estimate: Estimate, checks: list[Check], controls: list[Check], note: str = "") -> Outcome:
     name = "vso" if any(r.experiment == "vso" for r in records) else "pairs"
-    full = name == "vso" and all(r.tier == "paper" for r in records)
-    return Outcome(estimate, tuple(checks), controls=tuple(controls), same_setting=full, note=note, **provenance(records, name))
+    return outcome_of(records, name, estimate, checks, controls, note)
 
-
-def _minus(frame: pd.DataFrame, column: str, first: str, second: str) -> Estimate:
-    "A column of one model minus that of another, over seeds."
-    return paired_difference(pick(frame, column, role=first), pick(frame, column, role=second))
-
-# %% ../../nbs/anp/00_overview.ipynb #afbd9c8b
+# %% ../../nbs/anp/00_overview.ipynb #e361846d
 def test_fusion(records: Sequence[Record]) -> Outcome | None:
     "AN-1: the fusion of two nets predicts pairs, and better than their product."
     frame = _pairs(records)
     if frame is None: return None
     top1 = mean_interval(100 * pick(frame, "top1", role="fusion"))
-    checks = [Check("top-1 (%), fusion minus the commonest pair", _minus(frame.assign(top1=100 * frame["top1"]), "top1", "fusion", "commonest"))]
-    controls = [Check(f"{c}, fusion minus the product rule", _minus(frame, c, "fusion", "product")) for c in ("top1", "top5")]
+    checks = [Check("top-1 (%), fusion minus the commonest pair", difference(frame.assign(top1=100 * frame["top1"]), "top1", "fusion", "commonest"))]
+    controls = [Check(f"{c}, fusion minus the product rule", difference(frame, c, "fusion", "product")) for c in ("top1", "top5")]
     return _outcome(records, top1, checks, controls)
 
 
@@ -51,9 +45,9 @@ def _price(records: Sequence[Record], dear: str, name: str) -> Outcome | None:
     frame = _pairs(records)
     if frame is None: return None
     points = frame.assign(top1=100 * frame["top1"], top5=100 * frame["top5"])
-    price = _minus(points, "top1", dear, "fusion")
-    other = Check(f"top-1, {name} minus fusion", _minus(points, "top1", name, "fusion"))
-    return _outcome(records, price, [Check(f"top-1, {dear} minus fusion", price)], [other], f"top-5: {_minus(points, 'top5', dear, 'fusion')}")
+    price = difference(points, "top1", dear, "fusion")
+    other = Check(f"top-1, {name} minus fusion", difference(points, "top1", name, "fusion"))
+    return _outcome(records, price, [Check(f"top-1, {dear} minus fusion", price)], [other], f"top-5: {difference(points, 'top5', dear, 'fusion')}")
 
 
 def test_price_of_towers(records: Sequence[Record]) -> Outcome | None:
@@ -65,13 +59,13 @@ def test_price_of_names(records: Sequence[Record]) -> Outcome | None:
     "AN-3: the same net with a free bottleneck is better, from a second start too."
     return _price(records, "free", "free, again")
 
-# %% ../../nbs/anp/00_overview.ipynb #ed6c3a1a
+# %% ../../nbs/anp/00_overview.ipynb #4648b668
 def test_adjectives_harder(records: Sequence[Record]) -> Outcome | None:
     "AN-4: the noun net is more accurate than the adjective net, at equal numbers of classes as well."
     frame = _pairs(records)
     if frame is None: return None
     points = frame.assign(top1=100 * frame["top1"])
-    gap, matched = (_minus(points, "top1", name, "adjective") for name in ("noun", "noun, matched"))
+    gap, matched = (difference(points, "top1", name, "adjective") for name in ("noun", "noun, matched"))
     return _outcome(records, gap, [Check("top-1, noun minus adjective", gap)], [Check("top-1, nouns at as many classes, minus adjective", matched)])
 
 # %% ../../nbs/anp/00_overview.ipynb #72220137

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['WHEELS', 'DataUnavailableError', 'cache_dir', 'is_offline', 'checksum', 'Wheel', 'wheels', 'package_wheel',
            'read_member', 'open_member', 'extract', 'safe_unpickle', 'load_array', 'debian_package', 'fetch_url',
-           'cached']
+           'Dataset', 'by_hand', 'generated', 'cached']
 
 # %% ../../nbs/data/cache.ipynb #ea967693
 class DataUnavailableError(FileNotFoundError):
@@ -470,6 +470,27 @@ def fetch_url(
             raise DataUnavailableError(_advice(f"file {name}", target, reason)) from error
 
     return _fetch_once(target, _check_sha256(sha256), fetch, f"file {name}")
+
+# %% ../../nbs/data/cache.ipynb #26d0347b
+@dataclass(frozen=True)
+class Dataset:
+    "A line of the catalog."
+    license: str                         # of the data, as far as its source says
+    size: str                            # what has to be fetched
+    embedded: bool                       # needs no network once the environment stands
+    source: str                          # where it comes from
+    get: Callable[[], object]            # brings it into the cache; returns where it is, or why nothing was fetched
+    package: str = ""                    # name of the package that holds it, if one does
+
+
+def by_hand(license: str, size: str, source: str) -> Dataset:
+    "A set that only a person can fetch, since its owners want to be asked or it lies behind a login."
+    return Dataset(license, size, False, source, lambda: f"fetch it by hand: {source}; the data page shows the folder it expects")
+
+
+def generated(source: str = "generated", license: str = "Apache-2.0") -> Dataset:
+    "A set that is made when it is asked for."
+    return Dataset(license, "0", True, source, lambda: "nothing to fetch")
 
 # %% ../../nbs/data/cache.ipynb #fe77a633
 def cached() -> pd.DataFrame:    # one row a file: kind, name, MiB

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['MARGINS', 'CLAIMS', 'test_gain', 'test_headroom', 'test_single_task', 'test_size']
 
-# %% ../../nbs/exvo/00_overview.ipynb #cf6fb7f8
+# %% ../../nbs/exvo/00_overview.ipynb #5aa871ef
 from collections.abc import Sequence
 
 import pandas as pd
 
-from ..core.stats import Estimate, equivalence, mean_interval, paired_difference
-from ..suite.claims import Check, Claim, Outcome, PaperValue
-from ..suite.records import Record, frames_of, pick, provenance
+from ..core.stats import equivalence, mean_interval, paired_difference
+from ..suite.claims import Check, Claim, Outcome, PaperValue, outcome_of
+from ..suite.records import Record, difference, frames_of, pick
 
-# %% ../../nbs/exvo/00_overview.ipynb #6a6e6b68
+# %% ../../nbs/exvo/00_overview.ipynb #98f326b4
 def _rows(records: Sequence[Record]) -> tuple[str, pd.DataFrame] | None:
     "The table of the experiment, the competition's own data first."
     for name in ("humevb", "vocalsound", "bursts"):
@@ -22,17 +22,7 @@ def _rows(records: Sequence[Record]) -> tuple[str, pd.DataFrame] | None:
         if frames is not None: return name, frames[0]
     return None
 
-
-def _outcome(records: Sequence[Record], name: str, estimate: Estimate, checks: list[Check], controls: list[Check], note: str = "") -> Outcome:
-    full = name == "humevb" and all(r.tier == "paper" for r in records)
-    return Outcome(estimate, tuple(checks), controls=tuple(controls), same_setting=full, note=note, **provenance(records, name))
-
-
-def _minus(frame: pd.DataFrame, first: str, second: str, column: str = "S") -> Estimate:
-    "A column of one model minus that of another, over seeds."
-    return paired_difference(pick(frame, column, role=first), pick(frame, column, role=second))
-
-# %% ../../nbs/exvo/00_overview.ipynb #0eb42458
+# %% ../../nbs/exvo/00_overview.ipynb #e5b9fc20
 def test_gain(records: Sequence[Record]) -> Outcome | None:
     "EV-1: a ResNet on spectrograms scores higher than pooled statistics."
     found = _rows(records)
@@ -41,23 +31,23 @@ def test_gain(records: Sequence[Record]) -> Outcome | None:
     score = {r: pick(frame, "S", role=r) for r in ("resnet", "functionals")}
     if (score["functionals"] <= 0).any(): return None  # a gain over nothing
     gain = mean_interval(100 * (score["resnet"] / score["functionals"] - 1))
-    parts = ", ".join(f"{p} {_minus(frame, f'functionals, {p} of resnet', 'functionals').format(3)}" for p in "CUM")
-    return _outcome(records, name, gain, [Check("S, ResNet minus functionals", _minus(frame, "resnet", "functionals"))],
-                    [Check("S, ResNet minus functionals with as many parameters", _minus(frame, "resnet", "functionals, matched"))],
+    parts = ", ".join(f"{p} {difference(frame, 'S', f'functionals, {p} of resnet', 'functionals').format(3)}" for p in "CUM")
+    return outcome_of(records, name, gain, [Check("S, ResNet minus functionals", difference(frame, "S", "resnet", "functionals"))],
+                    [Check("S, ResNet minus functionals with as many parameters", difference(frame, "S", "resnet", "functionals, matched"))],
                     f"gain of S if only one part is exchanged: {parts}")  # fmt: skip
 
-# %% ../../nbs/exvo/00_overview.ipynb #b39dde25
+# %% ../../nbs/exvo/00_overview.ipynb #e36b0d81
 def test_headroom(records: Sequence[Record]) -> Outcome | None:
     "EV-2: a pre-trained Conformer scores higher than the ResNet."
     found = _rows(records)
     if found is None: return None
     name, frame = found
-    head = _minus(frame, "conformer", "resnet")
-    tuned = f"fine-tuned minus ResNet: {_minus(frame, 'conformer, fine-tuned', 'resnet').format(3)}" if (frame["role"] == "conformer, fine-tuned").any() else ""
-    return _outcome(records, name, head, [Check("S, Conformer minus ResNet", head)],
-                    [Check("S, pre-trained minus random weights", _minus(frame, "conformer", "conformer, random"))], tuned)  # fmt: skip
+    head = difference(frame, "S", "conformer", "resnet")
+    tuned = f"fine-tuned minus ResNet: {difference(frame, 'S', 'conformer, fine-tuned', 'resnet').format(3)}" if (frame["role"] == "conformer, fine-tuned").any() else ""
+    return outcome_of(records, name, head, [Check("S, Conformer minus ResNet", head)],
+                    [Check("S, pre-trained minus random weights", difference(frame, "S", "conformer", "conformer, random"))], tuned)  # fmt: skip
 
-# %% ../../nbs/exvo/00_overview.ipynb #c010a74f
+# %% ../../nbs/exvo/00_overview.ipynb #06a0ea42
 MARGINS = {"C": 0.02, "U": 0.02, "M": 0.1}
 
 
@@ -66,18 +56,18 @@ def test_single_task(records: Sequence[Record]) -> Outcome | None:
     found = _rows(records)
     if found is None: return None
     name, frame = found
-    best = _minus(frame, "single", "resnet")
+    best = difference(frame, "S", "single", "resnet")
     told = []
     for part, margin in MARGINS.items():
         pair = [pick(frame, part, role=r) for r in ("single", "resnet")]
         equal = len(pair[0]) > 1 and equivalence(*pair, margin=margin).equivalent
         told.append(f"{part} {paired_difference(*pair).format(3)}{' (equal within ' + str(margin) + ')' if equal else ''}")
     note = f"single minus multitask: {', '.join(told)}"
-    if (frame["role"] == "single, related").any(): note += f"; S where emotion depends on country: {_minus(frame, 'single, related', 'resnet, related').format(3)}"
-    return _outcome(records, name, best, [Check("S, single-task minus multitask", best)],
-                    [Check("S, single-task at equal compute minus multitask", _minus(frame, "single, narrow", "resnet"))], note)  # fmt: skip
+    if (frame["role"] == "single, related").any(): note += f"; S where emotion depends on country: {difference(frame, 'S', 'single, related', 'resnet, related').format(3)}"
+    return outcome_of(records, name, best, [Check("S, single-task minus multitask", best)],
+                    [Check("S, single-task at equal compute minus multitask", difference(frame, "S", "single, narrow", "resnet"))], note)  # fmt: skip
 
-# %% ../../nbs/exvo/00_overview.ipynb #9c40f1bc
+# %% ../../nbs/exvo/00_overview.ipynb #1bd8b80d
 def test_size(records: Sequence[Record]) -> Outcome | None:
     "EV-4: larger image classifiers score higher."
     found = _rows(records)
@@ -85,7 +75,7 @@ def test_size(records: Sequence[Record]) -> Outcome | None:
     name, frame = found
     slope, null = (pick(frame, c, role="size") for c in ("slope", "slope_null"))
     rise = mean_interval(slope)
-    return _outcome(records, name, rise, [Check("S per doubling of parameters", rise)], [Check("that slope minus one with sizes dealt out", paired_difference(slope, null))])
+    return outcome_of(records, name, rise, [Check("S per doubling of parameters", rise)], [Check("that slope minus one with sizes dealt out", paired_difference(slope, null))])
 
 # %% ../../nbs/exvo/00_overview.ipynb #8572ff6d
 _STAND_IN = "whether it holds for generated bursts, whose tasks share what the generator makes them share"

@@ -138,7 +138,7 @@ def test_convergence(records: Sequence[Record]) -> Outcome | None:
                    paired_difference(get("mean_validation"), get("mean_validation", "random")))  # fmt: skip
     return Outcome(lead, checks, controls=(random,), same_setting=_full_size(records, "digits"), **provenance(records, "digits"))
 
-# %% ../../nbs/skiprnn/00_overview.ipynb #3f5215ed
+# %% ../../nbs/skiprnn/00_overview.ipynb #6935f15d
 def test_tight_budget(records: Sequence[Record]) -> Outcome | None:
     "SR-6: at few updates, better than skipping at random as often."
     frames = frames_of(records, "watch")
@@ -167,7 +167,7 @@ def test_video(records: Sequence[Record]) -> Outcome | None:
 
 
 def test_text(records: Sequence[Record]) -> Outcome | None:
-    "SR-8: skipping through a long text beats reading only its beginning, at equal words read."
+    "SR-8: skipping through a long text beats reading only its beginning, at about as many words read."
     frames = frames_of(records, "text")
     if frames is None:
         return None

@@ -277,7 +277,7 @@ def run_performance(c: Config, *, seed: int = 0, device: str = "cpu") -> Record:
         record.rows += goals(record.rows)
     return record
 
-# %% ../../nbs/skiprnn/06_performance.ipynb #f019c2db
+# %% ../../nbs/skiprnn/06_performance.ipynb #e69de6a1
 def _goal(text: str, rows: list[dict[str, Any]], needed: Callable[[dict[str, Any]], float], why: str = "") -> dict[str, Any]:
     "The row that is furthest from a goal, and whether even that one meets it."
     if not rows:
@@ -293,7 +293,7 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Every goal with its worst measured case."
     pick = lambda **where: [r for r in rows if all(r.get(k) == v for k, v in where.items())]
     itself, lstm, loop = {"peer": "same code, all steps"}, {"peer": "torch.nn.LSTM"}, {"peer": "plain loop, autograd"}
-    calls = "a call of the module has some 60 to 100 us of checks, layout and tensors, as much as 30 updates"
+    calls = "a call of the module has checks, layout and tensors that cost as much as dozens of updates"
     unfused = "where most steps are updates the loop's own products, at the speed of the matrix library, leave no room for it (see the bound), and the kernel makes a fourth product an update"
     absent = {"ratio": None, "met": "not measured", "why": "no GPU was at hand; the kernel agrees in Triton's interpreter and compiles for a GPU"}
     batched = max((r["batch"] for r in pick(case="running")), default=1)

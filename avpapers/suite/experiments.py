@@ -15,7 +15,7 @@ from typing import Any
 from .records import Record, read_record, stale_reason, write_record
 from .tiers import get_tier
 
-# %% ../../nbs/suite/experiments.ipynb #35a92ffb
+# %% ../../nbs/suite/experiments.ipynb #5cfeed1b
 @dataclass(frozen=True)
 class Experiment:
     "One experiment of a paper."
@@ -24,6 +24,7 @@ class Experiment:
     config: Callable[[str], Any]  # tier -> configuration, a frozen dataclass
     run: Callable[..., Record]  # (config, *, seed, device) -> record
     tiers: tuple[str, ...] = ("smoke", "cpu", "gpu", "paper")  # where it is defined
+    every_seed: bool = True  # False: nothing in it is drawn, so seed 0 is enough
 
 
 def experiments_of(
@@ -35,7 +36,7 @@ def experiments_of(
     except ModuleNotFoundError as error:
         raise ValueError(f"paper: got {paper!r}, which has no experiments; `avpapers list` shows the papers that do") from error
 
-# %% ../../nbs/suite/experiments.ipynb #d95d662b
+# %% ../../nbs/suite/experiments.ipynb #622deea6
 def run_experiments(
     paper: str,  # package name
     *,
@@ -58,7 +59,7 @@ def run_experiments(
 
     device = str(pick_device(device))
     for experiment in (offered[n] for n in only or offered):
-        if tier not in experiment.tiers:
+        if tier not in experiment.tiers or (seed and not experiment.every_seed):
             continue
         path = Path(out) / paper / f"{experiment.name}-{tier}-seed{seed}.json"
         record = None if force else _fresh(path)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEMA', 'Record', 'validate', 'write_atomic', 'write_record', 'read_record', 'fingerprint', 'recording',
-           'stale_reason', 'find_records', 'table', 'frames_of', 'pick', 'provenance']
+           'stale_reason', 'find_records', 'table', 'frames_of', 'pick', 'difference', 'provenance']
 
-# %% ../../nbs/suite/records.ipynb #5f3b98b1
+# %% ../../nbs/suite/records.ipynb #53c454b7
 import ast
 import hashlib
 import importlib.util
@@ -26,6 +26,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.environment import describe_machine, package_versions, peak_memory_mb
+from ..core.stats import Estimate, paired_difference
 from .tiers import get_tier
 
 # %% ../../nbs/suite/records.ipynb #9ee95615
@@ -303,6 +304,16 @@ def pick(
     if chosen.empty or chosen["seed"].duplicated().any():
         raise ValueError(f"pick: {where} leaves {len(chosen)} rows for {frame['seed'].nunique()} seeds, expected one a seed")
     return chosen.set_index("seed")[column].astype(float).sort_index()
+
+# %% ../../nbs/suite/records.ipynb #56814e5d
+def difference(
+    frame: pd.DataFrame,  # rows of records, with columns seed and role
+    column: str,  # what to compare
+    first: str,  # role of one model
+    second: str,  # role of the other
+) -> Estimate:  # first minus second
+    "A column of one model minus that of another, over seeds."
+    return paired_difference(pick(frame, column, role=first), pick(frame, column, role=second))
 
 # %% ../../nbs/suite/records.ipynb #3ff92076
 def provenance(

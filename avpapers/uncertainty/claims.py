@@ -6,14 +6,14 @@
 __all__ = ['HUMAN', 'DRAWN', 'BOOST_MARGIN', 'CLAIMS', 'rated_frames', 'test_disagreement', 'test_ranking', 'test_rare_group',
            'test_calibration', 'test_boost', 'test_retrofit']
 
-# %% ../../nbs/uncertainty/00_overview.ipynb #cf6fb7f8
+# %% ../../nbs/uncertainty/00_overview.ipynb #2c7bc612
 from collections.abc import Sequence
 
 import pandas as pd
 
-from ..core.stats import Estimate, equivalence, mean_interval, paired_difference
-from ..suite.claims import Check, Claim, Outcome, PaperValue
-from ..suite.records import Record, frames_of, pick, provenance
+from ..core.stats import equivalence, mean_interval, paired_difference
+from ..suite.claims import Check, Claim, Outcome, PaperValue, outcome_of
+from ..suite.records import Record, frames_of, pick
 
 # %% ../../nbs/uncertainty/00_overview.ipynb #55701171
 HUMAN = ("tweets", "words")  # experiments on what people said, at tier cpu
@@ -28,13 +28,7 @@ def rated_frames(records: Sequence[Record]) -> dict[str, pd.DataFrame] | None:
             return dict(zip(names, frames, strict=True))
     return None
 
-# %% ../../nbs/uncertainty/00_overview.ipynb #37c6607d
-def _outcome(records: Sequence[Record], used: Sequence[str], estimate: Estimate, checks: list, controls: list, note: str = "") -> Outcome:
-    "An outcome with the provenance of the experiments that were used."
-    full = all(r.tier == "paper" for r in records if r.experiment in used)
-    return Outcome(estimate, tuple(checks), controls=tuple(controls), same_setting=full, note=note, **provenance(records, *used))
-
-# %% ../../nbs/uncertainty/00_overview.ipynb #dcf8e800
+# %% ../../nbs/uncertainty/00_overview.ipynb #a5c7c7df
 def test_disagreement(records: Sequence[Record]) -> Outcome | None:
     "UN-1: learned variance correlates with disagreement, more than in a net trained on shuffled votes."
     frames = rated_frames(records)
@@ -47,9 +41,9 @@ def test_disagreement(records: Sequence[Record]) -> Outcome | None:
     first = next(iter(frames))
     note = "; ".join(f"{n}: 1 - confidence alone has r = {get(n, 'r_confidence', 'none').mean():.2f}, "
                      f"expected entropy {get(n, 'r_expected').mean():.2f}" for n in frames)  # fmt: skip
-    return _outcome(records, tuple(frames), mean_interval(get(first, "r_learned")), checks, controls, note)
+    return outcome_of(records, tuple(frames), mean_interval(get(first, "r_learned")), checks, controls, note)
 
-# %% ../../nbs/uncertainty/00_overview.ipynb #5557a8f0
+# %% ../../nbs/uncertainty/00_overview.ipynb #42626eeb
 def test_ranking(records: Sequence[Record]) -> Outcome | None:
     "UN-2: the top tenth by learned variance holds more contested items than chance, and than after training on shuffled votes."
     frames = rated_frames(records)
@@ -62,9 +56,9 @@ def test_ranking(records: Sequence[Record]) -> Outcome | None:
                       paired_difference(get(n, "contested_top"), get(n, "contested_top", "both, shuffled votes"))) for n in frames]  # fmt: skip
     first = next(iter(frames))
     note = "; ".join(f"{n}: ranking by 1 - confidence finds {get(n, 'contested_top_confidence', 'none').mean():.2f}" for n in frames)
-    return _outcome(records, tuple(frames), lift[first], checks, controls, note)
+    return outcome_of(records, tuple(frames), lift[first], checks, controls, note)
 
-# %% ../../nbs/uncertainty/00_overview.ipynb #aa94cdab
+# %% ../../nbs/uncertainty/00_overview.ipynb #31374944
 def test_rare_group(records: Sequence[Record]) -> Outcome | None:
     "UN-3: mutual information marks the rare group, because it is rare, and better than expected entropy does."
     frames = frames_of(records, *DRAWN)
@@ -82,9 +76,9 @@ def test_rare_group(records: Sequence[Record]) -> Outcome | None:
                            paired_difference(rise(n, "auroc_mutual"), rise(n, "auroc_expected")))]  # fmt: skip
     released = {n: get(n, "auroc_released", "rare").mean() for n in tables}
     note = "the formula in the released code has AUROC " + ", ".join(f"{v:.2f} ({n})" for n, v in released.items())
-    return _outcome(records, DRAWN, checks[0].estimate, checks, controls, note)
+    return outcome_of(records, DRAWN, checks[0].estimate, checks, controls, note)
 
-# %% ../../nbs/uncertainty/00_overview.ipynb #c31ed9d4
+# %% ../../nbs/uncertainty/00_overview.ipynb #a2426e5b
 def test_calibration(records: Sequence[Record]) -> Outcome | None:
     "UN-4: the calibration gap grows with total uncertainty, more than it would for a perfectly calibrated model."
     frames = rated_frames(records)
@@ -96,9 +90,9 @@ def test_calibration(records: Sequence[Record]) -> Outcome | None:
     checks = [Check(f"{n}: calibration gap, most uncertain fifth minus least", gap[n]) for n in frames]
     controls = [Check(f"{n}: that difference, minus a calibrated model's", paired_difference(spread(n, "gap"), spread(n, "gap_calibrated")))
                 for n in frames]  # fmt: skip
-    return _outcome(records, tuple(frames), gap[next(iter(frames))], checks, controls)
+    return outcome_of(records, tuple(frames), gap[next(iter(frames))], checks, controls)
 
-# %% ../../nbs/uncertainty/00_overview.ipynb #6f166997
+# %% ../../nbs/uncertainty/00_overview.ipynb #8d6d186e
 BOOST_MARGIN = 0.01  # one point of accuracy: closer than this counts as equal
 
 
@@ -112,7 +106,7 @@ def test_boost(records: Sequence[Record]) -> Outcome | None:
     checks = [Check(f"{n}: accuracy, both minus none", gain[n]) for n in frames]
     controls = [Check(f"{n}: accuracy, both minus a second plain net", paired_difference(get(n, "both"), get(n, "none again"))) for n in frames]
     note = "; ".join(_equal(n, get(n, "both"), get(n, "none")) for n in frames)
-    return _outcome(records, tuple(frames), gain[next(iter(frames))], checks, controls, note)
+    return outcome_of(records, tuple(frames), gain[next(iter(frames))], checks, controls, note)
 
 
 def _equal(name: str, ours: pd.Series, plain: pd.Series) -> str:
@@ -122,7 +116,7 @@ def _equal(name: str, ours: pd.Series, plain: pd.Series) -> str:
     same = equivalence(ours, plain, margin=BOOST_MARGIN)
     return f"{name}: {'' if same.holds else 'not '}shown equal within {100 * BOOST_MARGIN:g} point (p = {same.p:.2g})"
 
-# %% ../../nbs/uncertainty/00_overview.ipynb #44a3a8d0
+# %% ../../nbs/uncertainty/00_overview.ipynb #70cff0cb
 def test_retrofit(records: Sequence[Record]) -> Outcome | None:
     "UN-6: a plainly trained net gains a useful epistemic uncertainty by a change at test time alone."
     frames = rated_frames(records)
@@ -136,7 +130,7 @@ def test_retrofit(records: Sequence[Record]) -> Outcome | None:
     controls = [Check(f"{n}: that AUROC, own votes minus shuffled votes",
                       paired_difference(get(n, "auroc_error_mutual", "epistemic"), get(n, "auroc_error_mutual", "both, shuffled votes")))
                 for n in frames]  # fmt: skip
-    return _outcome(records, tuple(frames), found[next(iter(frames))], checks, controls)
+    return outcome_of(records, tuple(frames), found[next(iter(frames))], checks, controls)
 
 # %% ../../nbs/uncertainty/00_overview.ipynb #1657927f
 def _claim(number, statement, where, metric, test, control, experiments, **k) -> Claim:

@@ -31,9 +31,9 @@ from .training import FORMS, predict, train_head
 # %% auto #0
 __all__ = ['DOUBTS', 'RATED_CLAIMS', 'EXPERIMENTS', 'doubts_of', 'correlation', 'auroc', 'partial_correlation', 'measure',
            'calibration_by_fifth', 'contested_among', 'Config', 'Study', 'four_modes', 'ranking',
-           'largest_without_dropout', 'controls_and_baselines', 'confidence_factor', 'without_ambiguous',
-           'keep_for_figures', 'study_people', 'words_extra', 'missing_cluster', 'tweets_extra', 'frozen_features',
-           'load_ferplus', 'rare_row', 'planted_noise', 'study_drawn', 'extreme_pictures', 'keep_values']
+           'controls_and_baselines', 'confidence_factor', 'without_ambiguous', 'keep_for_figures', 'study_people',
+           'words_extra', 'missing_cluster', 'tweets_extra', 'frozen_features', 'load_ferplus', 'rare_row',
+           'planted_noise', 'study_drawn', 'extreme_pictures', 'keep_values']
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #4bb184b7
 DOUBTS = {  # short name -> the measure it stands for
@@ -168,14 +168,14 @@ class Study:
         self.record.rows.append(row)
         return row
 
-# %% ../../nbs/uncertainty/04_experiments.ipynb #c68d45b7
+# %% ../../nbs/uncertainty/04_experiments.ipynb #9ca78e51
 def four_modes(study: Study) -> dict[str, nn.Sequential]:
     "Rows `none`, `epistemic`, `aleatoric` and `both`, and the two nets behind them."
     plain, noisy = study.fit("plain"), study.fit("noisy", heteroscedastic=True)
     doubt = doubts_of(study.ask(plain, dropout=False, of=study.train))["confidence"]
     by_confidence = contested_among(doubt, study.train.disagreement)
     study.row("none", study.ask(plain, dropout=False), contested_top_confidence=by_confidence["contested_top"])
-    study.row("epistemic", study.ask(plain, dropout=True), mutual_at_zero=largest_without_dropout(plain, study.test.inputs))
+    study.row("epistemic", study.ask(plain, dropout=True))
     study.row("aleatoric", study.ask(noisy, dropout=False))
     study.row("both", study.ask(noisy, dropout=True), **ranking(study, noisy))
     return {"plain": plain, "noisy": noisy}
@@ -185,13 +185,6 @@ def ranking(study: Study, net: nn.Sequential) -> dict[str, float]:
     "How the learned variance, dropout off as in the released code, ranks the training items."
     learned = study.ask(net, dropout=False, of=study.train).learned_variance
     return contested_among(learned.numpy(), study.train.disagreement)
-
-
-def largest_without_dropout(net: nn.Sequential, inputs: Tensor) -> float:
-    "Mutual information of fifty equal passes: rounding, and nothing else."
-    with torch.no_grad():
-        same = net.eval()(inputs.to(next(net.parameters()).device))[None].expand(50, -1, -1).cpu()
-    return float(decompose(same).mutual_information.max())
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #05e30d8d
 def controls_and_baselines(study: Study, plain: nn.Sequential) -> None:

@@ -81,13 +81,13 @@ def decompose(
         num_samples=len(logits),
     )  # fmt: skip
 
-# %% ../../nbs/uncertainty/02_model.ipynb #ba34ebf6
+# %% ../../nbs/uncertainty/02_model.ipynb #bca28a36
 def _entropy(probs: Tensor) -> Tensor:
     return 0 - torch.xlogy(probs, probs).sum(0)  # class axis first
 
 
 def _spread(values: Tensor, mean: Tensor) -> Tensor:
-    "Variance over passes of (K, S, N); twice as fast as torch.var on this layout."
+    "Variance over passes of (K, S, N); on this layout faster than torch.var."
     return (values - mean[:, None]).square_().mean(1)
 
 
