@@ -149,10 +149,20 @@ def test_voices_are_never_their_own_teachers():
     groups = np.repeat(np.arange(12), 10).astype(str)
     marks = rng.normal(size=(12, 6)).repeat(10, 0) + 0.01 * rng.normal(size=(120, 6))
     labels = rng.permutation(np.arange(12) % 2).repeat(10)
-    recall = E.recall_by_voice(labels, E.by_voice(marks, labels, groups), groups, 50, 0)
+    recall = E.over_voices("U", E.recall_of(labels, E.by_voice(marks, labels, groups)), groups, 50, 0)
     assert recall["U"] < 0.8 and recall["U_low"] <= recall["U"] <= recall["U_high"]
     told = rng.integers(0, 2, 120)
-    assert E.recall_by_voice(told, E.by_voice(np.c_[marks, 5.0 * told], told, groups), groups, 20, 0)["U"] > 0.95
+    assert E.over_voices("U", E.recall_of(told, E.by_voice(np.c_[marks, 5.0 * told], told, groups)), groups, 20, 0)["U"] > 0.95
+
+
+def test_voices_are_resampled_whole():
+    """Twelve voices that are each right or wrong throughout: the interval is that of twelve throws, not of 120."""
+    groups, truth = np.repeat(np.arange(12), 10).astype(str), np.tile([0, 1], 60)
+    few = E.over_voices("U", E.recall_of(truth, np.where(np.repeat(np.arange(12) % 2, 10), truth, 1 - truth)), groups, 400, 0)
+    many = E.over_voices("U", E.recall_of(truth, np.where(np.repeat(np.arange(12) % 2, 10), truth, 1 - truth)), np.arange(120).astype(str), 400, 0)
+    assert few["U"] == many["U"] == 0.5 and few["U_high"] - few["U_low"] > 2 * (many["U_high"] - many["U_low"])
+    level = np.linspace(0, 1, 120)
+    assert E.over_voices("C", E.concordance_of(level, level), groups, 20, 0) == {"C": 1.0, "C_low": 1.0, "C_high": 1.0, "clips": 120, "voices": 12}
 
 
 def test_speakers_are_resampled_whole(small):

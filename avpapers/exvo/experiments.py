@@ -37,7 +37,7 @@ from ..suite.records import Record, recording
 __all__ = ['Size', 'SUBSETS', 'CLAIMS', 'EXPERIMENTS', 'Config', 'Study', 'parameters', 'baselines', 'exchange', 'subsets',
            'by_rule', 'twins', 'size_rows', 'conformer_rows', 'probe_rows', 'public_rows', 'public_means',
            'speaker_bootstrap', 'as_intensities', 'make_study', 'fill', 'run_bursts', 'run_recorded', 'heard_clips',
-           'by_voice', 'recall_by_voice', 'resnet_by_voice', 'run_voices', 'voice_rows']
+           'by_voice', 'over_voices', 'recall_of', 'concordance_of', 'resnet_by_voice', 'run_voices', 'voice_rows']
 
 # %% ../../nbs/exvo/04_experiments.ipynb #8136b576
 Size = tuple[int, int] | str  # depth and width of a narrow ResNet, or a timm name
@@ -330,7 +330,7 @@ def run_recorded(name: str, variable: str, load: Callable[[Path], Bursts]):
 
     return run
 
-# %% ../../nbs/exvo/04_experiments.ipynb #4c00712a
+# %% ../../nbs/exvo/04_experiments.ipynb #1d575b12
 def heard_clips(clips: Voices, config: Config) -> tuple[Tensor, Tensor]:
     "Spectrograms of clips, cut or padded to a second and a half, and their frames."
     front, waves = LogMel(config.num_mels, hop_ms=config.hop_ms), clips.waves(sets.RATE, max_seconds=1.5)
@@ -350,18 +350,27 @@ def by_voice(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, re
     return cross_val_predict(make_pipeline(StandardScaler(), model), features, labels, groups=groups, cv=GroupKFold(min(14, len(set(groups)))))
 
 
-def recall_by_voice(truth: np.ndarray, predicted: np.ndarray, groups: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
-    "Unweighted recall, with a bootstrap over voices."
-    from sklearn.metrics import recall_score
-
-    recall = lambda rows: recall_score(truth[rows], predicted[rows], average="macro", zero_division=0)
+def over_voices(column: str, measure: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int) -> dict[str, float]:
+    "A measure of rows, with its 95 % interval over resampled voices."
     rng, names = np.random.default_rng(seed), np.unique(groups)
     where = {n: np.flatnonzero(groups == n) for n in names}
-    draws = [recall(np.concatenate([where[n] for n in rng.choice(names, len(names))])) for _ in range(resamples)]
+    draws = [measure(np.concatenate([where[n] for n in rng.choice(names, len(names))])) for _ in range(resamples)]
     low, high = np.quantile(draws, [0.025, 0.975])
-    return {"U": float(recall(np.arange(len(truth)))), "U_low": float(low), "U_high": float(high), "clips": len(truth), "voices": len(names)}
+    return {column: float(measure(np.arange(len(groups)))), f"{column}_low": float(low), f"{column}_high": float(high), "clips": len(groups), "voices": len(names)}
 
-# %% ../../nbs/exvo/04_experiments.ipynb #35a77b83
+
+def recall_of(truth: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], float]:
+    "Unweighted recall of rows."
+    from sklearn.metrics import recall_score
+
+    return lambda rows: recall_score(truth[rows], predicted[rows], average="macro", zero_division=0)
+
+
+def concordance_of(truth: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], float]:
+    "Concordance of rows."
+    return lambda rows: float(concordance(*(torch.from_numpy(v[rows])[:, None] for v in (predicted, truth)))[0])
+
+# %% ../../nbs/exvo/04_experiments.ipynb #a9574fb0
 def resnet_by_voice(mel: Tensor, lengths: Tensor, labels: np.ndarray, groups: np.ndarray, config: Config, seed: int) -> np.ndarray:
     "Predictions of a small ResNet trained from scratch, five folds of voices; a fifth of the other voices validate."
     from sklearn.model_selection import GroupKFold
@@ -403,13 +412,13 @@ def voice_rows(pack: str, clips: Voices, config: Config, seed: int) -> list[dict
         level = clips.frame["level"].to_numpy(float)
         told = by_voice(features, level, groups, regress=True)
         duration = by_voice(np.log(lengths[:, None].numpy()), level, groups, regress=True)
-        ccc = lambda p: float(concordance(*(torch.tensor(v)[:, None] for v in (p, level)))[0])
-        return [{"model": pack, "role": f"{pack}, {r}", "C": ccc(p), "clips": len(level), "voices": len(set(groups))} for r, p in (("functionals", told), ("duration alone", duration))]
+        ways = {"functionals": told, "duration alone": duration}
+        return [{"model": pack, "role": f"{pack}, {r}"} | over_voices("C", concordance_of(level, p), groups, config.resamples, seed) for r, p in ways.items()]
     column = "language" if pack == "tuxpaint" else "label"
     codes, labels = np.unique(clips.frame[column].astype(str).to_numpy(), return_inverse=True)
     ways = {"functionals": by_voice(features, labels, groups)}
     if pack == "hedgewars": ways["ResNet"] = resnet_by_voice(mel, lengths, labels, groups, config, seed)
-    return [{"model": pack, "role": f"{pack}, {r}", "chance": 1 / len(codes)} | recall_by_voice(labels, p, groups, config.resamples, seed) for r, p in ways.items()]
+    return [{"model": pack, "role": f"{pack}, {r}", "chance": 1 / len(codes)} | over_voices("U", recall_of(labels, p), groups, config.resamples, seed) for r, p in ways.items()]
 
 # %% ../../nbs/exvo/04_experiments.ipynb #80885ca7
 def _bursts_config(tier: str) -> Config:
