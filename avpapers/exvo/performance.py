@@ -68,12 +68,12 @@ class Case:
     whole: int  # what times are given for, in items
     bare: str = ""  # the way that is the bound, not a peer
 
-# %% ../../nbs/exvo/06_performance.ipynb #3f52f5c2
+# %% ../../nbs/exvo/06_performance.ipynb #93d232c0
 def hearing_case(c: Config, device: str) -> Case:
     "Log-mel spectrograms of a batch of clips."
     wave = 0.1 * torch.randn(c.clips, round(c.seconds * 16_000), generator=seeded_generator(0))
     front, there, samples = LogMel(64, hop_ms=16.0).to(device), wave.to(device), wave.numpy()
-    transform = lambda: torch.stft(there, front.n_fft, front.hop, front.window_length, front.window, pad_mode="constant", return_complex=True)
+    transform = lambda: [front.spectrum(part) for part in front.parts(there)]
     ways: dict[str, Callable[[], Any]] = {
         "ours": torch.no_grad()(lambda: front(there)),
         "librosa, clip by clip": lambda: np.stack([with_librosa(front, s) for s in samples]),
