@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['resample', 'load_audio', 'pad_waves', 'length_mask', 'masked_mean', 'LogMel', 'spec_augment', 'player', 'players',
-           'show_spectrogram']
+__all__ = ['resample', 'load_audio', 'pad_waves', 'length_mask', 'masked_mean', 'spectra', 'portions', 'LogMel', 'spec_augment',
+           'player', 'players', 'show_spectrogram']
 
 # %% ../../nbs/core/audio.ipynb #d9902d22
 def _decode(source: str | bytes, name: str, max_seconds: float | None) -> tuple[np.ndarray, int, int]:
@@ -215,11 +215,44 @@ def _fft_size(window: int, num_mels: int, sample_rate: int, f_min: float, f_max:
     while not _mel_basis(num_mels, sample_rate, size, f_min, f_max).any(1).all(): size *= 2
     return size
 
-# %% ../../nbs/core/audio.ipynb #24137799
-_IN_CACHE = 200_000  # samples at once on a CPU, so that spectra stay in its cache
-_GROUPS = 4  # of neighboring filters
+# %% ../../nbs/core/audio.ipynb #562b8a75
+def spectra(
+    wave: Float[Tensor, "B T"],
+    window: Float[Tensor, "n"],  # one weight a sample of a stretch
+    hop: int,  # from one stretch to the next, samples
+    *,
+    center: bool = True,  # the clip is framed by n/2 zeros, so that stretch t is centered at t * hop
+) -> Tensor:  # (B, frames, n // 2 + 1), complex
+    "Fourier transforms of all stretches."
+    around = len(window) // 2 if center else 0
+    return torch.fft.rfft(F.pad(wave, (around, around)).unfold(-1, len(window), hop) * window)
 
 
+def _window(length: int, size: int) -> Tensor:
+    "Hann, with as many zeros before as behind."
+    before = (size - length) // 2
+    return F.pad(torch.hann_window(length), (before, size - length - before))
+
+# %% ../../nbs/core/audio.ipynb #6b4f3172
+def _grouped_filters(basis: Float[Tensor, "F bins"], groups: int = 4) -> list[tuple[slice, Tensor]]:
+    "For each group of neighboring filters the stretch of real and imaginary parts it sees, and its weights."
+    found = []
+    for rows in basis.chunk(groups):
+        seen = rows.any(0).nonzero()
+        first, last = int(seen.min()), int(seen.max()) + 1
+        found.append((slice(2 * first, 2 * last), rows[:, first:last].T.repeat_interleave(2, 0).contiguous()))
+    return found
+
+# %% ../../nbs/core/audio.ipynb #0db9200b
+def portions(
+    wave: Float[Tensor, "B T"],
+    *,
+    samples: int = 200_000,  # at once on a CPU; elsewhere all
+) -> tuple[Tensor, ...]:
+    "Clips in portions that suit the device."
+    return wave.split(max(1, samples // wave.shape[1]) if wave.device.type == "cpu" else max(1, len(wave)))
+
+# %% ../../nbs/core/audio.ipynb #e3e639d0
 class LogMel(nn.Module):
     "Waveforms to log-mel spectrograms, batched, differentiable, on the device of the input."
 
@@ -251,15 +284,10 @@ class LogMel(nn.Module):
             raise ValueError(f"{empty} of {num_mels} filters see no frequency; raise n_fft from {self.n_fft}, or lower num_mels")
         self.num_mels, self.sample_rate, self.f_min, self.f_max = num_mels, sample_rate, f_min, f_max
         self.power, self.floor, self.center = power, floor, center
-        before = (self.n_fft - self.window_length) // 2
-        self.register_buffer("window", F.pad(torch.hann_window(self.window_length), (before, self.n_fft - self.window_length - before)), persistent=False)
+        self.register_buffer("window", _window(self.window_length, self.n_fft), persistent=False)
         self.register_buffer("basis", torch.from_numpy(basis.copy()), persistent=False)
-        self.stretches: list[slice] = []  # of real and imaginary parts, one for each group of filters
-        for k, rows in enumerate(self.basis.chunk(_GROUPS)):
-            seen = rows.any(0).nonzero()
-            first, last = int(seen.min()), int(seen.max()) + 1
-            self.stretches.append(slice(2 * first, 2 * last))
-            self.register_buffer(f"group{k}", rows[:, first:last].T.repeat_interleave(2, 0).contiguous(), persistent=False)
+        self.stretches, weights = zip(*_grouped_filters(self.basis), strict=True)
+        for k, group in enumerate(weights): self.register_buffer(f"group{k}", group, persistent=False)
 
     def forward(
         self,
@@ -271,20 +299,11 @@ class LogMel(nn.Module):
             raise ValueError(f"wave must have at least {1 if self.center else self.n_fft} samples; got {wave.shape[-1]}")
         with torch.autocast(wave.device.type, enabled=False):  # half precision has no room for power
             flat = wave.reshape(-1, wave.shape[-1]).to(self.basis.dtype)
-            mel = torch.cat([self._log_mel(part) for part in self.parts(flat)])
+            mel = torch.cat([self._log_mel(part) for part in portions(flat)])
             return mel.reshape(*wave.shape[:-1], *mel.shape[-2:])
 
-    def parts(self, wave: Float[Tensor, "B T"]) -> tuple[Tensor, ...]:
-        "As many clips at once as are good for the device."
-        return wave.split(max(1, _IN_CACHE // wave.shape[1]) if wave.device.type == "cpu" else max(1, len(wave)))
-
-    def spectrum(self, wave: Float[Tensor, "B T"]) -> Tensor:  # (B, frames, n_fft // 2 + 1), complex
-        "Fourier transforms of all windows."
-        around = self.n_fft // 2 if self.center else 0
-        return torch.fft.rfft(F.pad(wave, (around, around)).unfold(-1, self.n_fft, self.hop) * self.window)
-
     def _log_mel(self, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B F frames"]:
-        squares = torch.view_as_real(self.spectrum(wave)).flatten(-2).square()
+        squares = torch.view_as_real(spectra(wave, self.window, self.hop, center=self.center)).flatten(-2).square()
         if self.power == 2: mel = torch.cat([squares[..., part] @ getattr(self, f"group{k}") for k, part in enumerate(self.stretches)], -1)
         else: mel = squares.unflatten(-1, (-1, 2)).sum(-1).clamp_min(1e-30).pow(self.power / 2) @ self.basis.T
         return mel.clamp_min(self.floor).log().transpose(-1, -2)

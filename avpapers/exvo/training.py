@@ -188,7 +188,7 @@ class _Keeper(nn.Module):
 
     def set_extra_state(self, state: dict[str, Any]) -> None: self.best, self.scores = state["best"], state["scores"]
 
-# %% ../../nbs/exvo/03_training.ipynb #4aa65e0c
+# %% ../../nbs/exvo/03_training.ipynb #acdfade1
 def train_side_by_side(
     models: Sequence[SpectrogramNet],  # of one shape, each with `Heads` for its tasks; trained in place
     train: Heard,
@@ -208,7 +208,7 @@ def train_side_by_side(
     if len(models) != len(weightings): raise ValueError(f"weightings must be as many as models; got {len(weightings)} and {len(models)}")
     return _train(models, SideBySide(models), train, validation, weightings, num_epochs, lr, batch_size, augment, seed, device, checkpoint, progress)
 
-
+# %% ../../nbs/exvo/03_training.ipynb #84f5260c
 def train_bursts(
     model: nn.Module,  # with `Heads`; trained in place
     train: Heard,
@@ -227,7 +227,7 @@ def train_bursts(
     "Train a net for its tasks, and keep the best weights by each rule."
     return _train([model], model, train, validation, [weighting], num_epochs, lr, batch_size, augment, seed, device, checkpoint, progress)[0]
 
-
+# %% ../../nbs/exvo/03_training.ipynb #9d064a61
 def _train(models, body, train, validation, weightings, num_epochs, lr, batch_size, augment, seed, device, checkpoint, progress) -> list[Trained]:
     _check_heard(train, validation)
     scales, std = constant_losses(train), train.age_scale[1]
@@ -258,7 +258,7 @@ def _train(models, body, train, validation, weightings, num_epochs, lr, batch_si
                   evaluate=evaluate, evaluate_every=steps, seed=seed, device=device, checkpoint=checkpoint, progress=progress)  # fmt: skip
     return [Trained(m.eval(), keep.best, keep.scores, _own_history(history, n)) for n, (m, keep) in enumerate(zip(models, keepers, strict=True))]
 
-
+# %% ../../nbs/exvo/03_training.ipynb #0934c940
 def _own_history(history: History, number: int) -> History:
     "What one of several nets did; the loss is that of all."
     own = lambda frame: frame[[c for c in frame if not c[0].isdigit() or c.startswith(f"{number} ")]].rename(columns=lambda c: c.removeprefix(f"{number} "))
