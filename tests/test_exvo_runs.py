@@ -72,6 +72,38 @@ def test_a_killed_run_keeps_the_best_it_had(small, tmp_path):
             torch.testing.assert_close(again.best[rule][k], w)
 
 
+def test_nets_side_by_side_go_on_where_they_were_killed(tmp_path):
+    """What the groups have learned is in the checkpoint, and so is the best of each net."""
+    from avpapers.exvo.model import burst_resnet
+
+    data = burst_synth(160, num_speakers=20, seed=1, seconds=0.6)
+    train, validation = (T.hear(data.take(s)) for s in ("train", "validation"))
+
+    def run(epochs, file=None):
+        with seeded_globals(0):
+            nets = [burst_resnet(width=2, tasks=t).standardize_by(train.inputs) for t in (("emotion",), ("country", "age"))]
+        return T.train_side_by_side(nets, train, validation, weightings=("fixed", "learned"), num_epochs=epochs, batch_size=32, checkpoint=file)
+
+    whole, file, kept, calls = run(3), tmp_path / "nets.pt", T._Keeper.forward, []
+
+    def killed(self, predicted):
+        calls.append(1)
+        if len(calls) == 5:  # the third pass, two nets a pass
+            raise KeyboardInterrupt
+        return kept(self, predicted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(T._Keeper, "forward", killed)
+        patch.setattr(T, "fit", lambda *a, **k: fit(*a, **k, checkpoint_every=1))
+        with pytest.raises(KeyboardInterrupt):
+            run(3, file)
+    for one, other in zip(whole, run(3, file), strict=True):
+        assert one.validation == pytest.approx(other.validation, abs=1e-6)
+        for rule, weights in one.best.items():
+            for k, w in weights.items():
+                torch.testing.assert_close(other.best[rule][k], w, msg=f"{rule} {k}")
+
+
 def test_learned_weights_end_where_a_hard_task_counts_less(small):
     weights = T.TaskWeights("learned")
     losses = {"emotion": torch.tensor(0.1), "country": torch.tensor(2.0), "age": torch.tensor(1.0)}
