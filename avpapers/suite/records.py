@@ -13,7 +13,6 @@ import importlib.util
 import json
 import math
 import os
-import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ import pandas as pd
 
 from ..core.environment import describe_machine, package_versions, peak_memory_mb
 from ..core.stats import Estimate, paired_difference
+from .project import commit
 from .tiers import get_tier
 
 # %% ../../nbs/suite/records.ipynb #9ee95615
@@ -200,15 +200,6 @@ def fingerprint(
         raise ValueError(f"module: got {module!r}, expected an importable avpapers module")
     return hashlib.sha256("\n".join(f"{k} {codes[k]}" for k in sorted(codes)).encode()).hexdigest()[:16]
 
-# %% ../../nbs/suite/records.ipynb #91651f23
-def _commit() -> str:
-    "Short commit of the checkout this package lies in, with `+` for uncommitted changes; empty outside one."
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return ""
-    call = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True).stdout.strip()
-    return call("rev-parse", "--short", "HEAD") + ("+" if call("status", "--porcelain", "-uno") else "")
-
 # %% ../../nbs/suite/records.ipynb #f9909e64
 @contextmanager
 def recording(
@@ -227,7 +218,7 @@ def recording(
     machine = describe_machine()
     record = Record(
         paper, experiment, tier, seed, sorted(claims), config,
-        fingerprint=fingerprint(f"avpapers.{paper}.experiments"), commit=_commit(),
+        fingerprint=fingerprint(f"avpapers.{paper}.experiments"), commit=commit(),
         versions=package_versions(), threads=torch.get_num_threads(),
         device=torch.cuda.get_device_name(device) if device.startswith("cuda") else str(machine["cpu"]),
         started=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from .claims import VERDICTS, Claim, Outcome, judge
+from .project import records_folder
 from .records import Record, find_records, stale_reason, write_atomic
 from .tiers import TIERS
 
@@ -258,5 +259,5 @@ def record_roots(
     record_path: str | Path = "",  # what a run was given; empty: none
 ) -> list[Path]:  # where to look, in this order
     "The folder of this run's records, if it is one, then the committed records."
-    committed = Path(__file__).resolve().parents[2] / "nbs" / "records"
+    committed = records_folder()
     return ([Path(record_path)] if record_path else []) + ([committed] if committed.is_dir() else [])
