@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from avpapers.suite import runner
-from avpapers.suite.runner import Folders, Job, parameters_of, plan, run_all
+from avpapers.suite.project import Workspace
+from avpapers.suite.runner import Job, Result, keep, parameters_of, plan, run_all
 
 ROOT = Path(__file__).parents[1]
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "python3", "language": "python"}}
@@ -62,7 +63,7 @@ def values(project):
 
 
 def test_plan_puts_results_last(project):
-    jobs = plan(["toy"], "smoke", seeds=2, root=project)
+    jobs = plan(["toy"], Workspace(project, "smoke"), seeds=2)
     assert [j.key for j in jobs] == ["toy/04_experiments-seed0", "toy/04_experiments-seed1", "toy/00_overview", "toy/05_results"]
 
 
@@ -70,7 +71,7 @@ def test_plan_puts_results_last(project):
 def test_bad_requests_fail_before_any_kernel(project, bad, message):
     given = {"papers": ["toy"], "tier": "smoke", "seeds": 1} | bad
     with pytest.raises(ValueError, match=message):
-        plan(given["papers"], given["tier"], seeds=given["seeds"], root=project)
+        plan(given["papers"], Workspace(project, given["tier"]), seeds=given["seeds"])
 
 
 def test_unknown_parameter_is_refused():
@@ -79,14 +80,14 @@ def test_unknown_parameter_is_refused():
 
 
 def test_failure_is_kept_and_stops_nothing(project):
+    space = Workspace(project, "smoke")
     nbformat.write(notebook("print('before')", "1/0"), project / "nbs/toy/01_data.ipynb")
-    results = {r.key: r for r in run_all(plan(["toy"], "smoke", root=project), root=project, workers=2)}
+    results = {r.key: r for r in run_all(plan(["toy"], space), space, workers=2)}
     assert results["toy/01_data"].status == "failed" and "ZeroDivisionError" in results["toy/01_data"].error
     assert {r.status for k, r in results.items() if k != "toy/01_data"} == {"ok"}
-    folders = Folders(project, "smoke")
-    assert "before" in folders.log("toy/01_data").read_text()
-    assert "ZeroDivisionError" in (folders.notebooks / "toy/01_data.ipynb").read_text()
-    again = {r.key: r.status for r in run_all(plan(["toy"], "smoke", root=project), root=project, workers=1)}
+    assert "before" in space.log("toy/01_data").read_text()
+    assert "ZeroDivisionError" in (space.notebooks / "toy/01_data.ipynb").read_text()
+    again = {r.key: r.status for r in run_all(plan(["toy"], space), space, workers=1)}
     assert again["toy/01_data"] == "failed" and set(again.values()) == {"failed", "skipped"}
 
 
@@ -127,8 +128,8 @@ def test_two_workers_one_killed(project):
                         child.kill()
                     victim.kill()
 
-        show = KillOne()
-        results = run_all(plan(["toy"], "smoke", seeds=4, root=project), root=project, scheduler=address, show=show)
+        show, space = KillOne(), Workspace(project, "smoke")
+        results = run_all(plan(["toy"], space, seeds=4), space, scheduler=address, show=show)
         assert show.killed and [r.status for r in results].count("ok") == 6
         assert sum(w.poll() is None for w in workers) == 1
         assert len(values(project)) == 4
@@ -140,10 +141,12 @@ def test_two_workers_one_killed(project):
 DRIVER = """
 import sys, pathlib
 from avpapers.suite import runner
+from avpapers.suite.project import Workspace
 if __name__ == "__main__":
     root = pathlib.Path(sys.argv[1])
     runner.stop_on_signals()
-    runner.run_all(runner.plan(["toy"], "smoke", seeds=3, root=root), root=root, workers=2)
+    space = Workspace(root, "smoke")
+    runner.run_all(runner.plan(["toy"], space, seeds=3), space, workers=2)
 """
 
 
@@ -169,15 +172,16 @@ def test_killed_suite_ends_with_the_same_records(project, tmp_path):
 
 
 def test_second_run_does_nothing(project):
-    jobs = plan(["toy"], "smoke", root=project)
-    assert {r.status for r in run_all(jobs, root=project, workers=1)} == {"ok"}
+    space = Workspace(project, "smoke")
+    jobs = plan(["toy"], space)
+    assert {r.status for r in run_all(jobs, space, workers=1)} == {"ok"}
     start = time.monotonic()
-    assert {r.status for r in run_all(jobs, root=project, workers=1)} == {"skipped"}
+    assert {r.status for r in run_all(jobs, space, workers=1)} == {"skipped"}
     assert time.monotonic() - start < 2
     nb = nbformat.read(project / "nbs/toy/00_overview.ipynb", 4)
     nb.cells[0].source = "2 + 2"
     nbformat.write(nb, project / "nbs/toy/00_overview.ipynb")
-    status = {r.key: r.status for r in run_all(jobs, root=project, workers=1)}
+    status = {r.key: r.status for r in run_all(jobs, space, workers=1)}
     assert status.pop("toy/00_overview") == "ok" and set(status.values()) == {"skipped"}
 
 

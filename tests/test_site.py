@@ -9,25 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from avpapers.suite import site
+from avpapers.site import badges, browser, links, render, resolve, stage
+from avpapers.suite import project
 from avpapers.suite.papers import PAPERS, papers_html, papers_table
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / "nbs"
-NOTEBOOKS = site.site_notebooks(ROOT)
+NOTEBOOKS = badges.site_notebooks(ROOT)
 
 
 # ---------------------------------------------------------------- what is committed
 
 
 def test_badges_and_install_cells_are_up_to_date():
-    assert site.sync_badges(check=True, root=ROOT) == [], "run: avpapers docs --badges"
+    assert badges.sync_badges(check=True, root=ROOT) == [], "run: avpapers docs --badges"
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_badge_matches_the_address(name):
-    first = site.read_notebook(NBS / name)["cells"][0]["source"]
-    s = site.settings(ROOT)
+    first = project.read_notebook(NBS / name)["cells"][0]["source"]
+    s = project.settings(ROOT)
     for link in re.findall(r'href="(https://colab[^"]*)"', first):
         assert (
             link
@@ -47,7 +48,7 @@ def sidebar(contents):
 
 
 def test_sidebar_lists_every_notebook_once():
-    listed = list(sidebar(site.site_config(ROOT)["website"]["sidebar"]["contents"]))
+    listed = list(sidebar(render.site_config(ROOT)["website"]["sidebar"]["contents"]))
     assert not [n for n in NOTEBOOKS if n not in listed], "add them to _quarto.yml"
     assert not [n for n in listed if n not in NOTEBOOKS], "_quarto.yml lists notebooks that do not exist"
     assert not [n for n in listed if listed.count(n) > 1 and n != "adding_a_paper.ipynb"]
@@ -55,7 +56,7 @@ def test_sidebar_lists_every_notebook_once():
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_links_between_notebooks(name):
-    for c in site.read_notebook(NBS / name)["cells"]:
+    for c in project.read_notebook(NBS / name)["cells"]:
         if c["cell_type"] == "markdown":
             text = re.sub(r"^(`{3,}).*?^\1`*\s*$|`[^`\n]+`", "", c["source"], flags=re.S | re.M)
             for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -66,17 +67,17 @@ def test_links_between_notebooks(name):
 
 
 def test_references_parse_and_name_every_paper():
-    entries = site.read_bibliography(NBS / "references.bib")
+    entries = resolve.read_bibliography(NBS / "references.bib")
     for p in PAPERS.values():
-        assert entries[p.key].fields["year"] == str(p.year) and site.reference_html(entries[p.key])
+        assert entries[p.key].fields["year"] == str(p.year) and resolve.reference_html(entries[p.key])
         assert p.arxiv == entries[p.key].fields.get("eprint", "")
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_key_is_known(name):
-    nb = site.stage_notebook(site.read_notebook(NBS / name))
-    site.resolve(
-        nb, entries=site.read_bibliography(NBS / "references.bib"), folder=(NBS / name).parent, name=name
+    nb = stage.stage_notebook(project.read_notebook(NBS / name))
+    resolve.resolve(
+        nb, entries=resolve.read_bibliography(NBS / "references.bib"), folder=(NBS / name).parent, name=name
     )
 
 
@@ -98,25 +99,25 @@ CONFIG = {"user": "someone", "repo": "fork", "branch": "dev", "version": "9.9.9"
 def test_badge_follows_settings_and_is_idempotent():
     nb = {
         "cells": [
-            site.cell("# T\n\n> s\n\nText."),
-            site.cell("#| default_exp a", "code"),
-            site.cell("x", "code"),
+            project.cell("# T\n\n> s\n\nText."),
+            project.cell("#| default_exp a", "code"),
+            project.cell("x", "code"),
         ]
     }
-    once = site.with_badge(nb, "skiprnn/02_model.ipynb", config=CONFIG)
+    once = badges.with_badge(nb, "skiprnn/02_model.ipynb", config=CONFIG)
     assert "someone/fork/blob/dev/nbs/skiprnn/02_model.ipynb" in once["cells"][0]["source"]
     assert "someone/fork@v9.9.9" in once["cells"][2]["source"]
-    moved = site.with_badge(once, "skiprnn/02b_model.ipynb", config=CONFIG)
+    moved = badges.with_badge(once, "skiprnn/02b_model.ipynb", config=CONFIG)
     assert len(moved["cells"]) == 4 and moved["cells"][0]["source"].count("colab-badge") == 1
-    assert site.with_badge(moved, "skiprnn/02b_model.ipynb", config=CONFIG) == moved
-    with pytest.raises(site.SiteError, match="first cell"):
-        site.with_badge({"cells": [site.cell("no title")]}, "a/b.ipynb", config=CONFIG)
+    assert badges.with_badge(moved, "skiprnn/02b_model.ipynb", config=CONFIG) == moved
+    with pytest.raises(badges.SiteError, match="first cell"):
+        badges.with_badge({"cells": [project.cell("no title")]}, "a/b.ipynb", config=CONFIG)
 
 
 def test_entries_stand_before_their_own_source():
-    entry = lambda name: site.cell(f"#| output: asis\nshow_doc({name})", "code", name=name)
+    entry = lambda name: project.cell(f"#| output: asis\nshow_doc({name})", "code", name=name)
     fold = '#| code-fold: show\n#| code-summary: "Exported source"\n'
-    source = lambda *names: site.cell(
+    source = lambda *names: project.cell(
         fold + "\n".join(f"def {n}(): pass" for n in names), "code", name="+".join(names)
     )
     nb = {
@@ -131,9 +132,9 @@ def test_entries_stand_before_their_own_source():
         ]
     }
     for paper in (True, False):
-        once = site.tidy_entries(nb, paper=paper)
+        once = stage.tidy_entries(nb, paper=paper)
         assert [c["id"] for c in once["cells"]] == ["a", "b", "c", "a+b+c", "d", "d", "_e"]
-        assert site.tidy_entries(once, paper=paper) == once
+        assert stage.tidy_entries(once, paper=paper) == once
         assert ["fold" in c["source"] for c in once["cells"] if "def" in c["source"]] == (
             [False, False, True] if paper else [True] * 3
         )
@@ -159,12 +160,12 @@ def entries(tmp_path):
         "@article{ada2020, title={On {RNN}s}, author={L{\\'o}pez, Ada and Bo, Cy}, journal={J}, year={2020}, doi={10.1/x}}\n"
         "@misc{many2021, title={T}, author={A, A and B, B and C, C}, year={2021}, eprint={2101.00001}}\n"
     )
-    return site.read_bibliography(tmp_path / "r.bib")
+    return resolve.read_bibliography(tmp_path / "r.bib")
 
 
 def resolved(entries, *cells, **kwargs):
-    cells = [site.cell(c) if isinstance(c, str) else c for c in cells]
-    return site.resolve({"cells": cells}, entries=entries, **kwargs)["cells"]
+    cells = [project.cell(c) if isinstance(c, str) else c for c in cells]
+    return resolve.resolve({"cells": cells}, entries=entries, **kwargs)["cells"]
 
 
 def test_citations(entries):
@@ -190,7 +191,7 @@ def test_what_is_left_alone(entries, text):
 
 def test_cross_references(entries):
     figure = {
-        **site.cell('#| label: fig-a\n#| fig-cap: "Loss $x$, after @ada2020"\nplot()', "code"),
+        **project.cell('#| label: fig-a\n#| fig-cap: "Loss $x$, after @ada2020"\nplot()', "code"),
         "outputs": [],
     }
     out = resolved(entries, "See @fig-b, @fig-a, @eq-one, @tbl-t and @sec-s.", figure, "$$\nx = 1\n$$ {#eq-one}",
@@ -210,30 +211,30 @@ def test_embed(entries, tmp_path):
     other = {
         "cells": [
             {
-                **site.cell("#| label: fig-far\n#| fig-cap: Far\nplot()", "code"),
+                **project.cell("#| label: fig-far\n#| fig-cap: Far\nplot()", "code"),
                 "outputs": [{"output_type": "display_data", "data": {}}],
             }
         ]
     }
-    (tmp_path / "other.ipynb").write_text(site.notebook_text(other))
+    (tmp_path / "other.ipynb").write_text(project.notebook_text(other))
     out = resolved(
         entries, "Before.\n\n{{< embed other.ipynb#fig-far >}}\n\nAfter, see @fig-far.", folder=tmp_path
     )
     assert [c["cell_type"] for c in out] == ["markdown", "code", "markdown"]
     assert "echo" in out[1]["source"] and "Figure 1: Far" in out[1]["source"] and out[1]["outputs"]
-    with pytest.raises(site.SiteError, match="no cell labeled fig-none"):
+    with pytest.raises(badges.SiteError, match="no cell labeled fig-none"):
         resolved(entries, "{{< embed other.ipynb#fig-none >}}", folder=tmp_path)
 
 
 @pytest.mark.parametrize("text", ["@nobody1999", "[@nobody1999; @ada2020]", "@fig-none", "see @tbl-none"])
 def test_unknown_keys_name_page_and_key(entries, text):
     key = re.search(r"@(nobody1999|\w+-none)", text)[0]
-    with pytest.raises(site.SiteError, match=f"skiprnn/x.ipynb.*{key}"):
+    with pytest.raises(badges.SiteError, match=f"skiprnn/x.ipynb.*{key}"):
         resolved(entries, text, name="skiprnn/x.ipynb")
 
 
 def test_label_twice(entries):
-    with pytest.raises(site.SiteError, match="page: label eq-a is used twice"):
+    with pytest.raises(badges.SiteError, match="page: label eq-a is used twice"):
         resolved(entries, "$$x$$ {#eq-a}", "$$y$$ {#eq-a}")
 
 
@@ -241,14 +242,14 @@ def test_label_twice(entries):
 
 
 def test_outputs_of_other_code_are_refused():
-    old, run = ({"cells": [site.cell(text, "code")]} for text in ("1 + 1", "1 + 2"))
-    with pytest.raises(site.SiteError, match="run it again"):
-        site.with_outputs(old, run, name="x.ipynb")
+    old, run = ({"cells": [project.cell(text, "code")]} for text in ("1 + 1", "1 + 2"))
+    with pytest.raises(badges.SiteError, match="run it again"):
+        stage.with_outputs(old, run, name="x.ipynb")
 
 
 def test_banner_only_for_runs():
-    assert site.add_run_banner({"metadata": {}}) == ""
-    assert "tier `gpu`" in site.add_run_banner({"metadata": {"papermill": {"parameters": {"tier": "gpu"}}}})
+    assert stage.add_run_banner({"metadata": {}}) == ""
+    assert "tier `gpu`" in stage.add_run_banner({"metadata": {"papermill": {"parameters": {"tier": "gpu"}}}})
 
 
 # ---------------------------------------------------------------- a build
@@ -272,20 +273,20 @@ def clone(tmp_path):
         shutil.copy(ROOT / name, root / name)
     (root / "_quarto.yml").write_text(QUARTO)
     index = [
-        site.cell("# Start\n\n> Here.\n\nIntro.\n\nGo to [the model](skiprnn/02_model.ipynb#gate).", name="a")
+        project.cell("# Start\n\n> Here.\n\nIntro.\n\nGo to [the model](skiprnn/02_model.ipynb#gate).", name="a")
     ]
-    model = [site.cell("# Model\n\n> There.\n\nText.", name="a"), site.cell("## Gate\n\nAfter @campos2018skip, back [home](../index.ipynb).", name="b"),
-             site.cell("1 + 1", "code", name="c")]  # fmt: skip
+    model = [project.cell("# Model\n\n> There.\n\nText.", name="a"), project.cell("## Gate\n\nAfter @campos2018skip, back [home](../index.ipynb).", name="b"),
+             project.cell("1 + 1", "code", name="c")]  # fmt: skip
     meta = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     for name, cells in (("index", index), ("skiprnn/02_model", model)):
         (root / f"nbs/{name}.ipynb").write_text(
-            site.notebook_text({"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5})
+            project.notebook_text({"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5})
         )
     return root
 
 
 def test_build(clone):
-    first = site.build(engine="smalldocs", root=clone)
+    first = render.build(engine="smalldocs", root=clone)
     assert first.pages == 2 and first.broken == [] and first.warnings == [] and first.fresh
     start, model = ((clone / "_docs" / p).read_text() for p in ("index.html", "skiprnn/model.html"))
     assert 'href="skiprnn/model.html#gate"' in start and "Intro." in start
@@ -294,16 +295,16 @@ def test_build(clone):
         and 'id="ref-campos2018skip"' in model
         and 'href="../index.html"' in model
     )
-    assert f"avpapers {site.settings(clone)['version']}" in start
+    assert f"avpapers {project.settings(clone)['version']}" in start
     assert {e["href"].partition("#")[0] for e in json.loads((clone / "_docs/search.json").read_text())} == {
         "index.html",
         "skiprnn/model.html",
     }
     assert "02_model" not in (clone / "_docs/sitemap.xml").read_text()
-    assert not site.build(engine="smalldocs", root=clone).fresh
+    assert not render.build(engine="smalldocs", root=clone).fresh
 
     # a run's outputs replace the committed ones, and the page says so
-    run = site.read_notebook(clone / "nbs/skiprnn/02_model.ipynb")
+    run = project.read_notebook(clone / "nbs/skiprnn/02_model.ipynb")
     run["metadata"]["papermill"] = {"parameters": {"tier": "cpu"}, "end_time": "2026-11-22T10:00:00"}
     run["cells"][2]["outputs"] = [
         {
@@ -314,8 +315,8 @@ def test_build(clone):
         }
     ]
     (clone / "_runs/skiprnn").mkdir(parents=True)
-    (clone / "_runs/skiprnn/02_model.ipynb").write_text(site.notebook_text(run))
-    second = site.build(clone / "_runs", engine="smalldocs", root=clone)
+    (clone / "_runs/skiprnn/02_model.ipynb").write_text(project.notebook_text(run))
+    second = render.build(clone / "_runs", engine="smalldocs", root=clone)
     page = (clone / "_docs/skiprnn/model.html").read_text()
     assert (
         second.fresh
@@ -326,11 +327,11 @@ def test_build(clone):
     )
 
     # an unknown key stops the build, and the old site stays
-    nb = site.read_notebook(clone / "nbs/index.ipynb")
-    nb["cells"].append(site.cell("After @nobody1999."))
-    (clone / "nbs/index.ipynb").write_text(site.notebook_text(nb))
-    with pytest.raises(site.SiteError, match="@nobody1999"):
-        site.build(clone / "_runs", engine="smalldocs", root=clone)
+    nb = project.read_notebook(clone / "nbs/index.ipynb")
+    nb["cells"].append(project.cell("After @nobody1999."))
+    (clone / "nbs/index.ipynb").write_text(project.notebook_text(nb))
+    with pytest.raises(badges.SiteError, match="@nobody1999"):
+        render.build(clone / "_runs", engine="smalldocs", root=clone)
     assert (clone / "_docs/skiprnn/model.html").read_text() == page
 
 
@@ -340,31 +341,31 @@ def test_without_katex_the_network_address_stays(tmp_path, monkeypatch):
     (tmp_path / "docs/sub").mkdir(parents=True)
     page = tmp_path / "docs/sub/a.html"
     page.write_text('<script src="https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"></script>')
-    assert site._offline_maths(tmp_path / "docs") == "cdn" and "cdn.jsdelivr" in page.read_text()
-    monkeypatch.setattr(site, "copy_katex", lambda target: True)
+    assert links.offline_maths(tmp_path / "docs") == "cdn" and "cdn.jsdelivr" in page.read_text()
+    monkeypatch.setattr(links, "copy_katex", lambda target: True)
     assert (
-        site._offline_maths(tmp_path / "docs") == "offline"
+        links.offline_maths(tmp_path / "docs") == "offline"
         and 'src="../site_libs/katex/katex.min.js"' in page.read_text()
     )
 
 
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match="engine: got 'hugo'"):
-        site.build(engine="hugo")
-    with pytest.raises(FileNotFoundError, match="start"):
-        site.repository(tmp_path)
+        render.build(engine="hugo")
+    with pytest.raises(FileNotFoundError, match="project: got"):
+        project.find_project(tmp_path)
     (tmp_path / "precious.txt").write_text("x")
-    with pytest.raises(site.SiteError, match="not a site"):
-        site.build(out=tmp_path, engine="smalldocs", root=ROOT)
+    with pytest.raises(badges.SiteError, match="not a site"):
+        render.build(out=tmp_path, engine="smalldocs", root=ROOT)
 
 
 def test_two_notebooks_of_one_address():
-    with pytest.raises(site.SiteError, match="same address"):
-        site.page_addresses(["a/01_x.ipynb", "a/02_x.ipynb"])
+    with pytest.raises(badges.SiteError, match="same address"):
+        links.page_addresses(["a/01_x.ipynb", "a/02_x.ipynb"])
 
 
 def test_light_to_import():
-    code = "import sys, avpapers.suite.site; print([m for m in ('torch', 'nbdev', 'pandas', 'numpy', 'smalldocs') if m in sys.modules])"
+    code = "import sys, avpapers.cli, avpapers.site.browser, avpapers.site.render; print([m for m in ('torch', 'nbdev', 'pandas', 'numpy', 'smalldocs') if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip()
         == "[]"
@@ -379,14 +380,14 @@ def test_check_links(tmp_path):
         '<p id="x"></p><a href="#x">1</a><a href="b.html#y">2</a><img src="no.png"><a href="https://a.b">3</a>'
     )
     (tmp_path / "b.html").write_text('<a href="../out.html">1</a><a href="a.html#x">2</a>')
-    assert [(p, link) for p, link, _ in site.check_links(tmp_path)] == [
+    assert [(p, link) for p, link, _ in links.check_links(tmp_path)] == [
         ("a.html", "b.html#y"),
         ("a.html", "no.png"),
         ("b.html", "../out.html"),
     ]
 
 
-@pytest.mark.skipif(not site.find_browser(), reason="no Chromium or Chrome here")
+@pytest.mark.skipif(not browser.find_browser(), reason="no Chromium or Chrome here")
 def test_browser_check(tmp_path):
     (tmp_path / "bad.html").write_text(
         '<!doctype html><div style="width:600px">wide</div><script>nowhere()</script><script src="no.js"></script>'
@@ -396,7 +397,7 @@ def test_browser_check(tmp_path):
         + "x" * 999
         + "</pre>"
     )
-    problems = "\n".join(site.browser_check(tmp_path))
+    problems = "\n".join(browser.browser_check(tmp_path))
     assert (
         "bad.html at 390 px" in problems
         and "nowhere is not defined" in problems

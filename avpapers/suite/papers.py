@@ -6,10 +6,11 @@
 __all__ = ['PAPERS', 'Paper', 'verdict_counts', 'paper_notebooks', 'paper_state', 'papers_table', 'papers_html']
 
 # %% ../../nbs/suite/papers.ipynb #7da27e47
-import json
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+
+from .project import colab_badge, read_json
 
 # %% ../../nbs/suite/papers.ipynb #d9e78f29
 @dataclass(frozen=True)
@@ -103,28 +104,31 @@ def paper_notebooks(
 
 # %% ../../nbs/suite/papers.ipynb #7fdd31ff
 def paper_state(
-    notebooks: list[str],  # what `paper_notebooks` found
+    notebooks: list[str] | None,  # what `paper_notebooks` found; None: there is no clone to look in
     claims: int,  # how many of its claims stand in the ledger
 ) -> str:  # `complete`, `under way` or `in preparation`
     "Name the state of a series: complete once its results page and its claims are there."
+    if notebooks is None:
+        return "complete" if claims else "in preparation"
     results = any(Path(n).stem.endswith("_results") for n in notebooks)
     return "complete" if results and claims else "under way" if notebooks else "in preparation"
 
 # %% ../../nbs/suite/papers.ipynb #d719c233
 def papers_table(
-    nbs: Path = Path("nbs"),  # the folder of notebooks
+    nbs: Path | None = Path("nbs"),  # the folder of notebooks; None: there is no clone
     ledger: Path | None = None,  # default `records/ledger.json` below it; may be absent
-):  # pandas data frame, one row a paper
+):  # pandas data frame, one row per paper
     "Tabulate the ten papers: idea, task, data, tier that decides, state and verdict counts."
     import pandas as pd
 
     path = Path(ledger or Path(nbs) / "records" / "ledger.json")
-    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return pd.DataFrame([_row(Path(nbs), known, p) for p in PAPERS.values()]).set_index("Paper")
+    known = read_json(path) if path.exists() else {}
+    return pd.DataFrame([_row(nbs, known, p) for p in PAPERS.values()]).set_index("Paper")
 
 # %% ../../nbs/suite/papers.ipynb #38262bc8
 def _row(nbs, ledger, p):
-    counts, pages = verdict_counts(ledger, p.package), paper_notebooks(nbs, p.package)
+    counts = verdict_counts(ledger, p.package)
+    pages = None if nbs is None else paper_notebooks(nbs, p.package)
     tiers = {c.get("tier") for c in ledger.get("claims", []) if c["paper"] == p.package} - {None, ""}
     return {
         "Paper": p.title.split(":")[0], "Idea": p.idea, "Task": p.task, "Data of the paper": p.data,
@@ -146,8 +150,6 @@ def papers_html(
 
 # %% ../../nbs/suite/papers.ipynb #4faf8443
 def _html_row(row):
-    from avpapers.suite.site import colab_badge
-
     p, first = PAPERS[row["package"]], row["first"]
     name = f'<a href="{first}">{escape(row["Paper"])}</a>' if first else escape(row["Paper"])
     colab = "<br>" + colab_badge(first).partition("</a>")[0] + "</a>" if first else ""
