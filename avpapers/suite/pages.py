@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'results', 'record_roots', 'run_table', 'interval_text', 'claims_table', 'paper_text', 'verdict_badge',
-           'html_table', 'claims_html', 'Results', 'cost_table', 'cost_line', 'speed', 'benchmark_record']
+           'html_table', 'claims_html', 'Results', 'cost_table', 'cost_line', 'speed', 'benchmark_record', 'by_seed',
+           'labelled']
 
 # %% ../../nbs/suite/pages.ipynb #19ed23fb
 import math
@@ -268,3 +269,28 @@ def benchmark_record(
         record_roots(record_path), paper=package, experiment="performance", tier=tier or "*"
     )
     return max(found, key=lambda r: r.started, default=None)
+
+# %% ../../nbs/suite/pages.ipynb #363766e1
+def by_seed(
+    frame: pd.DataFrame,  # rows of records, with a seed column
+    column: str,  # what to read
+    **where,  # column = value; exactly one row per seed must be left
+) -> pd.Series:  # values by seed
+    "One number per seed out of a table of rows."
+    chosen = frame
+    for name, value in where.items():
+        chosen = chosen[chosen[name] == value]
+    if chosen.empty or chosen["seed"].duplicated().any():
+        seeds = frame["seed"].nunique()
+        raise ValueError(f"where: got {len(chosen)} rows for {where}, expected one for each of {seeds} seeds")
+    return chosen.set_index("seed")[column].astype(float).sort_index()
+
+
+def labelled(
+    frame: pd.DataFrame,  # rows of records
+    *factors: str,  # columns to join, empty ones left out
+) -> pd.DataFrame:  # the same with a column `label`
+    "Rows with their factors as one text, for axes and legends."
+    parts = frame.reindex(columns=factors)
+    labels = [", ".join(str(v) for v in row if isinstance(v, str)) for row in parts.itertuples(index=False)]
+    return frame.assign(label=labels)
