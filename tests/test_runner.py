@@ -1,10 +1,12 @@
 "The suite as a whole: planning, two worker processes of which one is killed, a suite killed at random moments, determinism."
 
+import contextlib
 import json
 import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ import nbformat
 import psutil
 import pytest
 
-from avpapers.suite import runner
+from avpapers.suite import cluster, runner
 from avpapers.suite.project import Workspace
 from avpapers.suite.runner import Job, Result, keep, parameters_of, plan, run_all
 
@@ -89,6 +91,80 @@ def test_failure_is_kept_and_stops_nothing(project):
     assert "ZeroDivisionError" in (space.notebooks / "toy/01_data.ipynb").read_text()
     again = {r.key: r.status for r in run_all(plan(["toy"], space), space, workers=1)}
     assert again["toy/01_data"] == "failed" and set(again.values()) == {"failed", "skipped"}
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "", "null", '{"status": "ok"}', '{"status": "ok", "fingerprint": 1, "records": 3}'])
+def test_a_damaged_state_means_not_done(project, text):
+    space = Workspace(project, "smoke")
+    job = plan(["toy"], space)[0]
+    keep(job, space, Result(job.key, "ok", notebook="{}"), "mark")
+    space.state(job.key).write_text(text)
+    assert not runner.is_done(job, space)
+
+
+def test_a_full_disk_fails_one_job_and_keeps_the_rest(project, monkeypatch):
+    def full(job, space, result, mark):
+        if job.key == "toy/00_overview":
+            raise OSError(28, "No space left on device", "x.json")
+        keep(job, space, result, mark)
+
+    monkeypatch.setattr(runner, "keep", full)
+    space = Workspace(project, "smoke")
+    results = {r.key: r for r in run_all(plan(["toy"], space), space, workers=2)}
+    assert "No space left" in results["toy/00_overview"].error and len(values(project)) == 1
+    assert [r.status for r in results.values()].count("ok") == 2
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_workers_below_one_are_refused(project, workers):
+    space = Workspace(project, "smoke")
+    with pytest.raises(ValueError, match="jobs: got"):
+        run_all(plan(["toy"], space), space, workers=workers)
+    assert not space.base.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_run(project):
+    space = Workspace(project, "smoke")
+    (project / "_runs").write_text("a file where a folder should be")
+    with pytest.raises(ValueError, match="_runs: got"):
+        run_all(plan(["toy"], space), space)
+
+
+def test_a_scheduler_that_does_not_answer():
+    with pytest.raises(ValueError, match="scheduler: got 'tcp://127.0.0.1:9'"):
+        cluster.connect("tcp://127.0.0.1:9", timeout=1)
+
+
+def test_no_stranger_gets_in_while_the_suite_runs(project, recwarn):
+    "Every port that is open in mid-run wants a certificate, and none speaks HTTP."
+    from distributed import Client
+
+    class Look(runner.Lines):
+        ports, answers = set(), set()
+
+        def cell(self, event):
+            if event["cell"] != 2 or not event["key"].startswith("toy/04"):
+                return
+            me = psutil.Process()
+            for process in (me, *me.children(recursive=True)):
+                for c in process.net_connections("inet"):
+                    if c.status == psutil.CONN_LISTEN:
+                        self.ports.add(c.laddr.port)
+            for port in self.ports:
+                with socket.create_connection(("127.0.0.1", port), 5) as line, contextlib.suppress(OSError):
+                    line.settimeout(0.5)
+                    line.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+                    self.answers.add(line.recv(64)[:4])
+
+    look, space = Look(), Workspace(project, "smoke")
+    run_all(plan(["toy"], space), space, workers=1, show=look)
+    assert look.ports and b"HTTP" not in look.answers
+    assert not [w for w in recwarn if "already in use" in str(w.message)]
+    with cluster.local_cluster(1) as made:
+        assert made.scheduler_address.startswith("tls://127.0.0.1:") and not made.scheduler.services
+        for address in (made.scheduler_address, made.scheduler_address.replace("tls", "tcp")):
+            with pytest.raises((OSError, TypeError, ValueError)):
+                Client(address, timeout=1)
 
 
 def test_time_limit_holds_for_the_whole_notebook():
