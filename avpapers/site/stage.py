@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 from .badges import SiteError, is_install_cell
-from ..suite.papers import PAPERS, papers_html
+from ..suite.paper import standing_papers
+from ..suite.papers import papers_html
 from ..suite.project import cell, commit, notebook_text, read_notebook, replace_text
 
 # %% ../../nbs/site/stage.ipynb #10e20926
@@ -270,7 +271,7 @@ def _tidy(root):
     "Tidy every page below `_proc`, in place."
     for path in (root / "_proc").rglob("*.ipynb"):
         if "_docs" not in path.parts:
-            nb = tidy_entries(read_notebook(path), paper=path.parent.name in PAPERS)
+            nb = tidy_entries(read_notebook(path), paper=path.parent.name in standing_papers())
             replace_text(path, notebook_text(nb), path.read_text(encoding="utf-8"))
 
 # %% ../../nbs/site/stage.ipynb #f7b7f4b6

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['DECIDING', 'PERFORMANCE', 'runs_at', 'common_seeds', 'evidence_at', 'rounded', 'claim_row', 'performance_rows',
-           'paper_ledger', 'ledger', 'read_ledger', 'save_ledger', 'verdict_counts']
+           'paper_ledger', 'ledger', 'read_ledger', 'save_ledger', 'verdict_counts', 'compare', 'number_text',
+           'agreement']
 
 # %% ../../nbs/suite/ledger.ipynb #f966e2ad
 import json
@@ -228,3 +229,50 @@ def verdict_counts(
     "How often each verdict was given."
     names = [row["verdict"] for row in rows]
     return {v: names.count(v) for v in VERDICTS}
+
+# %% ../../nbs/suite/ledger.ipynb #f1d0f482
+def compare(
+    new: Mapping[str, Any],  # ledger of a run at one tier
+    committed: Mapping[str, Any],  # the saved one
+    tier: str,  # of the run
+) -> list[dict[str, str]]:  # one line per claim of the run
+    "Set a run's numbers beside the committed ones of the same tier."
+    before = {c["id"]: c for c in committed["claims"]}
+    lines = []
+    for row in new["claims"]:
+        old = before.get(row["id"], {})
+        then = old.get("tiers", {}).get(tier)
+        lines.append({
+            "claim": row["id"], "committed verdict": old.get("verdict", "(none)"), "decided at": old.get("tier", ""),
+            "this run": number_text(row), f"committed at {tier}": number_text(then) if then else "",
+            "agrees": agreement(row, then),
+        })
+    return lines
+
+
+def number_text(
+    row: Mapping[str, Any],  # with estimate, low, high
+) -> str:  # "0.612 [0.598, 0.626]", "" without an estimate
+    "An estimate with its interval, three significant digits."
+    if row["estimate"] is None:
+        return ""
+    if row["low"] is None:
+        return f"{row['estimate']:.3g}"
+    size = max(abs(row["estimate"]), 1e-12)
+    digits = min(4, max(0, 2 - math.floor(math.log10(size)))) if row["estimate"] else 2
+    value, low, high = (f"{row[k]:.{digits}f}" for k in ("estimate", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def agreement(
+    row: Mapping[str, Any],  # of a run
+    then: Mapping[str, Any] | None,  # the committed numbers at the same tier; None: none
+) -> str:  # yes, no, or nothing to compare with
+    "Does the run's estimate lie in the committed interval, or the committed one in the run's?"
+    if row["estimate"] is None or then is None:
+        return "nothing to compare with"
+    pairs = ((row, then), (then, row))
+    inside = [
+        b["low"] <= a["estimate"] <= b["high"] for a, b in pairs if None not in (b["low"], b["high"])
+    ]
+    return "yes" if any(inside) or row["estimate"] == then["estimate"] else "no"

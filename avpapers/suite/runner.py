@@ -6,7 +6,7 @@
 __all__ = ['MOST_SEEDS', 'Job', 'parameters_of', 'plan', 'job_fingerprint', 'job_inputs', 'is_done', 'Result', 'run_job', 'keep',
            'run_all', 'Lines', 'Bars', 'progress_display', 'stop_on_signals']
 
-# %% ../../nbs/suite/runner.ipynb #1f7e1d46
+# %% ../../nbs/suite/runner.ipynb #cfe4292f
 import ast
 import hashlib
 import json
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from .project import Workspace, check_writable, read_notebook
-from .records import fingerprint, write_atomic
+from ..core.fingerprint import fingerprint
+from .records import write_atomic
 from .tiers import get_tier
 
 # %% ../../nbs/suite/runner.ipynb #97eec75b
