@@ -12,7 +12,10 @@ from avpapers.anp import experiments as E
 from avpapers.anp import model as M
 from avpapers.anp import training as T
 from avpapers.core.environment import seeded_generator
+from avpapers.anp.claims import paper
+from avpapers.suite.evidence import Runs
 from avpapers.suite.records import Record
+from avpapers.suite.run import Run, execute
 
 
 def blobs(num, classes, width=12, seed=0):
@@ -82,9 +85,10 @@ def test_hand_worked_shift_and_pairs():
 
 @pytest.fixture(scope="module")
 def small():
-    config = replace(E._pairs_config("smoke"), num_epochs=8, per_pair=6)
-    record, world = Record("anp", "pairs", "smoke", 0, [], {}), D.drawn_world(8, 12, 24, seed=0)
-    study = E.draw_study(config, record, 0, "cpu", world, 0.8, 6, keep=False)
+    config = replace(E.PAIRS["smoke"], num_epochs=8, per_pair=6)
+    record = Record(paper="anp", experiment="pairs", tier="smoke", seed=0, module="", config={})
+    world = D.drawn_world(8, 12, 24, seed=0)
+    study = E.draw_study(config, Run(record), world, 0.8, 6, keep=False)
     return study, E.train_nets(study), world
 
 
@@ -92,7 +96,7 @@ def test_smaller_studies_are_the_first_pictures_of_each_pair(small):
     study, _, world = small
     part = E.first_of_each(study, 2)
     assert torch.equal(part.sets["train"].pair.bincount(), torch.full((24,), 2)) and torch.equal(part.sets["fusion"].pair.bincount(), torch.full((24,), 1))
-    again = E.draw_study(study.config, study.record, 0, "cpu", world, 0.8, 6, keep=False)
+    again = E.draw_study(study.config, study.run, world, 0.8, 6, keep=False)
     torch.testing.assert_close(again.features["train"][::6], part.features["train"][::2])
     D.check(part.sets["train"])
 
@@ -127,11 +131,11 @@ def test_a_second_thing_is_where_it_was_set():
 
 def test_evidence_that_is_taken_away(small):
     study, nets, world = small
-    rows = pd.DataFrame(E.erased_rows(study, nets, world)).set_index(["role", "erased"])
+    rows = pd.DataFrame(E.erased_rows(study, nets, world)).set_index(["part", "erased"])
     same = rows.xs(0.0, level="erased")
     assert same["anr"].iloc[0] == pytest.approx(same["anr"].iloc[1])  # nothing taken away: the same pictures
-    assert rows.loc[("adjective erased", 1.0), "gain_adjective"] < rows.loc[("adjective erased", 0.0), "gain_adjective"]
-    assert rows.loc[("noun erased", 1.0), "gain_noun"] < rows.loc[("noun erased", 0.0), "gain_noun"]
+    assert rows.loc[("adjective", 1.0), "gain_adjective"] < rows.loc[("adjective", 0.0), "gain_adjective"]
+    assert rows.loc[("noun", 1.0), "gain_noun"] < rows.loc[("noun", 0.0), "gain_noun"]
 
 
 @pytest.fixture()
@@ -159,24 +163,31 @@ def photographs(tmp_path, monkeypatch):
 @pytest.mark.parametrize("tuned", [False, True])
 def test_photographs_from_files(photographs, tuned):
     backbone = "resnet10t" if tuned else "efficientnet_lite0"
-    config = E.Config("smoke", num_epochs=3, hidden=16, fusion_hidden=32, size=32, backbone=backbone, matched="resnet10t", tuned=tuned, lr=1e-2)
-    record = E.run_photographs(config, seed=0)
-    roles = {row["role"] for row in record.rows}
-    assert {"fusion", "single", "single, matched", "free", "product", "relevance", "codetection", "planted"} <= roles
-    assert record.data[0] == {"name": "mtvso", "checksum": "as read", "stand_in": False} and record.units["test pictures"] == 24
-    from avpapers.anp.claims import CLAIMS
+    config = E.Config(
+        num_epochs=3, hidden=16, fusion_hidden=32, size=32, backbone=backbone, matched="resnet10t", tuned=tuned, lr=1e-2, photographs=True
+    )
+    record = pairs_of(config)
+    roles = {(row["role"], row.get("variant")) for row in record.rows}
+    wanted = ("fusion", "single", "free", "product", "relevance", "codetection", "planted")
+    assert {(r, None) for r in wanted} | {("single", "matched")} <= roles
+    assert record.data[0].model_dump() == {"name": "mtvso", "checksum": "as read", "stand_in": False}
+    assert record.units["test pictures"] == 24
+    runs = {"pairs": Runs([record, record.model_copy(update={"seed": 1})])}
+    told = {c.id: c.decide(runs) for c in paper.claims.values()}
+    assert told["AN-8"] is None and all(outcome is not None for name, outcome in told.items() if name != "AN-8")
 
-    told = {c.id: c.test([record, replace(record, seed=1)]) for c in CLAIMS}
-    assert told["AN-8"] is None and all(told[f"AN-{k}"] is not None for k in (1, 2, 3, 4, 5, 6, 7, 9, 10))
+
+def pairs_of(config):
+    return execute(paper, paper.experiments["pairs"], tier="smoke", seed=0, size=config)
 
 
 def test_photographs_that_are_not_there(monkeypatch, photographs):
     (photographs / "0-0.jpg").write_bytes(b"gone")
     with pytest.raises(ValueError, match=r"0-0\.jpg"):
-        E.run_photographs(E.Config("smoke", size=32), seed=0)
+        pairs_of(E.Config(size=32, photographs=True))
     monkeypatch.delenv("AVPAPERS_MTVSO")
     with pytest.raises(FileNotFoundError, match="AVPAPERS_MTVSO"):
-        E.run_photographs(E.Config("smoke", size=32), seed=0)
+        pairs_of(E.Config(size=32, photographs=True))
 
 
 def test_pictures_are_set_aside_for_the_fusion(tmp_path):
@@ -197,7 +208,7 @@ def test_pictures_are_set_aside_for_the_fusion(tmp_path):
         (lambda: T.train_on(torch.nn.Linear(2, 2), torch.ones(3, 2), labels=torch.zeros(2, dtype=torch.long)), "equally many"),
         (lambda: T.train_tower(torch.full((4, 2), torch.nan), torch.zeros(4, dtype=torch.long), 2), "NaN"),
         (lambda: T.PictureBatches(".", ("a",), torch.zeros(2), lambda p: p), "files and labels"),
-        (lambda: E.Config("cpu", per_pair=0), "per_pair"),
+        (lambda: E.Config(per_pair=0), "per_pair"),
         (lambda: D.drawn_pictures(D.drawn_world(8, 5, 16), 1, opacity=2), "opacity"),
         (lambda: D.drawn_pictures(D.drawn_world(8, 5, 16), 1, strength=-1), "strength"),
     ],

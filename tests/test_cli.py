@@ -15,7 +15,8 @@ import torch
 
 import avpapers
 from avpapers import cli
-from avpapers.suite import experiments, project, report, runner
+from avpapers.suite import ledger, project, runner
+from avpapers.suite import run as runs
 from avpapers.suite.runner import Result
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def test_errors_of_the_system_are_one_line(call, monkeypatch, number):
     def fail(*given, **named):
         raise OSError(number, os.strerror(number), "_runs/x.json")
 
-    monkeypatch.setattr(report, "ledger", fail)
+    monkeypatch.setattr(ledger, "ledger", fail)
     code, said = call("report", "anp")
     assert code == 2 and "_runs/x.json" in said and os.strerror(number) in said and said.count("\n") == 1
 
@@ -108,7 +109,7 @@ def test_a_stopped_run_says_so(call, monkeypatch, tmp_path, number):
         time.sleep(30)
         yield
 
-    monkeypatch.setattr(experiments, "run_experiments", endless)
+    monkeypatch.setattr(runs, "run_experiments", endless)
     before = signal.getsignal(signal.SIGTERM)
     try:
         code, said = call("run", "anp", "--tier", "smoke", "--out", str(tmp_path))
@@ -184,5 +185,5 @@ def test_a_wheel_carries_the_records(tmp_path):
     listed, judged = ask("list"), ask("report", "anp", "--json")
     assert listed.returncode == judged.returncode == 0, listed.stderr + judged.stderr
     assert "complete" in listed.stdout and (place / "avpapers/records/ledger.json").exists()
-    book = report.ledger(["anp"], ROOT / "nbs/records")
+    book = ledger.ledger(["anp"], ROOT / "nbs/records")
     assert json.loads(judged.stdout)["claims"] == json.loads(json.dumps(book))["claims"]

@@ -15,7 +15,10 @@ from torch import nn
 from avpapers.core import calibration as C
 from avpapers.core.environment import seeded_generator
 from avpapers.uncertainty import data as D
+from avpapers.suite.records import Record
+from avpapers.suite.run import Run
 from avpapers.uncertainty import experiments as E
+from avpapers.uncertainty.claims import paper
 from avpapers.uncertainty import model as M
 from avpapers.uncertainty import performance as P
 from avpapers.uncertainty import training as T
@@ -427,12 +430,15 @@ def test_auroc_and_correlation_where_there_is_nothing_to_tell():
 def test_ferplus_runs_on_its_own_layout(tmp_path):
     "Loader, frozen timm features, head and all rows, on a made-up set of the real layout."
     D.write_fixture("ferplus", tmp_path)
-    config = E.Config("smoke", None, num_epochs=1, num_samples=5, backbone="resnet10t", folder=str(tmp_path))
-    record = E.EXPERIMENTS["ferplus"].run(config, seed=0, device="cpu")
-    roles = {r["role"] for r in record.rows}
-    assert {"none", "epistemic", "aleatoric", "both", "both by fifth"} <= roles and not record.data[0]["stand_in"]
+    config = E.Config(None, num_epochs=1, num_samples=5, backbone="resnet10t", folder=str(tmp_path))
+    faces = E.load_ferplus(config, pretrained=False, pixels=32)
+    run = Run(Record(paper="uncertainty", experiment="ferplus", tier="smoke", seed=0, module="", config={}), real=paper.real)
+    E.judged(config, run, faces)
+    roles = {(r["role"], r["variant"]) for r in run.rows}
+    assert {("none", None), ("epistemic", None), ("aleatoric", None), ("both", None), ("both", "by fifth")} <= roles
+    assert not run.record.data[0].stand_in
     with pytest.raises(FileNotFoundError, match="AVPAPERS_FERPLUS"):
-        E.load_ferplus(replace(config, folder=""), 0)
+        E.load_ferplus(replace(config, folder=""), pretrained=False, pixels=32)
 
 
 def test_frozen_features_see_a_normalized_picture():

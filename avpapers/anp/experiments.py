@@ -556,7 +556,7 @@ def describe_files(data: PairSet, folder: Path, describe: Callable[[Tensor], Ten
     starts = tqdm(range(0, len(data), part), desc="pictures", leave=False)
     return torch.cat([describe(read_pictures(folder, data.files[k : k + part], transform)) for k in starts])
 
-# %% ../../nbs/anp/04_experiments.ipynb #afc10c01
+# %% ../../nbs/anp/04_experiments.ipynb #53a5251b
 class Columns(nn.Module):
     "Some columns of the features: the body of a tower that was computed once."
 
@@ -569,14 +569,13 @@ class Columns(nn.Module):
 
 
 def tune(
-    config: Config, run: Run, data: PairSet, folder: Path, part: str, splits: Sequence[str], backbone: str,
-    *, pretrained: bool = True,
+    config: Config, run: Run, data: PairSet, folder: Path, part: str, splits: Sequence[str], backbone: str
 ) -> Tower:
     "A whole net trained on pictures, as in the paper (section 3.1)."
     rows = [i for i, s in enumerate(data.split) if s in splits]
     sizes = {"adjective": len(data.adjectives), "noun": len(data.nouns), "pair": len(data.pairs)}
     with seeded_globals(run.seed, stream=part):
-        tower = picture_tower(sizes[part], backbone=backbone, pretrained=pretrained)
+        tower = picture_tower(sizes[part], backbone=backbone, pretrained=run.tier != "smoke")
     batch_size = min(128, len(rows))
     batches = PictureBatches(folder, tuple(data.files[i] for i in rows), getattr(data, part)[rows], timm_transform(config, training=True, normalized=True), batch_size=batch_size)
     train_net(

@@ -12,14 +12,14 @@ from ..core.stats import equivalence
 from ..suite.evidence import Check, Outcome, Runs
 from ..suite.paper import Paper, PaperValue
 
-# %% ../../nbs/exvo/00b_claims.ipynb #cdd1e5b8
+# %% ../../nbs/exvo/00b_claims.ipynb #4be75f1e
 paper = Paper(
     "exvo", prefix="EV", citation="belanich2022", short="Vocal bursts", arxiv="2206.12494",
     title="Multitask vocal burst modeling with ResNets and pre-trained paralinguistic Conformers",
     authors="Josh Belanich, Krishna Somandepalli, Brian Eoff, Brendan Jou",
     venue="ExVo workshop at ICML 2022",
     idea="Image classifiers on spectrograms of vocal bursts, and whether three tasks help each other",
-    task="Emotion, country and age from a vocal burst", data="ExVo vocal bursts", real=("humevb",),
+    task="Emotion, country and age from a vocal burst", data="ExVo vocal bursts", real=("hume-vb",),
 )
 SHOWN = "whether it holds for generated bursts, whose tasks share what the generator makes them share"
 

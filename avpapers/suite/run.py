@@ -132,7 +132,7 @@ def record_path(
     "Where the record of a run goes."
     return Path(out) / experiment.paper / f"{experiment.name}-{tier}-seed{seed}.json"
 
-# %% ../../nbs/suite/run.ipynb #54861549
+# %% ../../nbs/suite/run.ipynb #f82e6bc6
 def execute(
     paper: Paper,  # its declarations
     experiment: Experiment,  # what to run
@@ -142,13 +142,15 @@ def execute(
     device: str = "cpu",  # cpu or cuda
     folder: Path | None = None,  # for checkpoints
     progress: bool = False,  # show bars
+    size: Any = None,  # another size than the tier's, for trying things out
 ) -> Record:  # finished, not yet written
     "Run one experiment and note time, memory, versions, device and code."
     import torch
 
     from avpapers.core.environment import describe_machine, package_versions, peak_memory_mb
 
-    size = experiment.sizes[tier]
+    if size is None:
+        size = experiment.sizes[tier]
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
     record = Record(
         paper=paper.package, experiment=experiment.name, tier=tier, seed=seed,
@@ -203,7 +205,7 @@ def run_experiments(
             shutil.rmtree(folder, ignore_errors=True)
         yield record
 
-# %% ../../nbs/suite/run.ipynb #c58066d5
+# %% ../../nbs/suite/run.ipynb #81d07725
 def choose(
     paper: Paper,  # its declarations
     only: Iterable[str] | None,  # names of experiments; None: all but the benchmark
@@ -213,7 +215,7 @@ def choose(
     names = [n for n, e in offered.items() if not e.benchmark] if only is None else list(only)
     unknown = [n for n in names if n not in offered]
     if unknown:
-        raise ValueError(f"experiment: got {', '.join(unknown)}, expected some of {', '.join(offered)}")
+        raise ValueError(f"experiment: got {unknown[0]!r}, expected some of {', '.join(offered)}")
     return [offered[n] for n in names]
 
 
