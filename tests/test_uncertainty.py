@@ -456,7 +456,7 @@ def test_frozen_features_see_a_normalized_picture():
 
 
 def test_ways_that_leave_dropout_off_are_found():
-    c = P.config("smoke")
+    c = P.SIZES["smoke"]
     with torch.no_grad():
         case = next(k for k in P.cases(c, "cpu") if k["name"] == "dropout everywhere")
         ready, missing = P.prepared(case, 8)
