@@ -15,7 +15,7 @@ import torch
 
 import avpapers
 from avpapers import cli
-from avpapers.suite import ledger, project, runner
+from avpapers.suite import doctor, ledger, project, runner
 from avpapers.suite import run as runs
 from avpapers.suite.runner import Result
 
@@ -131,7 +131,7 @@ def test_version(call):
 
 
 def test_doctor_keeps_the_brackets_of_extras(call, monkeypatch):
-    monkeypatch.setattr(cli, "_installed", lambda name: "")
+    monkeypatch.setattr(doctor, "installed", lambda name: "")
     code, said = call("doctor")
     assert "pip install 'avpapers[suite]'" in said and code == 1
     extras = [line for line in requires("avpapers") or () if "extra" in line]

@@ -29,7 +29,8 @@ def install_cell(
     "Write the cell that installs the library on Colab."
     s = config or settings()
     where = f"avpapers @ git+https://github.com/{s['user']}/{s['repo']}@v{s['version']}"
-    return f'#| eval: false\n#| echo: false\nimport sys\nif "google.colab" in sys.modules:\n    %pip install -q "{where}"'
+    guard = 'import sys\nif "google.colab" in sys.modules:'
+    return f'#| eval: false\n#| echo: false\n{guard}\n    %pip install -q "{where}"'
 
 # %% ../../nbs/site/badges.ipynb #2c39dd66
 def is_install_cell(

@@ -32,7 +32,8 @@ const load = (page, width) => new Promise(done => {
       return true;
     };
     const sticksOut = e => e.getBoundingClientRect().right > w + 1 && free(e);
-    const wide = root.scrollWidth > w + 1 ? [...d.body.querySelectorAll('*')].filter(sticksOut) : [];
+    const all = [...d.body.querySelectorAll('*')];
+    const wide = root.scrollWidth > w + 1 ? all.filter(sticksOut) : [];
     seen.push({page, width, over: root.scrollWidth - w,
       maths: d.querySelectorAll('.katex').length, bad: d.querySelectorAll('.katex-error').length,
       who: wide.slice(0, 3).map(e => e.tagName + '.' + e.className).join(' ')});
@@ -41,7 +42,8 @@ const load = (page, width) => new Promise(done => {
   frame.src = page; document.body.append(frame);
 });
 (async () => { for (const p of pages) for (const w of widths) await load(p, w);
-  document.getElementById('result').textContent = JSON.stringify(seen); document.title = 'done'; })();
+  document.getElementById('result').textContent = JSON.stringify(seen);
+  document.title = 'done'; })();
 </script>"""
 
 # %% ../../nbs/site/browser.ipynb #5efae91c
@@ -113,7 +115,7 @@ def browser_check(
     *,
     timeout: float = 480,  # seconds for the whole site
 ) -> list[str]:  # what is wrong, one line each; empty when all is well
-    "Load every page at 1280 and 390 pixels; report script errors, overflow and formulas that do not parse."
+    "Load every page at 1280 and 390 pixels; report script errors, overflow, bad formulas."
     browser = find_browser()
     if not browser:
         return ["no browser found: install chromium or chrome to check pages in one"]

@@ -109,7 +109,8 @@ _KATEX = (
 )
 _KATEX_URL = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist/")
 _KATEX_FILES = re.compile(
-    r"/vendor/katex/(LICENSE|katex\.min\.(?:css|js)|contrib/auto-render\.min\.js|fonts/[\w-]+\.woff2)$"
+    r"/vendor/katex/"
+    r"(LICENSE|katex\.min\.(?:css|js)|contrib/auto-render\.min\.js|fonts/[\w-]+\.woff2)$"
 )
 
 # %% ../../nbs/site/links.ipynb #14f14f13

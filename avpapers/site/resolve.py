@@ -321,7 +321,8 @@ def resolve(
     cells = [_resolve_cell(c, page) for c in nb["cells"]]
     if page.unknown:
         raise SiteError(
-            f"{name}: unknown {', '.join(dict.fromkeys(page.unknown))}; add the key to references.bib, label the thing, or use backticks"
+            f"{name}: unknown {', '.join(dict.fromkeys(page.unknown))}; "
+            "do add the key to references.bib, label the thing, or use backticks"
         )
     return {**nb, "cells": _with_references(cells, page)}
 

@@ -76,7 +76,7 @@ _ALIASES = {
 
 
 def _annotation_imports(cells):
-    "Import what API entries need to evaluate annotations: a light library names some types without importing them."
+    "Import what API entries need to evaluate annotations, where the library names it only."
     code = "\n".join(
         c["source"] for c in cells if c["cell_type"] == "code" and "#| export" in c["source"]
     )
@@ -284,7 +284,7 @@ def save_outputs(
     path = Path(root) / "nbs" / notebook
     nb = with_outputs(read_notebook(path), read_notebook(executed), name=notebook)
     replace_text(path, notebook_text(nb), path.read_text(encoding="utf-8"))
-    clean = "import sys; from nbdev.clean import nbdev_clean; nbdev_clean.__wrapped__(fname=sys.argv[1])"
+    clean = "import sys, nbdev.clean as c; c.nbdev_clean.__wrapped__(fname=sys.argv[1])"
     subprocess.run(
         [sys.executable, "-c", clean, str(path)], cwd=root, check=True, capture_output=True
     )
@@ -307,7 +307,7 @@ def with_outputs(
         if c["cell_type"] == "code":
             if not left or left[0]["source"] != c["source"]:
                 raise SiteError(
-                    f"{name}: the run executed other code than the committed notebook has; run it again"
+                    f"{name}: got a run of other code, expected that of the notebook; do run it again"
                 )
             kept = [o for o in left.pop(0)["outputs"] if o.get("name") != "stderr"]
             c = {

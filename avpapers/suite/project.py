@@ -89,7 +89,8 @@ def read_json(
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
-            f"{path}: got a damaged file ({error}), expected JSON; do restore it with git, or delete it"
+            f"{path}: got a damaged file ({error}), expected JSON; "
+            "do restore it with git, or delete it"
         ) from None
     if not isinstance(content, kind):
         raise ValueError(
@@ -141,7 +142,8 @@ def colab_badge(
     s = config or settings()
     place = f"{s['user']}/{s['repo']}/blob/{s['branch']}/nbs/{notebook}"
     badge = f'<img src="{_COLAB}/assets/colab-badge.svg" alt="Open in Colab">'
-    return f'<a href="{_COLAB}/github/{place}">{badge}</a> <a href="https://github.com/{place}">View source</a>'
+    source = f'<a href="https://github.com/{place}">View source</a>'
+    return f'<a href="{_COLAB}/github/{place}">{badge}</a> {source}'
 
 # %% ../../nbs/suite/project.ipynb #7ab1a249
 def replace_text(
@@ -172,7 +174,8 @@ def check_writable(
             file.write(b"x" * 4096)
     except OSError as error:
         raise ValueError(
-            f"{name}: got {folder} ({error.strerror}), expected a folder with room that one may write to; "
+            f"{name}: got {folder} ({error.strerror}), "
+            "expected a folder with room that one may write to; "
             "do free space, change its permissions or name another"
         ) from None
     return Path(folder)

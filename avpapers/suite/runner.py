@@ -52,7 +52,7 @@ class Job:
 def parameters_of(
     notebook: dict,  # from `read_notebook`
 ) -> dict[str, Any]:  # names and defaults of its parameters cell
-    "Read the parameters cell; `ValueError` for more than one, or for a name the suite does not know."
+    "Read the parameters cell; `ValueError` for more than one, or for an unknown name."
     cells = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
     if len(cells) > 1:
         raise ValueError(
@@ -97,7 +97,7 @@ def plan(
         found = sorted((workspace.root / "nbs" / paper).glob("[0-9]*.ipynb"))
         if not found:
             raise ValueError(
-                f"paper: got {paper!r}, but nbs/{paper} has no notebooks, expected a paper's package; "
+                f"paper: got {paper!r}, but nbs/{paper} has no notebooks, expected a package; "
                 "do `avpapers list` to see them"
             )
         for path in found:
@@ -193,8 +193,14 @@ def _announce(
 
 def _quiet_environment() -> None:
     "One thread a process, no bars in saved outputs."
-    os.environ.update(OMP_NUM_THREADS="1", TQDM_DISABLE="1", MPLBACKEND="module://matplotlib_inline.backend_inline",
-                      TOKENIZERS_PARALLELISM="false", PYDEVD_DISABLE_FILE_VALIDATION="1", PYTHONWARNINGS="ignore:IProgress")  # fmt: skip
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        TQDM_DISABLE="1",
+        MPLBACKEND="module://matplotlib_inline.backend_inline",
+        TOKENIZERS_PARALLELISM="false",
+        PYDEVD_DISABLE_FILE_VALIDATION="1",
+        PYTHONWARNINGS="ignore:IProgress",
+    )
     os.environ.pop(
         "MALLOC_TRIM_THRESHOLD_", None
     )  # set by dask: memory goes back after every operation, which halves the speed
@@ -244,9 +250,18 @@ def _execute(payload, folder: Path, records: Path, result: Result, report) -> No
     with open(log, "w", encoding="utf8") as stream:
         try:
             papermill.execute_notebook(
-                notebook, str(out), parameters, kernel_name="python3", progress_bar=False, start_timeout=120,
-                stdout_file=stream, stderr_file=stream, cwd=str(folder), config=private, **hooks,
-            )  # fmt: skip
+                notebook,
+                str(out),
+                parameters,
+                kernel_name="python3",
+                progress_bar=False,
+                start_timeout=120,
+                stdout_file=stream,
+                stderr_file=stream,
+                cwd=str(folder),
+                config=private,
+                **hooks,
+            )
         except KeyboardInterrupt:
             raise
         except Exception as error:  # the notebook's error, a time-out, a dead kernel
@@ -280,10 +295,13 @@ def _payload(job: Job, workspace: Workspace, limit_seconds: float, local: bool) 
         "record_path": str(workspace.records),
     }
     return {
-        "key": job.key, "notebook": text, "limit_seconds": limit_seconds, "inputs": job_inputs(job, workspace),
+        "key": job.key,
+        "notebook": text,
+        "limit_seconds": limit_seconds,
+        "inputs": job_inputs(job, workspace),
         "parameters": {k: v for k, v in given.items() if k in allowed and v is not None},
         "records": str(workspace.records) if local else None,
-    }  # fmt: skip
+    }
 
 # %% ../../nbs/suite/runner.ipynb #d6a469fb
 def keep(job: Job, workspace: Workspace, result: Result, fingerprint_: str) -> None:
@@ -298,8 +316,14 @@ def keep(job: Job, workspace: Workspace, result: Result, fingerprint_: str) -> N
         path = workspace.records / name
         if not path.exists() or path.read_text(encoding="utf8") != text:
             write_atomic(path, text)
-    state = {"status": result.status, "fingerprint": fingerprint_, "seconds": result.seconds, "error": result.error,
-             "host": result.host, "records": sorted(result.records)}  # fmt: skip
+    state = {
+        "status": result.status,
+        "fingerprint": fingerprint_,
+        "seconds": result.seconds,
+        "error": result.error,
+        "host": result.host,
+        "records": sorted(result.records),
+    }
     write_atomic(workspace.state(job.key), json.dumps(state, indent=1))
 
 # %% ../../nbs/suite/runner.ipynb #b9a1c16e
@@ -433,7 +457,8 @@ class Lines:
         self.count += 1
         tail = f"  {result.error}" if result.error else ""
         print(
-            f"[{self.count}/{self.total}] {result.status:7} {result.seconds:6.1f} s  {result.key}{tail}",
+            f"[{self.count}/{self.total}] {result.status:7} {result.seconds:6.1f} s  "
+            f"{result.key}{tail}",
             flush=True,
         )
 
@@ -456,9 +481,12 @@ class Bars(Lines):
 
         super().begin(total)
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[line]}"),
-        )  # fmt: skip
+        )
         self.escape = escape
         self.tasks: dict[str, Any] = {}
         self.progress.start()
@@ -478,7 +506,8 @@ class Bars(Lines):
             self.progress.remove_task(self.tasks.pop(result.key))
         color = {"ok": "green", "failed": "red"}.get(result.status, "dim")
         self.progress.console.print(
-            f"[{color}]{result.status:7}[/] {result.seconds:6.1f} s  {result.key}  {self.escape(result.error)}"
+            f"[{color}]{result.status:7}[/] {result.seconds:6.1f} s  "
+            f"{result.key}  {self.escape(result.error)}"
         )
         self.progress.advance(self.all)
 
