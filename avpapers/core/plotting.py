@@ -32,7 +32,7 @@ ROLES = {
     "paper": {"color": "#6e6e6e", "marker": "D", "linestyle": "none", "fillstyle": "none"},
     "chance": {"color": INK, "marker": "none", "linestyle": ":"},
 }
-VERDICT_COLORS = {"reproduced": "#2a9d5c", "direction reproduced": "#1f83c4", "mechanism only": "#8f7fc0",
+VERDICT_COLORS = {"reproduced": "#2a9d5c", "direction reproduced": "#1f83c4", "mechanism shown": "#8f7fc0", "mechanism not shown": "#b9805f",
                   "inconclusive": "#b8860b", "not reproduced": "#cf4b3f", "not tested": INK}
 SIZES = {"single": 3.5, "wide": 7.0}                # inches
 
