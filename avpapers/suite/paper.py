@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORDER', 'PaperValue', 'Claim', 'Experiment', 'Paper', 'invent', 'standing_papers', 'load_paper']
 
-# %% ../../nbs/suite/paper.ipynb #bed6ede9
+# %% ../../nbs/suite/paper.ipynb #599654a1
 import importlib
 import importlib.util
 import inspect
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import avpapers
 from .evidence import Outcome, Runs
 from .records import Record
 from .tiers import get_tier
@@ -80,7 +81,7 @@ class Claim:
             return None
         return self.criterion(**given)
 
-# %% ../../nbs/suite/paper.ipynb #3e820b41
+# %% ../../nbs/suite/paper.ipynb #58e33cff
 @dataclass(frozen=True)
 class Experiment:
     "One experiment of a paper, or its benchmark."
@@ -94,8 +95,10 @@ class Experiment:
 
     @property
     def module(self) -> str:
-        "Where the function is defined."
-        return self.function.__module__
+        "Where the function is defined; in a notebook, where its cell is exported to."
+        module = self.function.__module__
+        exported = "performance" if self.benchmark else "experiments"
+        return f"avpapers.{self.paper}.{exported}" if module == "__main__" else module
 
     def is_timed(self, column: str) -> bool:
         "Is a column of the rows a time, which differs from run to run?"
@@ -208,7 +211,7 @@ def invent(
         for name, given in rows.items()
     }
 
-# %% ../../nbs/suite/paper.ipynb #18b66cc0
+# %% ../../nbs/suite/paper.ipynb #5892787e
 ORDER = (
     "skiprnn", "uncertainty", "exvo", "anp", "avdit", "dissect", "lanser", "basisnet", "sentiment",
     "crossresidual",
@@ -217,7 +220,7 @@ ORDER = (
 
 def standing_papers() -> list[str]:  # package names
     "Papers that are there, in the order of the collection."
-    root = Path(__file__).resolve().parents[1]
+    root = Path(avpapers.__file__).parent
     found = {p.parent.name for p in root.glob("*/claims.py")} - {"suite"}
     return [p for p in ORDER if p in found] + sorted(found - set(ORDER))
 

@@ -5,23 +5,24 @@
 # %% auto #0
 __all__ = ['template_notebooks', 'new_paper']
 
-# %% ../../nbs/suite/template.ipynb #a4b0e0b6
+# %% ../../nbs/suite/template.ipynb #8836fc43
 import json
 import keyword
 import re
 from pathlib import Path
 
+import avpapers
 from .paper import standing_papers
 from .project import cell
 
-# %% ../../nbs/suite/template.ipynb #42e76d0a
+# %% ../../nbs/suite/template.ipynb #876990fb
 def template_notebooks(
     name: str,  # package of the new paper
     prefix: str,  # of its claims
     title: str,  # of its pages
 ) -> dict[str, dict]:  # file name -> notebook
     "The notebooks of the template, filled in."
-    text = (Path(__file__).parent / "files" / "paper.txt").read_text(encoding="utf8")
+    text = (Path(avpapers.__file__).parent / "suite" / "files" / "paper.txt").read_text(encoding="utf8")
     for key, value in {"name": name, "prefix": prefix, "title": title}.items():
         text = text.replace("{" + key + "}", value)
     parts = re.split(r"^#### (\w+)\n", text, flags=re.M)[1:]
