@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -167,7 +167,7 @@ def reproduce(
     from avpapers.suite.runner import progress_display, run_all
 
     space, planned = _plan_all(papers, tier, seeds, jobs, scheduler, device, save)
-    given = {
+    given: dict[str, Any] = {
         "workers": jobs,
         "scheduler": scheduler,
         "force": force,
@@ -267,7 +267,7 @@ def run(
     check_gpu(tier, device)
     check_seeds(seed or [0])
     paper, only = choose_experiments(name)
-    given = {
+    given: dict[str, Any] = {
         "tier": tier,
         "device": device,
         "out": check_writable(out),

@@ -121,7 +121,7 @@ def papers_table(
     "Tabulate the ten papers: idea, task, data, tier that decides, state and verdict counts."
     import pandas as pd
 
-    path = Path(ledger or Path(nbs) / "records" / "ledger.json")
+    path = Path(ledger or Path(nbs or ".") / "records" / "ledger.json")
     known = read_json(path) if path.exists() else {}
     return pd.DataFrame([_row(nbs, known, p) for p in PAPERS.values()]).set_index("Paper")
 
