@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -168,7 +168,7 @@ def reproduce(
     from avpapers.suite.runner import progress_display, run_all
 
     space, planned = _plan_all(papers, tier, seeds, jobs, scheduler, device, save)
-    given = {
+    given: dict[str, Any] = {
         "workers": jobs,
         "scheduler": scheduler,
         "force": force,
@@ -270,7 +270,7 @@ def run(
     check_gpu(tier, device)
     check_seeds(seed or [0])
     paper, only = choose_experiments(name)
-    given = {
+    given: dict[str, Any] = {
         "tier": tier,
         "device": device,
         "out": check_writable(out),
