@@ -11,7 +11,8 @@ import pytest
 
 from avpapers.site import badges, browser, links, render, resolve, stage
 from avpapers.suite import project
-from avpapers.suite.papers import PAPERS, papers_html, papers_table
+from avpapers.suite.paper import load_paper, standing_papers
+from avpapers.suite.papers import collection, papers_html, papers_table, synced
 
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / "nbs"
@@ -34,7 +35,7 @@ def test_badge_matches_the_address(name):
             link
             == f"https://colab.research.google.com/github/{s['user']}/{s['repo']}/blob/{s['branch']}/nbs/{name}"
         )
-    if name.split("/")[0] in PAPERS:
+    if name.split("/")[0] in collection():
         assert first.count("Open in Colab") == 1
 
 
@@ -68,9 +69,16 @@ def test_links_between_notebooks(name):
 
 def test_references_parse_and_name_every_paper():
     entries = resolve.read_bibliography(NBS / "references.bib")
-    for p in PAPERS.values():
-        assert entries[p.key].fields["year"] == str(p.year) and resolve.reference_html(entries[p.key])
-        assert p.arxiv == entries[p.key].fields.get("eprint", "")
+    for p in map(load_paper, standing_papers()):
+        entry = entries[p.citation]
+        assert p.venue.endswith(entry.fields["year"]) and resolve.reference_html(entry)
+        assert p.arxiv == entry.fields.get("eprint", "")
+
+
+def test_menus_and_readme_are_made_from_the_papers():
+    "`avpapers docs --sync` would change nothing."
+    for path, text in synced(ROOT).items():
+        assert path.read_text(encoding="utf8") == text, path.name
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -7,7 +7,7 @@ __all__ = ['DECIDING', 'PERFORMANCE', 'runs_at', 'common_seeds', 'evidence_at', 
            'paper_ledger', 'ledger', 'read_ledger', 'save_ledger', 'verdict_counts', 'compare', 'number_text',
            'agreement']
 
-# %% ../../nbs/suite/ledger.ipynb #f966e2ad
+# %% ../../nbs/suite/ledger.ipynb #0bd46839
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .evidence import Check, Outcome, Runs, Setting, setting_of
+from .evidence import Check, Outcome, Runs, Setting, setting_of, state_of
 from .judge import VERDICTS, Verdict, judge
 from .paper import Claim, Paper, load_paper
 from .records import Record, scan_records, split_stale, write_atomic
@@ -62,7 +62,7 @@ def evidence_at(
         outcome = replace(outcome, note="; ".join([outcome.note, *notes]).strip("; "))
     return outcome, setting, sorted(r.name for each in mine.values() for r in each.records)
 
-# %% ../../nbs/suite/ledger.ipynb #c5c23956
+# %% ../../nbs/suite/ledger.ipynb #286caf36
 def rounded(
     x: float | None,  # any number
 ) -> float | None:  # None for what is not finite
@@ -87,7 +87,7 @@ def _checked(check: Check, kind: str) -> dict[str, Any]:
     e = check.estimate
     return {
         "kind": kind, "name": check.name, "estimate": rounded(e.value), "low": rounded(e.low),
-        "high": rounded(e.high), "side": check.side, "state": check.state,
+        "high": rounded(e.high), "side": check.side, "state": state_of(check),
     }
 
 # %% ../../nbs/suite/ledger.ipynb #f78a49ea

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'results', 'record_roots', 'run_table', 'claims_table', 'paper_text', 'verdict_badge', 'html_table',
-           'claims_html', 'Results', 'cost_table', 'cost_line', 'speed', 'benchmark_record', 'benchmark', 'by_seed',
-           'labelled']
+           'claims_html', 'Results', 'draw_forest', 'cost_table', 'cost_line', 'speed', 'benchmark_record', 'benchmark',
+           'by_seed', 'labelled']
 
 # %% ../../nbs/suite/pages.ipynb #4ef99715
 from collections.abc import Iterable, Mapping, Sequence
@@ -105,7 +105,7 @@ def claims_html(
     "The claims table with colored verdicts."
     return html_table(claims_table(rows)[list(columns)])
 
-# %% ../../nbs/suite/pages.ipynb #ba798fe3
+# %% ../../nbs/suite/pages.ipynb #1881a9de
 class Results:
     "Everything a results page reads: the ledger and the records of one paper."
 
@@ -159,21 +159,28 @@ class Results:
         return cost_table(self.paper.package, self.roots).style.hide().format(precision=1)
 
     def forest(self):
-        "Claims with a number in the paper, unless measured on a stand-in: ours beside the paper's."
-        import matplotlib.pyplot as plt
-        import numpy as np
+        "Claims with a number in the paper: ours beside the paper's."
+        return draw_forest(self.claims)
 
-        from avpapers.core.plotting import forest_plot
+# %% ../../nbs/suite/pages.ipynb #89a2f7bf
+def draw_forest(
+    claims: Iterable[Mapping[str, Any]],  # of a ledger
+) -> str | None:  # a sentence if there is nothing to draw
+    "Claims with a number in the paper, unless measured on a stand-in: ours beside the paper's."
+    import matplotlib.pyplot as plt
+    import numpy as np
 
-        rows = [c for c in self.claims if c["paper_value"] is not None and c["estimate"] is not None]
-        rows = [c | {"claim": f"{c['id']} ({c['tier']})"} for c in rows if not c["stand_in"]]
-        if not rows:
-            return "No claim here has both a number in the paper and one of ours on its data."
-        fig, axes = plt.subplots(len(rows), 1, figsize=(7, 0.9 * len(rows)), layout="constrained")
-        for ax, row in zip(np.atleast_1d(axes), rows, strict=True):
-            forest_plot(pd.DataFrame([row]), ax=ax)
-            ax.set_xlabel(row["metric"].split(",")[0], fontsize=7)
-        return None
+    from avpapers.core.plotting import forest_plot
+
+    rows = [c for c in claims if c["paper_value"] is not None and c["estimate"] is not None]
+    rows = [{**c, "claim": f"{c['id']} ({c['tier']})"} for c in rows if not c["stand_in"]]
+    if not rows:
+        return "No claim here has both a number in the paper and one of ours on its data."
+    fig, axes = plt.subplots(len(rows), 1, figsize=(7, 0.9 * len(rows)), layout="constrained")
+    for ax, row in zip(np.atleast_1d(axes), rows, strict=True):
+        forest_plot(pd.DataFrame([row]), ax=ax)
+        ax.set_xlabel(row["metric"].split(",")[0], fontsize=7)
+    return None
 
 
 def _sentence(claim: Mapping[str, Any]) -> str:

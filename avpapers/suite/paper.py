@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['ORDER', 'PaperValue', 'Claim', 'Experiment', 'Paper', 'invent', 'standing_papers', 'load_paper']
 
-# %% ../../nbs/suite/paper.ipynb #599654a1
+# %% ../../nbs/suite/paper.ipynb #7dfbbad8
 import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import avpapers
-from .evidence import Outcome, Runs
-from .records import Record
 from .tiers import get_tier
+
+if TYPE_CHECKING:
+    from avpapers.suite.evidence import Outcome, Runs
 
 # %% ../../nbs/suite/paper.ipynb #3bdd0898
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class PaperValue:
     def __str__(self) -> str:
         return f"{self.value:g}" + ("" if self.spread is None else f" (sd {self.spread:g})")
 
-# %% ../../nbs/suite/paper.ipynb #5399c8ff
+# %% ../../nbs/suite/paper.ipynb #27b43f60
 @dataclass(frozen=True)
 class Claim:
     "One statement of a paper that a run can support or refute."
@@ -39,7 +40,7 @@ class Claim:
     statement: str  # what the paper says, in one sentence
     where: str  # table, figure or section
     metric: str  # the number that decides, with its unit and which way is better
-    criterion: Callable[..., Outcome | None]  # runs of its experiments -> what they say
+    criterion: "Callable[..., Outcome | None]"  # runs of its experiments -> what they say
     control: str  # what could refute it, in words
     paper_value: PaperValue | None = None  # None: no number, or only a curve
     tolerance: float | None = None  # half width of the band around the paper's value
@@ -72,8 +73,8 @@ class Claim:
 
     def decide(
         self,
-        runs: Mapping[str, Runs],  # by experiment, at one tier, of the same seeds
-    ) -> Outcome | None:  # None: an experiment is missing
+        runs: "Mapping[str, Runs]",  # by experiment, at one tier, of the same seeds
+    ) -> "Outcome | None":  # None: an experiment is missing
         "What runs say about this claim."
         needed = [e for e in self.experiments if e not in self.optional]
         given = {e: runs[e] for e in self.experiments if e in runs}
@@ -81,7 +82,7 @@ class Claim:
             return None
         return self.criterion(**given)
 
-# %% ../../nbs/suite/paper.ipynb #58e33cff
+# %% ../../nbs/suite/paper.ipynb #938af102
 @dataclass(frozen=True)
 class Experiment:
     "One experiment of a paper, or its benchmark."
@@ -92,6 +93,10 @@ class Experiment:
     deterministic: bool = False  # nothing in it is drawn: seed 0 is enough
     timed: tuple[str, ...] = ()  # columns that are measured times, not results
     benchmark: bool = False  # it is a benchmark: run alone, never carried
+
+    def __post_init__(self):
+        for tier in self.sizes:
+            get_tier(tier)
 
     @property
     def module(self) -> str:
@@ -104,7 +109,7 @@ class Experiment:
         "Is a column of the rows a time, which differs from run to run?"
         return column in self.timed or column.endswith(("_seconds", "_ms")) or column == "seconds"
 
-# %% ../../nbs/suite/paper.ipynb #be7e304e
+# %% ../../nbs/suite/paper.ipynb #81a9e2fd
 class Paper:
     "A paper of the collection and all that was declared for it."
 
@@ -144,7 +149,7 @@ class Paper:
         **fields,  # of `Claim`
     ) -> Callable:  # a decorator; the criterion stays an ordinary function
         "Declare a claim whose criterion is the function below."
-        def declare(criterion: Callable[..., Outcome | None]):
+        def declare(criterion):
             claim = Claim(f"{self.prefix}-{number}", self.package, statement, criterion=criterion, **fields)
             claims = self.claims | {claim.id: claim}
             self.claims = dict(sorted(claims.items(), key=lambda c: int(c[0].split("-")[1])))
@@ -156,11 +161,15 @@ class Paper:
         self,
         *,
         sizes: Mapping[str, Any],  # tier -> size
-        deterministic: bool = False,  # seed 0 is enough
-        timed: Sequence[str] = (),  # columns that are times
+        **fields,  # deterministic, timed: of `Experiment`
     ) -> Callable:  # a decorator
-        "Declare an experiment; its name is the function's."
-        return self._declare(sizes, deterministic=deterministic, timed=tuple(timed))
+        "Declare an experiment; its name is the function's, or `performance` for a benchmark."
+        def declare(function: Callable[[Any, Any], Any]):
+            name = "performance" if fields.get("benchmark") else function.__name__
+            self.experiments[name] = Experiment(name, self.package, function, dict(sizes), **fields)
+            return function
+
+        return declare
 
     def benchmark(
         self,
@@ -168,21 +177,9 @@ class Paper:
         sizes: Mapping[str, Any],  # tier -> size
     ) -> Callable:  # a decorator
         "Declare the benchmark; its records are called `performance`."
-        return self._declare(sizes, deterministic=True, benchmark=True)
+        return self.experiment(sizes=sizes, deterministic=True, benchmark=True)
 
-    def _declare(self, sizes: Mapping[str, Any], **fields) -> Callable:
-        for tier in sizes:
-            get_tier(tier)
-
-        def declare(function: Callable[[Any, Any], Any]):
-            name = "performance" if fields.get("benchmark") else function.__name__
-            made = Experiment(name, self.package, function, dict(sizes), **fields)
-            self.experiments[name] = made
-            return function
-
-        return declare
-
-# %% ../../nbs/suite/paper.ipynb #c7d8a88e
+# %% ../../nbs/suite/paper.ipynb #2f36405d
 def invent(
     rows: Mapping[str, Sequence[dict]],  # experiment -> rows of one seed
     *,
@@ -191,8 +188,11 @@ def invent(
     seeds: int = 5,  # how many
     jitter: float = 1e-3,  # size of the differences between seeds
     settings: Sequence[str] = (),  # columns to leave as they are
-) -> dict[str, Runs]:  # by experiment
+) -> "dict[str, Runs]":  # by experiment
     "Runs that never happened, for trying a criterion."
+    from avpapers.suite.evidence import Runs
+    from avpapers.suite.records import Record
+
     def shake(row: dict, seed: int, k: int) -> dict:
         offset = jitter * ((7 * seed + 3 * k) % 5 - 2)
         return {
