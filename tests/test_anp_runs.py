@@ -11,7 +11,7 @@ from avpapers.anp import data as D
 from avpapers.anp import experiments as E
 from avpapers.anp import model as M
 from avpapers.anp import training as T
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
 from avpapers.suite.records import Record
 
 

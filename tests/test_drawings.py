@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
 from avpapers.data import drawings as D
 from avpapers.data.cache import is_offline
 

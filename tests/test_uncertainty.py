@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avpapers.core import calibration as C
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
 from avpapers.uncertainty import data as D
 from avpapers.uncertainty import experiments as E
 from avpapers.uncertainty import model as M

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
 from avpapers.data import avatars as A
 from avpapers.data import sentences as S
 from avpapers.data.cache import DataUnavailableError

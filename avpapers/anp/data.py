@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from ..data.cache import Dataset, by_hand
 from ..data.drawings import ADJECTIVES, CHECKSUM, Drawings, anp_graph, compose, draw_nuisances, drawings
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from .model import Fusion, anp_fusion, contributions, head_tower
-from ..core.environment import package_versions, pick_device, seeded_generator, seeded_globals, single_thread
+from ..core.environment import package_versions, pick_device, single_thread
+from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
 from ..core.timing import flops, interleaved, ratio_row
 from ..data.drawings import drawings, pillow_render, render

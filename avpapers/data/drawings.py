@@ -29,7 +29,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from .cache import DataUnavailableError, _fetch_once, cache_dir, package_wheel, read_member
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.audio import LogMel
-from ..core.environment import seeded_generator, seeded_globals
+from ..core.random import seeded_generator, seeded_globals
 from ..core.timing import flops
 from ..data.voices import Voices, find_voices
 from . import data as sets

@@ -20,7 +20,8 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.audio import LogMel, masked_mean, portions, spectra
-from ..core.environment import package_versions, pick_device, seeded_generator, seeded_globals, single_thread
+from ..core.environment import package_versions, pick_device, single_thread
+from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
 from ..core.timing import interleaved, ratio_row
 from ..core.training import ShuffledBatches

@@ -21,7 +21,7 @@ import torch
 from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
 
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from ..core.training import ShuffledBatches
 from . import data as sets
 from .model import SkipLSTM, multiply_adds_per_update, path_difference

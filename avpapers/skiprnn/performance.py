@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.environment import describe_machine, package_versions, seeded_generator, seeded_globals
+from ..core.environment import describe_machine, package_versions
+from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
 from ..core.timing import interleaved
 from .model import SkipLSTM, multiply_adds_per_update, run_on_demand

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from avpapers.core.calibration import (
     adaptive_calibration_error, brier_score, calibration_error, negative_log_likelihood, reliability_table,
 )
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from ..suite.experiments import Experiment, run_experiments
 from ..suite.records import Record, recording
 from . import data as sets

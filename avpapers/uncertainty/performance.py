@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.environment import package_versions, pick_device, seeded_generator, seeded_globals, single_thread
+from ..core.environment import package_versions, pick_device, single_thread
+from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
 from ..core.timing import flops, interleaved, ratio_row
 from ..suite.records import Record, recording
