@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from avpapers.core.random import seeded_generator
 from avpapers.data import drawings as D
-from avpapers.data.cache import is_offline
+from avpapers.core.files import is_offline
 
 FILES = Path(D.__file__).parent / "files"
 

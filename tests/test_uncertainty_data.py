@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from avpapers.core.random import seeded_generator
 from avpapers.data import avatars as A
 from avpapers.data import sentences as S
-from avpapers.data.cache import DataUnavailableError
+from avpapers.core.files import DataUnavailableError
 from avpapers.uncertainty import data as D
 
 LOADERS = {name: getattr(D, name) for name in ("ferplus", "cremad", "goemotions", "cifar10h")}

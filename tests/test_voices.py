@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from avpapers.data import voices as V
-from avpapers.data.cache import DataUnavailableError
+from avpapers.core.files import DataUnavailableError
 
 PACKS = tuple(V.PACKS)
 

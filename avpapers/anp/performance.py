@@ -17,8 +17,9 @@ from ..core.environment import package_versions, pick_device, single_thread
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
 from ..core.timing import flops, interleaved, ratio_row
-from ..data.drawings import drawings, pillow_render, render
+from ..data.drawings import drawings
 from ..data.pretrained import efficientnet_lite0, normalize
+from ..data.rendering import pillow_render, render
 from ..suite.records import Record, recording
 
 # %% auto #0

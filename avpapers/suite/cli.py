@@ -292,7 +292,7 @@ def doctor() -> None:
 
     rows = _diagnose()
     _show(pd.DataFrame(rows), "avpapers doctor")
-    from avpapers.data.cache import cache_dir
+    from avpapers.core.files import cache_dir
 
     typer.echo(f"data cache: {cache_dir()}")
     if any(r["found"] == "missing" and r["part"] in ("Python", "torch") for r in rows):
@@ -339,7 +339,8 @@ def data_build(name: Annotated[str, typer.Argument(help="A shipped data set: dra
     "Make a shipped data set again from its sources, and compare it with the shipped one."
     if name != "drawings":
         raise ValueError(f"name: got {name!r}, expected drawings, the only data set that is shipped")
-    from avpapers.data.drawings import build_drawings, drawings
+    from avpapers.data.drawings import drawings
+    from avpapers.data.drawings_build import build_drawings
 
     made = build_drawings()
     typer.echo(f"{made}: {len(drawings(made))} drawings, with the checksum of the shipped file")

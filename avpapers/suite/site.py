@@ -876,7 +876,8 @@ def copy_katex(
     "Put KaTeX into a folder."
     from zipfile import ZipFile
 
-    from avpapers.data.cache import DataUnavailableError, package_wheel
+    from avpapers.core.files import DataUnavailableError
+    from avpapers.data.sources import package_wheel
 
     try:
         wheel = package_wheel(*_KATEX)
