@@ -130,7 +130,7 @@ def test_no_space_or_permission_keeps_the_old_file(tmp_path, monkeypatch):
     def full(*a):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(R.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_record(record(commit="new"), tmp_path)
     assert path.read_text() == before and [p.name for p in path.parent.iterdir()] == [path.name]

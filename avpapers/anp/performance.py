@@ -5,7 +5,7 @@
 # %% ../../nbs/anp/06_performance.ipynb #2ab94026
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from .model import Fusion, anp_fusion, contributions, head_tower
+from ..core.benchmark import Case, flops, speedup_rows, throughput_rows, time_case
 from ..core.environment import package_versions, pick_device, single_thread
 from ..core.random import seeded_generator, seeded_globals
-from ..core.stats import ratio_interval
-from ..core.timing import flops, interleaved, ratio_row
 from ..data.drawings import drawings
 from ..data.pretrained import efficientnet_lite0, normalize
 from ..data.rendering import pillow_render, render
 from ..suite.records import Record, recording
 
 # %% auto #0
-__all__ = ['CASES', 'Config', 'config', 'Case', 'drawing_case', 'describing_case', 'stacked_case', 'explaining_case',
-           'with_zennit', 'case_rows', 'thread_rows', 'run_performance']
+__all__ = ['CASES', 'Config', 'config', 'drawing_case', 'describing_case', 'stacked_case', 'explaining_case', 'with_zennit',
+           'run_performance']
 
 # %% ../../nbs/anp/06_performance.ipynb #7b2825e7
 @dataclass(frozen=True)
@@ -44,15 +43,6 @@ def config(tier: str) -> Config:
     if tier == "cpu": return Config(tier)
     return Config(tier, pictures=256, size=224, explained=1024, tuned="resnet50")
 
-# %% ../../nbs/anp/06_performance.ipynb #ca961adf
-@dataclass
-class Case:
-    "Ways of doing the same."
-    name: str  # what is done
-    ways: dict[str, Callable[[], Any]]  # "ours" and peers
-    sizes: str  # of the case
-    bound: Callable[[dict[str, list[float]]], list[float]] | None = None  # least seconds of each round, from the measured ones
-
 # %% ../../nbs/anp/06_performance.ipynb #652e1154
 def drawing_case(c: Config) -> Case:
     "Rendering a batch of drawings."
@@ -60,8 +50,8 @@ def drawing_case(c: Config) -> Case:
     names = [("dark", "misty", "falling")[k % 3] for k in range(len(art))]
     grid = nn.functional.affine_grid(torch.eye(2, 3).expand(len(art), 2, 3) * 1.3, list(art.shape), align_corners=False)
     by = lambda draw: lambda: draw(art, names, 0.8, generator=seeded_generator(0))
-    ways = {"ours": by(render), "Pillow, one by one": by(pillow_render), "sampling alone": lambda: nn.functional.grid_sample(art, grid, align_corners=False)}
-    return Case("drawing", ways, f"B={len(art)}, {c.size} px", lambda t: t["sampling alone"])
+    variants = {"ours": by(render), "Pillow, one by one": by(pillow_render), "sampling alone": lambda: nn.functional.grid_sample(art, grid, align_corners=False)}
+    return Case("drawing", variants, f"B={len(art)}, {c.size} px", lower_bound="sampling alone", items=4 * c.pictures)
 
 # %% ../../nbs/anp/06_performance.ipynb #32c0fe3d
 def describing_case(c: Config) -> Case:
@@ -74,9 +64,9 @@ def describing_case(c: Config) -> Case:
         described = backbone(normalize(x))
         return [h(described).softmax(1) for h in heads]
 
-    ways = {"ours": lambda: shared(pictures), "two nets": lambda: [h(backbone(normalize(pictures))).softmax(1) for h in heads],
+    variants = {"ours": lambda: shared(pictures), "two nets": lambda: [h(backbone(normalize(pictures))).softmax(1) for h in heads],
             "one picture at a time": lambda: [shared(x[None]) for x in pictures], "backbone alone": lambda: backbone((pictures - 0.5) / 0.5)}  # fmt: skip
-    return Case("describing", ways, f"B={c.pictures}, {c.size} px", lambda t: t["backbone alone"])
+    return Case("describing", variants, f"B={c.pictures}, {c.size} px", lower_bound="backbone alone", items=c.pictures)
 
 # %% ../../nbs/anp/06_performance.ipynb #83d293ec
 def stacked_case(c: Config) -> Case:
@@ -88,7 +78,8 @@ def stacked_case(c: Config) -> Case:
     weights, buffers = stack_module_state(towers)
     x = torch.rand(c.pictures, 3, c.size, c.size, generator=seeded_generator(0))
     one = vmap(lambda w, b: functional_call(towers[0], (w, b), (x,)))
-    return Case("two whole towers", {"ours": lambda: [t(x) for t in towers], "stacked by vmap": lambda: one(weights, buffers)}, f"{c.tuned}, B={c.pictures}, {c.size} px")
+    variants = {"ours": lambda: [t(x) for t in towers], "stacked by vmap": lambda: one(weights, buffers)}
+    return Case("two whole towers", variants, f"{c.tuned}, B={c.pictures}, {c.size} px", items=c.pictures)
 
 # %% ../../nbs/anp/06_performance.ipynb #921455be
 def explaining_case(c: Config) -> Case:
@@ -98,16 +89,22 @@ def explaining_case(c: Config) -> Case:
     adjective, noun = draw(117, 0), draw(167, 1)
     fusion.whiten_by(adjective, noun)
     top = fusion(adjective, noun).topk(5).indices
-    ways: dict[str, Callable[[], Any]] = {
+    variants: dict[str, Callable[[], Any]] = {
         "ours": lambda: contributions(fusion, adjective, noun, top),
         "five passes": lambda: [contributions(fusion, adjective, noun, k[:, None]) for k in top.T],
         "forward pass": lambda: fusion(adjective, noun),
     }
-    try: ways["zennit, five backward passes"] = with_zennit(fusion, adjective, noun, top)
+    try: variants["zennit, five backward passes"] = with_zennit(fusion, adjective, noun, top)
     except ImportError: pass
-    forward = flops(ways["forward pass"])
+    forward = flops(variants["forward pass"])
     back = 2 * 2 * c.explained * 5 * fusion.hidden.out_features * fusion.hidden.in_features
-    return Case("explaining", ways, f"B={c.explained}, K=5, 284-1024-553", lambda t: [s * (forward + back) / forward for s in t["forward pass"]])
+
+    def least(times: Mapping[str, list[float]]) -> list[float]:
+        "Both passes at the speed of the forward pass."
+        return [s * (forward + back) / forward for s in times["forward pass"]]
+
+    sizes = f"B={c.explained}, K=5, 284-1024-553"
+    return Case("explaining", variants, sizes, lower_bound=least, references=("forward pass",), items=c.explained)
 
 
 def with_zennit(fusion: Fusion, adjective: Tensor, noun: Tensor, explained: Tensor) -> Callable[[], Tensor]:
@@ -132,41 +129,18 @@ def with_zennit(fusion: Fusion, adjective: Tensor, noun: Tensor, explained: Tens
 
 # %% ../../nbs/anp/06_performance.ipynb #d2220337
 CASES = (drawing_case, describing_case, stacked_case, explaining_case)
-_BARE = ("sampling alone", "backbone alone", "forward pass")  # bounds, not peers
-
-
-@torch.no_grad()
-def case_rows(case: Case, c: Config, device: str) -> list[dict[str, Any]]:
-    "A row a peer, with what a way at the bound would reach."
-    times = interleaved(case.ways, "ours", rounds=c.rounds, device=device)
-    bound = case.bound(times) if case.bound else None
-    rows = []
-    for way in (w for w in case.ways if w != "ours" and w not in _BARE):
-        limits: dict[str, Any] = {} if bound is None else {"bound": ratio_interval(times[way], bound, varies="rounds").value, "fraction_of_bound": 1 / ratio_interval(times["ours"], bound, varies="rounds").value}
-        rows.append(ratio_row(case.name, way, times, sizes=case.sizes, **limits))
-    return rows
-
-
-@torch.no_grad()
-def thread_rows(case: Case, c: Config, items: int, device: str) -> list[dict[str, Any]]:
-    "Items a second of our way with one thread and with two."
-    before, seconds = torch.get_num_threads(), {}
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            times = interleaved({"ours": case.ways["ours"]}, "ours", rounds=min(7, c.rounds), device=device)["ours"]
-            seconds[threads] = sorted(times)[len(times) // 2]
-    finally: torch.set_num_threads(before)
-    return [{"name": f"{case.name}: {t} thread{'s' * (t > 1)}", "case": case.name, "threads": t, "items_per_second": items / s} for t, s in seconds.items()]
 
 
 def run_performance(c: Config, *, seed: int = 0, device: str = "cpu") -> Record:
     "Ratios of the peers' times to ours, and items a second."
-    with recording("anp", "performance", tier=c.tier, seed=seed, claims=(), config=asdict(c), device=device) as record, single_thread():
+    about: dict[str, Any] = {"tier": c.tier, "seed": seed, "claims": (), "config": asdict(c), "device": device}
+    how: dict[str, Any] = {"rounds": c.rounds, "device": device}
+    with recording("anp", "performance", **about) as record, single_thread():
         record.threads, record.units = torch.get_num_threads(), {"rounds, at most": c.rounds}
         record.data = [{"name": "noise and drawings", "checksum": "generated", "stand_in": False}]
         record.versions |= package_versions(("timm", "zennit"))
         made = [make(c) for make in CASES]
-        for case in made: record.rows += case_rows(case, c, device)
-        for case, items in zip(made, (4 * c.pictures, c.pictures, c.pictures, c.explained), strict=True): record.rows += thread_rows(case, c, items, device)
+        with torch.no_grad():
+            for case in made: record.rows += speedup_rows(case, time_case(case, **how))
+            for case in made: record.rows += throughput_rows(case, **how)
     return record

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core.audio import LogMel
 from ..core.random import seeded_generator, seeded_globals
-from ..core.timing import flops
+from ..core.benchmark import flops
 from ..data.voices import Voices, find_voices
 from . import data as sets
 from .data import Bursts, burst_synth

@@ -20,21 +20,20 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.audio import LogMel, masked_mean, portions, spectra
+from ..core.benchmark import Case, speedup_rows, throughput_rows, time_case
 from ..core.environment import package_versions, pick_device, single_thread
 from ..core.random import seeded_generator, seeded_globals
-from ..core.stats import ratio_interval
-from ..core.timing import interleaved, ratio_row
 from ..core.training import ShuffledBatches
 from .model import TASKS, FunctionalsNet, SpectrogramNet, burst_resnet, grouped
 from .training import Heard, task_losses, train_bursts, train_side_by_side
 from ..suite.records import Record, recording
 
 # %% auto #0
-__all__ = ['HABITS', 'COUNTRIES', 'Batch', 'AGE_STD', 'CASES', 'Config', 'config', 'Case', 'hearing_case', 'with_librosa',
+__all__ = ['HABITS', 'COUNTRIES', 'Batch', 'AGE_STD', 'CASES', 'Config', 'config', 'hearing_case', 'with_librosa',
            'with_torchaudio', 'time_by_operation', 'random_functionals', 'functionals_net', 'adam', 'update',
            'resident_steps', 'customary_steps', 'training_case', 'looped_steps', 'stacked_steps', 'grouped_steps',
            'random_batch', 'resnet_parts', 'small_parts', 'resnets_case', 'small_nets_case', 'subsets_case',
-           'case_rows', 'thread_rows', 'run_performance']
+           'run_performance']
 
 # %% ../../nbs/exvo/06_performance.ipynb #3bb033ae
 @dataclass(frozen=True)
@@ -58,32 +57,21 @@ def config(tier: str) -> Config:
     if tier == "cpu": return Config(tier)
     return Config(tier, clips=1_024, batch=4_096, stacked_batch=256)
 
-# %% ../../nbs/exvo/06_performance.ipynb #d5981f89
-@dataclass
-class Case:
-    "Ways of doing the same."
-    name: str  # what is done
-    ways: dict[str, Callable[[], Any]]  # "ours" and peers
-    sizes: str  # of the case
-    items: dict[str, int]  # what one call of each way works through: clips, bursts
-    whole: int  # what times are given for, in items
-    bare: str = ""  # the way that is the bound, not a peer
-
 # %% ../../nbs/exvo/06_performance.ipynb #611d8282
 def hearing_case(c: Config, device: str) -> Case:
     "Log-mel spectrograms of a batch of clips."
     wave = 0.1 * torch.randn(c.clips, round(c.seconds * 16_000), generator=seeded_generator(0))
     front, there, samples = LogMel(64, hop_ms=16.0).to(device), wave.to(device), wave.numpy()
     transform = lambda: [spectra(part, front.window, front.hop) for part in portions(there)]
-    ways: dict[str, Callable[[], Any]] = {
+    variants: dict[str, Callable[[], Any]] = {
         "ours": torch.no_grad()(lambda: front(there)),
         "librosa, clip by clip": lambda: np.stack([with_librosa(front, s) for s in samples]),
         "librosa, all clips": lambda: with_librosa(front, samples),
         "transforms alone": transform,
     }
-    try: ways["torchaudio"] = with_torchaudio(front, there)
+    try: variants["torchaudio"] = with_torchaudio(front, there)
     except (ImportError, RuntimeError, OSError): pass  # not installed, or built for another torch
-    return Case("log-mel", ways, f"B={c.clips}, {c.seconds:g} s", dict.fromkeys(ways, c.clips), c.clips, bare="transforms alone")
+    return Case("log-mel", variants, f"B={c.clips}, {c.seconds:g} s", lower_bound="transforms alone", items=c.clips)
 
 
 def with_librosa(front: LogMel, samples: np.ndarray) -> np.ndarray:
@@ -266,15 +254,16 @@ def training_case(c: Config, device: str) -> Case:
     near = heard if device == "cpu" else _moved(heard, device)
     net, slow = lambda: functionals_net(c, device), 16
     layer, rows, out = (torch.randn(*shape, device=device) for shape in ((128, c.features), (c.batch, c.features), (c.batch, 128)))
-    ways: dict[str, Callable[[], Any]] = {
+    variants: dict[str, Callable[[], Any]] = {
         "ours": resident_steps(net(), near, batch_size=c.batch),
         "ours, batches of 8": resident_steps(net(), near, batch_size=8, num_steps=slow),
         "the competition's way": customary_steps(net(), heard, num_steps=slow),
     }
-    for left in HABITS: ways[f"without {left}"] = customary_steps(net(), heard, habits=[h for h in HABITS if h != left], num_steps=slow)
-    ways["products alone"] = lambda: (rows @ layer.T, out.T @ rows)
-    items = {name: c.batch if name in ("ours", "products alone") else 8 * slow for name in ways}
-    return Case("epoch on functionals", ways, f"N={c.bursts:,}, D={c.features:,}, B={c.batch} and 8", items, c.bursts, bare="products alone")
+    for left in HABITS: variants[f"without {left}"] = customary_steps(net(), heard, habits=[h for h in HABITS if h != left], num_steps=slow)
+    variants["products alone"] = lambda: (rows @ layer.T, out.T @ rows)
+    items = {name: c.batch if name in ("ours", "products alone") else 8 * slow for name in variants}
+    sizes = f"N={c.bursts:,}, D={c.features:,}, B={c.batch} and 8"
+    return Case("epoch on functionals", variants, sizes, lower_bound="products alone", items=items, whole=c.bursts)
 
 # %% ../../nbs/exvo/06_performance.ipynb #2f8d2ef3
 Batch = Sequence[Tensor]  # (S, B, ...) each: inputs, lengths, emotion, country, age
@@ -368,16 +357,18 @@ def small_parts(c: Config, device: str) -> tuple[list[FunctionalsNet], list[Tens
 def resnets_case(c: Config, device: str) -> Case:
     "A step of several ResNets."
     parts = lambda: resnet_parts(c, device)
-    ways = {"ours": grouped_steps(*parts())[0], "one by one": looped_steps(*parts()), "stacked by vmap": stacked_steps(*parts())[0]}
-    return Case("ResNets, a step", ways, f"{c.seeds} nets, B={c.stacked_batch}, 64 x 94", dict.fromkeys(ways, c.seeds * c.stacked_batch), c.seeds * c.stacked_batch)
+    variants = {"ours": grouped_steps(*parts())[0], "one by one": looped_steps(*parts()), "stacked by vmap": stacked_steps(*parts())[0]}
+    sizes = f"{c.seeds} nets, B={c.stacked_batch}, 64 x 94"
+    return Case("ResNets, a step", variants, sizes, items=c.seeds * c.stacked_batch)
 
 
 def small_nets_case(c: Config, device: str) -> Case:
     "A step of many small nets."
     parts = lambda: small_parts(c, device)
-    ways = {"ours": stacked_steps(*parts())[0], "one by one": looped_steps(*parts())}
+    variants = {"ours": stacked_steps(*parts())[0], "one by one": looped_steps(*parts())}
     bursts = c.seeds * len(TASKS) * c.stacked_batch
-    return Case("small nets, a step", ways, f"{c.seeds * len(TASKS)} nets, B={c.stacked_batch}, D=257", dict.fromkeys(ways, bursts), bursts)
+    sizes = f"{c.seeds * len(TASKS)} nets, B={c.stacked_batch}, D=257"
+    return Case("small nets, a step", variants, sizes, items=bursts)
 
 # %% ../../nbs/exvo/06_performance.ipynb #8401d750
 def subsets_case(c: Config, device: str) -> Case:
@@ -397,48 +388,28 @@ def subsets_case(c: Config, device: str) -> Case:
     def nets() -> list[SpectrogramNet]:
         with seeded_globals(0): return [burst_resnet(10, width=8, tasks=s) for s in sets]
 
-    ways = {"ours": lambda: train_side_by_side(nets(), train, validation, weightings=["fixed"] * len(sets), **how),
+    variants = {"ours": lambda: train_side_by_side(nets(), train, validation, weightings=["fixed"] * len(sets), **how),
             "one by one": lambda: [train_bursts(n, train, validation, weighting="fixed", **how) for n in nets()]}  # fmt: skip
-    return Case("sets of tasks, a pass", ways, f"{len(sets)} nets, B={c.stacked_batch}, 40 x 47", dict.fromkeys(ways, len(sets) * count // 2), len(sets) * count // 2)
+    sizes = f"{len(sets)} nets, B={c.stacked_batch}, 40 x 47"
+    return Case("sets of tasks, a pass", variants, sizes, items=len(sets) * count // 2)
 
 # %% ../../nbs/exvo/06_performance.ipynb #3af98d1d
 CASES = (hearing_case, training_case, resnets_case, subsets_case, small_nets_case)
 
 
-def case_rows(case: Case, c: Config, device: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    "A row a peer, with what a way at the bound would reach; and the median seconds of each way."
-    raw = interleaved(case.ways, "ours", rounds=c.rounds, device=device)
-    times = {way: [t * case.whole / case.items[way] for t in seconds] for way, seconds in raw.items()}
-    limits: dict[str, Any] = {}
-    if case.bare: limits["fraction_of_bound"] = 1 / ratio_interval(times["ours"], times[case.bare], varies="rounds").value
-    rows = []
-    for way in (w for w in case.ways if w not in ("ours", case.bare)):
-        if case.bare: limits["bound"] = ratio_interval(times[way], times[case.bare], varies="rounds").value
-        rows.append(ratio_row(case.name, way, times, sizes=case.sizes, **limits))
-    return rows, {way: float(np.median(t)) for way, t in times.items()}
-
-
-def thread_rows(case: Case, c: Config, device: str) -> list[dict[str, Any]]:
-    "Items a second of our way with one thread and with two."
-    before, seconds = torch.get_num_threads(), {}
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            seconds[threads] = np.median(interleaved({"ours": case.ways["ours"]}, "ours", rounds=min(7, c.rounds), device=device)["ours"])
-    finally: torch.set_num_threads(before)
-    return [{"name": f"{case.name}: {t} thread{'s' * (t > 1)}", "case": case.name, "threads": t, "items_per_second": float(case.items["ours"] / s)} for t, s in seconds.items()]
-
-
 def run_performance(c: Config, *, seed: int = 0, device: str = "cpu") -> Record:
     "Ratios of the peers' times to ours, and items a second."
-    with recording("exvo", "performance", tier=c.tier, seed=seed, claims=(), config=asdict(c), device=device) as record, single_thread():
+    about: dict[str, Any] = {"tier": c.tier, "seed": seed, "claims": (), "config": asdict(c), "device": device}
+    how: dict[str, Any] = {"rounds": c.rounds, "device": device}
+    with recording("exvo", "performance", **about) as record, single_thread():
         record.threads, record.units = torch.get_num_threads(), {"rounds, at most": c.rounds}
         record.data = [{"name": "noise", "checksum": "generated", "stand_in": False}]
         record.versions |= package_versions(("timm", "librosa", "scikit-learn", "torchaudio"))
         for make in CASES:
             case = make(c, device)
-            rows, seconds = case_rows(case, c, device)
-            record.rows += rows + thread_rows(case, c, device)
-            record.extras[f"{case.name}, seconds"] = seconds
-            if make is hearing_case and device == "cpu": record.extras["log-mel by operation"] = time_by_operation(case.ways["ours"])
+            times = time_case(case, **how)
+            record.rows += speedup_rows(case, times) + throughput_rows(case, **how)
+            record.extras[f"{case.name}, seconds"] = {v: float(np.median(t)) for v, t in times.items()}
+            if make is hearing_case and device == "cpu":
+                record.extras["log-mel by operation"] = time_by_operation(case.variants["ours"])
     return record

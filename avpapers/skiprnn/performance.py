@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import time
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,17 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.benchmark import speedup_row, time_interleaved, torch_threads
 from ..core.environment import describe_machine, package_versions
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
-from ..core.timing import interleaved
 from .model import SkipLSTM, multiply_adds_per_update, run_on_demand
 from ..suite.records import Record, recording
 
 # %% auto #0
-__all__ = ['work', 'Config', 'config', 'net_with_share', 'kernel_call', 'torch_threads', 'in_turn', 'compared', 'run_inference',
-           'run_plain_loop', 'run_demand', 'peak_during', 'training_step', 'gradient_difference', 'run_training',
-           'run_performance', 'goals']
+__all__ = ['work', 'Config', 'config', 'net_with_share', 'kernel_call', 'run_inference', 'run_plain_loop', 'run_demand',
+           'peak_during', 'training_step', 'gradient_difference', 'run_training', 'run_performance', 'goals']
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #456f2e3f
 def work(
@@ -103,37 +100,10 @@ def kernel_call(net: SkipLSTM, x: Tensor) -> Callable[[], Any]:
         kernels._run_events(first, last, True, *feed, *result, *packed)
     return lambda: kernels._in_pieces(piece, x.shape[1])
 
-
-@contextmanager
-def torch_threads(count: int):
-    "This many threads for torch, and for the kernels, inside a block."
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try: yield
-    finally: torch.set_num_threads(before)
-
 # %% ../../nbs/skiprnn/06_performance.ipynb #da30c45a
-def _repeat(call: Callable[[], Any], count: int) -> None:
-    for _ in range(count):
-        call()
-
-
-def in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+def _in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     "Seconds of each call in each round; the first call is the one whose ratios decide when to stop."
-    def seconds(call: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    counts = {name: max(1, int(2e-3 / min(seconds(call), seconds(call)))) if seconds(call) < 0.02 else 1 for name, call in calls.items()}
-    times = interleaved({name: partial(_repeat, call, counts[name]) for name, call in calls.items()}, next(iter(calls)), rounds=rounds)
-    return {name: [t / counts[name] for t in series] for name, series in times.items()}
-
-
-def compared(ours: list[float], theirs: list[float], **columns: Any) -> dict[str, Any]:
-    "A row of the record: the peer's time divided by ours."
-    ratio = ratio_interval(theirs, ours, varies="rounds")
-    row = {**columns, "ratio": ratio.value, "low": ratio.low, "high": ratio.high, "rounds": len(ours), "ours_ms": 1000 * sorted(ours)[len(ours) // 2]}
-    return row | ({"fraction_of_bound": ratio.value / columns["bound"]} if columns.get("bound") else {})
+    return time_interleaved(calls, rounds=rounds, shortest=2e-3)
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #7b627e05
 @torch.no_grad()
@@ -147,15 +117,15 @@ def run_inference(c: Config, batch: int, threads: int) -> list[dict[str, Any]]:
         calls: dict[str, Callable[[], Any]] = {"torch.nn.LSTM": lambda: lstm(x)}
         for share, net in nets.items():
             calls |= {f"kernel {share}": kernel_call(net, x), f"module {share}": partial(net, x)}
-        times = in_turn(calls, c.repeats)
+        times = _in_turn(calls, c.repeats)
     rows, sizes = [], f"B={batch}, H={c.hidden_size}, T={c.length}"
     for share in c.shares:
         for way in ("kernel", "module"):
             ours, about = times[f"{way} {share}"], {"case": "running", "way": way, "batch": batch, "used": used[share], "threads": threads, "sizes": sizes}
             name = f"running, {way}, {100 * share:.0f} % updates"
-            rows.append(compared(ours, times["torch.nn.LSTM"], name=name, peer="torch.nn.LSTM", **about))
+            rows.append(speedup_row(ours=ours, theirs=times["torch.nn.LSTM"], name=name, peer="torch.nn.LSTM", **about))
             if share < 1:
-                rows.append(compared(ours, times[f"{way} 1.0"], name=name, peer="same code, all steps", bound=1 / used[share], **about))
+                rows.append(speedup_row(ours=ours, theirs=times[f"{way} 1.0"], name=name, peer="same code, all steps", bound=1 / used[share], **about))
     return rows
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #10f6ed23
@@ -166,9 +136,9 @@ def run_plain_loop(c: Config, threads: int) -> list[dict[str, Any]]:
     net = net_with_share(0.1, x, c.hidden_size)
     used = float(net(x)[2].update.mean())
     with torch_threads(threads):
-        times = in_turn({"module": lambda: net(x), "plain loop": lambda: net(x, path="dense"), "jumps, not compiled": lambda: net(x, path="event")}, 4)
+        times = _in_turn({"module": lambda: net(x), "plain loop": lambda: net(x, path="dense"), "jumps, not compiled": lambda: net(x, path="event")}, 4)
     about = {"case": "running", "way": "module", "batch": 1, "used": used, "threads": threads, "sizes": f"B=1, H={c.hidden_size}, T={c.length}"}
-    return [compared(times["module"], times[peer], name="running, module, 10 % updates", peer=peer, **about) for peer in ("plain loop", "jumps, not compiled")]
+    return [speedup_row(ours=times["module"], theirs=times[peer], name="running, module, 10 % updates", peer=peer, **about) for peer in ("plain loop", "jumps, not compiled")]
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #21b81985
 @torch.no_grad()
@@ -190,8 +160,8 @@ def run_demand(c: Config, threads: int) -> list[dict[str, Any]]:
         eagerly = lambda net=net: net(encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]))[0]
         difference = float((lazily() - eagerly()).abs().max())
         used = sum(seen) / (c.frames * c.clips)
-        with torch_threads(threads): times = in_turn({"lazy": lazily, "eager": eagerly}, c.demand_repeats)
-        rows.append(compared(times["lazy"], times["eager"], name=f"{c.backbone} on demand, {100 * used:.0f} % of frames", peer="all frames encoded", bound=1 / used, case="demand",
+        with torch_threads(threads): times = _in_turn({"lazy": lazily, "eager": eagerly}, c.demand_repeats)
+        rows.append(speedup_row(ours=times["lazy"], theirs=times["eager"], name=f"{c.backbone} on demand, {100 * used:.0f} % of frames", peer="all frames encoded", bound=1 / used, case="demand",
                              way="module", batch=c.clips, used=used, threads=threads, difference=difference, sizes=f"B={c.clips}, T={c.frames}, {c.frame_size} px"))  # fmt: skip
     return rows
 
@@ -248,14 +218,14 @@ def run_training(c: Config, threads: int, shares: Iterable[float] = (1.0, 0.5, 0
         with torch.no_grad(): used = float(net(x)[2].update.mean())
         steps = {path: training_step(net, x, path) for path in ("dense", "exact", "compiled")}
         with torch_threads(threads):
-            times = in_turn(steps | {"product": product}, c.train_repeats)
+            times = _in_turn(steps | {"product": product}, c.train_repeats)
             peaks = {path: peak_during(step) for path, step in steps.items()}
         about = {"case": "training", "way": "kernel", "batch": c.train_batch, "used": used, "threads": threads, "sizes": f"B={c.train_batch}, H={c.hidden_size}, T={c.train_length}",
                  "peak_mb": peaks["compiled"], "gradient_difference": gradient_difference(net, x[:30, :8], c.check)}  # fmt: skip
         name = f"training, {100 * used:.0f} % updates"
         for path, peer in (("dense", "plain loop, autograd"), ("exact", "exact path, not compiled")):
             bound = ratio_interval(times[path], [3 * used * t for t in times["product"]]).value
-            rows.append(compared(times["compiled"], times[path], name=name, peer=peer, bound=bound, peer_peak_mb=peaks[path], **about))
+            rows.append(speedup_row(ours=times["compiled"], theirs=times[path], name=name, peer=peer, bound=bound, peer_peak_mb=peaks[path], **about))
     return rows
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #545234ce

@@ -6,23 +6,24 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.benchmark import Case, flops, speedup_rows, time_case
 from ..core.environment import package_versions, pick_device, single_thread
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
-from ..core.timing import flops, interleaved, ratio_row
 from ..suite.records import Record, recording
 from .model import StochasticLogitHead, decompose, mc_dropout
 
 # %% auto #0
 __all__ = ['WAYS', 'Classifier', 'Encoder', 'Config', 'config', 'cases', 'plain_loop', 'with_baal', 'with_baal_cache',
-           'with_torch_uncertainty', 'prepared', 'time_case', 'run_performance', 'case_rows']
+           'with_torch_uncertainty', 'prepared', 'benchmark_case', 'run_performance', 'bound_row']
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #c7f6c2e4
 class Classifier(nn.Module):
@@ -166,36 +167,39 @@ def prepared(case: dict[str, Any], num_samples: int) -> tuple[dict[str, Callable
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #ca043ec8
 @torch.no_grad()
-def time_case(case: dict[str, Any], c: Config, device: str) -> tuple[dict[str, list[float]], list[str]]:
-    "Seconds of each way and of a plain pass, round by round."
-    ready, missing = prepared(case, c.num_samples)
-    model, x = case["model"].eval(), case["x"]
-    calls = {"plain pass": lambda: model(x)} | {name: lambda way=way: way(x) for name, way in ready.items()}
-    return interleaved(calls, "ours", rounds=c.repeats, device=device), missing
+def benchmark_case(made: dict[str, Any], num_samples: int) -> tuple[Case, list[str]]:
+    "One of `cases` with the variants that can run it and a plain pass; and why others cannot."
+    ready, missing = prepared(made, num_samples)
+    model, x = made["model"].eval(), made["x"]
+    variants: dict[str, Callable[[], Any]] = {"plain pass": partial(model, x)}
+    variants |= {name: partial(way, x) for name, way in ready.items()}
+
+    def least(times: Mapping[str, list[float]]) -> list[float]:
+        "The necessary arithmetic at the speed of the plain pass."
+        return [made["least"] * t for t in times["plain pass"]]
+
+    return Case(made["name"], variants, made["sizes"], lower_bound=least, references=("plain pass",)), missing
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #923d7561
 def run_performance(c: Config, *, seed: int = 0, device: str = "cpu") -> Record:
     "Ratios of the peers' times to ours, and of ours to the bound."
-    rows: list[dict[str, Any]] = []
-    with recording("uncertainty", "performance", tier=c.tier, seed=seed, claims=("UN-6",), config=asdict(c), device=device) as record, single_thread():
+    about: dict[str, Any] = {"tier": c.tier, "seed": seed, "claims": ("UN-6",), "config": asdict(c), "device": device}
+    with recording("uncertainty", "performance", **about) as record, single_thread(), torch.no_grad():
         record.threads, record.units = torch.get_num_threads(), {"rounds, at most": c.repeats}
         record.data = [{"name": "noise", "checksum": "generated", "stand_in": False}]
         record.versions |= package_versions(("timm", "baal", "torch-uncertainty"))
-        for case in cases(c, device):
-            times, missing = time_case(case, c, device)
-            record.extras[case["name"]] = {"milliseconds": {k: [round(1000 * t, 4) for t in v] for k, v in times.items()}, "could not run": missing}
-            rows += case_rows(case, times)
-        record.rows += rows
+        for made in cases(c, device):
+            case, missing = benchmark_case(made, c.num_samples)
+            times = time_case(case, rounds=c.repeats, device=device)
+            milliseconds = {k: [round(1000 * t, 4) for t in v] for k, v in times.items()}
+            record.extras[case.name] = {"milliseconds": milliseconds, "could not run": missing}
+            record.rows += [bound_row(case, times) | {"least": made["least"]}]
+            record.rows += speedup_rows(case, times, name=f"{case.name}: S samples")
     return record
 
 
-def case_rows(case: dict[str, Any], times: dict[str, list[float]]) -> list[dict[str, Any]]:
-    "A row a peer: its time divided by ours, and how near ours is to the bound."
-    bound = [case["least"] * t for t in times["plain pass"]]
-    cost = ratio_interval(times["ours"], bound, varies="rounds")
-    rows = [{"name": f"{case['name']}: ours against the bound", "case": case["name"], "way": "ours", "sizes": case["sizes"], "least": case["least"],
-             "cost_over_bound": cost.value, "cost_low": cost.low, "cost_high": cost.high}]  # fmt: skip
-    for way in (k for k in times if k not in ("ours", "plain pass")):
-        best = ratio_interval(times[way], bound, varies="rounds").value  # what a perfect way would be faster by
-        rows.append(ratio_row(case["name"], way, times, bound=best, fraction_of_bound=1 / cost.value, sizes=case["sizes"]) | {"name": f"{case['name']}: S samples"})
-    return rows
+def bound_row(case: Case, times: Mapping[str, list[float]]) -> dict[str, Any]:
+    "How near our time is to the bound."
+    cost = ratio_interval(times["ours"], case.bound(times) or [], varies="rounds")
+    return {"name": f"{case.name}: ours against the bound", "case": case.name, "way": "ours", "sizes": case.sizes,
+            "cost_over_bound": cost.value, "cost_low": cost.low, "cost_high": cost.high}
