@@ -225,7 +225,14 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-_NAMES = {("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type, ("_codecs", "encode"): _latin1_bytes}
+def _empty_bytes() -> bytes:
+    return b""
+
+
+_NAMES: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _latin1_bytes, ("__builtin__", "bytes"): _empty_bytes,
+}
 for _base in ("numpy.core", "numpy._core"):
     _NAMES[f"{_base}.multiarray", "_reconstruct"] = _reconstruct
     _NAMES[f"{_base}.multiarray", "scalar"] = _Scalar
@@ -273,8 +280,8 @@ def safe_unpickle(
 ) -> Any:                            # arrays, numbers, text, lists, tuples, dicts
     "Read a pickle that holds numpy arrays and plain containers, and nothing else."
     try: return _Walk()(_NumpyUnpickler(io.BytesIO(data), encoding=encoding).load())
-    except pickle.UnpicklingError: raise
     except Exception as error:       # a damaged pickle raises errors of many kinds
+        if isinstance(error, pickle.UnpicklingError) and str(error).startswith("refused"): raise
         raise pickle.UnpicklingError(f"refused a damaged pickle ({type(error).__name__}: {error})") from error
 
 
