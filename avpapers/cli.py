@@ -492,7 +492,7 @@ def doctor() -> None:
 
     rows = diagnose()
     _show(pd.DataFrame(rows), "avpapers doctor")
-    from avpapers.data.cache import cache_dir
+    from avpapers.core.files import cache_dir
 
     typer.echo(f"data cache: {cache_dir()}")
     if any(r["found"] == "missing" and r["part"] in ("Python", "torch") for r in rows):

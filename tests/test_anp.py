@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from avpapers.anp import data as D
 from avpapers.anp import model as M
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
 
 SIZES = st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(2, 8))
 

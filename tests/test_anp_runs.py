@@ -11,8 +11,8 @@ from avpapers.anp import data as D
 from avpapers.anp import experiments as E
 from avpapers.anp import model as M
 from avpapers.anp import training as T
-from avpapers.core.environment import seeded_generator
 from avpapers.anp.claims import paper
+from avpapers.core.random import seeded_generator
 from avpapers.suite.evidence import Runs
 from avpapers.suite.records import Record
 from avpapers.suite.run import Run, execute

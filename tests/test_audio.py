@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avpapers.core import audio as A
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
 
 
 def noise(seconds=0.5, rate=16_000, channels=1, seed=0):

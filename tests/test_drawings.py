@@ -12,9 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
+from avpapers.core.files import arrays_checksum
 from avpapers.data import drawings as D
-from avpapers.data.cache import is_offline
+from avpapers.data import drawings_build as B
+from avpapers.data import rendering as R
+from avpapers.core.files import is_offline
 
 FILES = Path(D.__file__).parent / "files"
 
@@ -59,9 +62,9 @@ def test_no_drawing_twice(data):
 
 def test_attribution_names_every_set(data):
     text = (FILES / "DRAWINGS.md").read_text(encoding="utf-8")
-    assert text == D._attribution(data.frame.vendor.value_counts().to_dict())
+    assert text == B._attribution(data.frame.vendor.value_counts().to_dict())
     for vendor in D.VENDORS.values():
-        assert vendor.license in D._OPEN
+        assert vendor.license in B.OPEN_LICENSES
         for said in (vendor.title, vendor.author, vendor.version, vendor.license, vendor.license_url, vendor.source):
             assert said in text
 
@@ -69,17 +72,17 @@ def test_attribution_names_every_set(data):
 def test_the_file_holds_plain_arrays():
     with np.load(FILES / "drawings.npz", allow_pickle=False) as content:
         arrays = {name: content[name] for name in content.files}
-    assert D._content_checksum(arrays) == D.CHECKSUM
+    assert arrays_checksum(arrays) == D.CHECKSUM
     assert not any(a.dtype.hasobject for a in arrays.values())
     changed = arrays | {"vendor": np.roll(arrays["vendor"], 1)}
-    assert D._content_checksum(changed) != D.CHECKSUM
-    assert D._content_checksum({"a": np.zeros(2)}) != D._content_checksum({"a": np.zeros((2, 1))})
+    assert arrays_checksum(changed) != D.CHECKSUM
+    assert arrays_checksum({"a": np.zeros(2)}) != arrays_checksum({"a": np.zeros((2, 1))})
 
 
 def test_writing_is_deterministic_and_reading_checks(tmp_path):
     arrays = {"b": np.arange(5), "a": np.array(["x", "yy"])}
-    D._write_arrays(tmp_path / "1.npz", arrays)
-    D._write_arrays(tmp_path / "2.npz", dict(reversed(arrays.items())))
+    B._write_arrays(tmp_path / "1.npz", arrays)
+    B._write_arrays(tmp_path / "2.npz", dict(reversed(arrays.items())))
     assert (tmp_path / "1.npz").read_bytes() == (tmp_path / "2.npz").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.npz", "2.npz"]
     with pytest.raises(ValueError, match="other content"):
@@ -97,7 +100,7 @@ def test_writing_is_deterministic_and_reading_checks(tmp_path):
 @pytest.mark.skipif(is_offline() or shutil.which("npm") is None, reason="needs npm and a network")
 def test_builder_makes_the_shipped_file(tmp_path):
     pytest.importorskip("resvg_py")
-    made = D.build_drawings(tmp_path)
+    made = B.build_drawings(tmp_path)
     assert len(D.drawings(made)) == len(D.drawings())        # reading compares the checksum
     assert (tmp_path / "DRAWINGS.md").read_bytes() == (FILES / "DRAWINGS.md").read_bytes()
 
@@ -106,23 +109,23 @@ def test_builder_without_npm_says_so(monkeypatch, tmp_path):
     pytest.importorskip("resvg_py")
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("AVPAPERS_OFFLINE", raising=False)
-    monkeypatch.setattr(D.shutil, "which", lambda name: None)
+    monkeypatch.setattr(B.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="Node.js"):
-        D.build_drawings(tmp_path / "out")
+        B.build_drawings(tmp_path / "out")
     assert not (tmp_path / "out" / "drawings.npz").exists()
 
 
 @pytest.mark.parametrize("spdx", ["CC-BY-SA-4.0", "MIT", "proprietary"])
 def test_builder_refuses_another_license(spdx):
     with pytest.raises(ValueError, match="Leave this set out"):
-        D._check_license("twemoji", {"license": {"spdx": spdx}})
+        B._check_license("twemoji", {"license": {"spdx": spdx}})
 
 
 def test_names_lead_to_drawings():
     icons = {"icons": {"dog": {}, "dogface": {}}, "aliases": {"hound": {"parent": "dog"}, "turned": {"parent": "dog", "rotate": 1}}}
-    assert D._claims({"1f415": ["Dog"], "1f436": ["dog-face", "dog"]}, icons) == {"1f415": "dog", "1f436": "dogface"}
-    assert D._claims({"1f436": ["canine", "dog"], "1f415": ["dog"]}, icons) == {"1f415": "dog"}
-    assert D._claims({"1f415": ["hound"]}, icons) == {"1f415": "dog"} and not D._claims({"1f415": ["turned"]}, icons)
+    assert B._claims({"1f415": ["Dog"], "1f436": ["dog-face", "dog"]}, icons) == {"1f415": "dog", "1f436": "dogface"}
+    assert B._claims({"1f436": ["canine", "dog"], "1f415": ["dog"]}, icons) == {"1f415": "dog"}
+    assert B._claims({"1f415": ["hound"]}, icons) == {"1f415": "dog"} and not B._claims({"1f415": ["turned"]}, icons)
 
 
 @given(st.integers(0, 10_000))
@@ -131,7 +134,7 @@ def test_few_colors_are_kept_exactly(seed):
     rng = np.random.default_rng(seed)
     colors = rng.integers(1, 256, (16, 4), dtype=np.uint8)
     image = colors[rng.integers(16, size=(64, 64))]
-    number, palette = D._palettes(image[None], 16)
+    number, palette = B._palettes(image[None], 16)
     assert np.array_equal(palette[0][number[0]], image)
 
 
@@ -237,34 +240,34 @@ def test_sentiment_counts_of_the_package(data):
 
 def test_same_nuisances_under_any_adjective(images):
     plain_source = seeded_generator(1)
-    plain = D.render(images, None, generator=plain_source)
-    for name in D.ADJECTIVES:
+    plain = R.render(images, None, generator=plain_source)
+    for name in R.ADJECTIVES:
         source = seeded_generator(1)
-        torch.testing.assert_close(D.render(images, name, 0.0, generator=source), plain, atol=1e-6, rtol=0)
+        torch.testing.assert_close(R.render(images, name, 0.0, generator=source), plain, atol=1e-6, rtol=0)
         assert torch.equal(source.get_state(), plain_source.get_state())
-        full = D.render(images, name, generator=seeded_generator(1))
+        full = R.render(images, name, generator=seeded_generator(1))
         assert full.isfinite().all() and full.min() >= 0 and full.max() <= 1 and (full - plain).abs().mean() > 0.005
 
 
 def test_a_batch_is_its_pictures(images):
     "Mixed adjectives in one batch, or each by itself: the same picture."
-    n = D.draw_nuisances(len(images), 32, generator=seeded_generator(2))
+    n = R.draw_nuisances(len(images), 32, generator=seeded_generator(2))
     kinds, strengths = torch.arange(len(images)) % 12, torch.linspace(0, 1, len(images))
-    together = D.compose(images, kinds, strengths, n)
+    together = R.compose(images, kinds, strengths, n)
     for i in range(len(images)):
         row = torch.tensor([i])
-        torch.testing.assert_close(D.compose(images[row], kinds[row], strengths[row], n.rows(row)), together[row],
+        torch.testing.assert_close(R.compose(images[row], kinds[row], strengths[row], n.rows(row)), together[row],
                                    atol=1e-5, rtol=0)
-    assert torch.equal(D.compose(images, kinds, strengths, n), together), "compose changed its input"
+    assert torch.equal(R.compose(images, kinds, strengths, n), together), "compose changed its input"
 
 
 def test_names_and_numbers_are_the_same(images):
     kinds = torch.arange(len(images)) % 12
-    names = [list(D.ADJECTIVES)[k] for k in kinds]
-    assert torch.equal(D.render(images, kinds, 0.5, generator=seeded_generator(0)),
-                       D.render(images, names, torch.full((len(images),), 0.5), generator=seeded_generator(0)))
-    assert not torch.equal(D.render(images, kinds, generator=seeded_generator(0)),
-                           D.render(images, kinds, generator=seeded_generator(1)))
+    names = [list(R.ADJECTIVES)[k] for k in kinds]
+    assert torch.equal(R.render(images, kinds, 0.5, generator=seeded_generator(0)),
+                       R.render(images, names, torch.full((len(images),), 0.5), generator=seeded_generator(0)))
+    assert not torch.equal(R.render(images, kinds, generator=seeded_generator(0)),
+                           R.render(images, kinds, generator=seeded_generator(1)))
 
 
 def blank(box=None):
@@ -301,12 +304,12 @@ MEASURES = {  # how much of the adjective is in x, where p is the plain picture;
 }
 
 
-@pytest.mark.parametrize("name", D.ADJECTIVES)
+@pytest.mark.parametrize("name", R.ADJECTIVES)
 def test_more_strength_more_adjective(data, name):
     measure, subject = MEASURES[name]
     drawn = subject() if subject else data.take(np.arange(48) * 70).rgba(48)
-    plain = D.render(drawn, None, generator=seeded_generator(4))
-    values = torch.tensor([float(measure(D.render(drawn, name, s, generator=seeded_generator(4)), plain))
+    plain = R.render(drawn, None, generator=seeded_generator(4))
+    values = torch.tensor([float(measure(R.render(drawn, name, s, generator=seeded_generator(4)), plain))
                            for s in (0.0, 0.25, 0.5, 0.75, 1.0)])
     assert (values.diff() > 0).all(), values
 
@@ -314,7 +317,7 @@ def test_more_strength_more_adjective(data, name):
 def test_gradients(images):
     drawn = images[:12].clone().requires_grad_()
     strength = torch.full((12,), 0.5, requires_grad=True)
-    D.render(drawn, list(D.ADJECTIVES), strength, generator=seeded_generator(0)).square().sum().backward()
+    R.render(drawn, list(R.ADJECTIVES), strength, generator=seeded_generator(0)).square().sum().backward()
     assert drawn.grad.isfinite().all() and (drawn.grad.flatten(1).abs().sum(1) > 0).all()
     assert strength.grad.isfinite().all() and (strength.grad != 0).all()
 
@@ -328,20 +331,20 @@ def test_bad_input_to_render(images):
     before = g.get_state()
     for said, given_ in bad.items():
         with pytest.raises(ValueError, match=said):
-            D.render(*given_, generator=g)
+            R.render(*given_, generator=g)
     assert torch.equal(g.get_state(), before)
-    assert D.render(images[:0], "dark", generator=g).shape == (0, 3, 32, 32)
+    assert R.render(images[:0], "dark", generator=g).shape == (0, 3, 32, 32)
 
 
 @pytest.mark.parametrize("name", [None, "dark", "misty", "falling"])
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_pillow_agrees(images, name, strength):
-    ours = D.render(images, name, strength, generator=seeded_generator(7))
-    theirs = D.pillow_render(images, name, strength, generator=seeded_generator(7))
+    ours = R.render(images, name, strength, generator=seeded_generator(7))
+    theirs = R.pillow_render(images, name, strength, generator=seeded_generator(7))
     gap = (ours - theirs).abs()
     assert gap.mean() < 1 / 255 and gap.flatten().quantile(0.999) < 6 / 255
     with pytest.raises(ValueError, match="golden"):
-        D.pillow_render(images, "golden", generator=seeded_generator(7))
+        R.pillow_render(images, "golden", generator=seeded_generator(7))
 
 
 # The pair graph

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from avpapers.core.audio import LogMel
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
 from avpapers.exvo import data as D
 
 LOADERS = {"hume_vb": D.hume_vb, "vocal_sound": D.vocal_sound, "vivae": D.vivae}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avpapers.core.audio import masked_mean
-from avpapers.core.environment import seeded_generator, seeded_globals
+from avpapers.core.random import seeded_generator, seeded_globals
 from avpapers.exvo import model as M
 from avpapers.exvo import performance as P
 from avpapers.exvo import training as T

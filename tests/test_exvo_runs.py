@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from avpapers.core.environment import seeded_generator, seeded_globals
+from avpapers.core.random import seeded_generator, seeded_globals
 from avpapers.core.training import fit
 from avpapers.exvo import experiments as E
 from avpapers.exvo import training as T

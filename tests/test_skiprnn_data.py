@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import jaxtyped
 
-from avpapers.data.cache import WHEELS, DataUnavailableError
+from avpapers.core.files import DataUnavailableError
+from avpapers.data.sources import WHEELS
 from avpapers.skiprnn import data as D
 
 PACKAGED = {

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from avpapers.core.environment import seeded_generator, seeded_globals
+from avpapers.core.random import seeded_generator, seeded_globals
 from avpapers.core.training import ShuffledBatches, cosine_schedule, fit
 
 SCRIPT = textwrap.dedent("""
     import sys, time, torch
     from pathlib import Path
     from torch import nn
-    from avpapers.core.environment import seeded_generator, seeded_globals
+    from avpapers.core.random import seeded_generator, seeded_globals
     from avpapers.core.training import ShuffledBatches, cosine_schedule, fit
     checkpoint, out, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
     torch.set_num_threads(1)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from avpapers.core import calibration as C
-from avpapers.core.environment import seeded_generator
+from avpapers.core import benchmark as B
+from avpapers.core.random import seeded_generator
 from avpapers.uncertainty import data as D
 from avpapers.suite.records import Record
 from avpapers.suite.run import Run
@@ -467,7 +468,8 @@ def test_ways_that_leave_dropout_off_are_found():
 
 def test_rows_of_a_case():
     times = {"plain pass": [1.0, 1.1, 0.9], "ours": [2.0, 2.2, 1.8], "plain loop": [20.0, 22.0, 18.0]}
-    mine, loop = P.case_rows({"name": "a", "least": 1.5, "sizes": ""}, times)
+    case = B.Case("a", times, lower_bound=lambda t: [1.5 * s for s in t["plain pass"]], references=("plain pass",))
+    mine, (loop,) = P.bound_row(case, times), B.speedup_rows(case, times)
     assert mine["cost_over_bound"] == pytest.approx(2 / 1.5) and loop["ratio"] == pytest.approx(10)
     assert loop["bound"] == pytest.approx(20 / 1.5) and loop["fraction_of_bound"] == pytest.approx(1.5 / 2)
 

@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avpapers.core.environment import seeded_generator
+from avpapers.core.random import seeded_generator
 from avpapers.data import avatars as A
 from avpapers.data import sentences as S
-from avpapers.data.cache import DataUnavailableError
+from avpapers.core.files import DataUnavailableError, cache_dir
 from avpapers.uncertainty import data as D
 
 LOADERS = {name: getattr(D, name) for name in ("ferplus", "cremad", "goemotions", "cifar10h")}
@@ -243,12 +243,12 @@ def test_tfidf_knows_the_training_texts_only():
 
 
 def test_features_are_kept_and_repaired(tmp_path, monkeypatch):
-    wheels = S.cache_dir() / "wheels"
+    wheels = cache_dir() / "wheels"
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path))
     (tmp_path / "wheels").symlink_to(wheels)
     texts = ["a happy day", "a sad day", "rain"]
     first = S.sentence_features(texts, progress=False)
-    file = next((tmp_path / "features").glob("*.npy"))
+    file = next((tmp_path / "features").glob("*.npz"))
     monkeypatch.setattr(S, "_compute", lambda *_: pytest.fail("computed again"))
     assert np.array_equal(first, S.sentence_features(texts)) and first.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-6)
@@ -258,7 +258,7 @@ def test_features_are_kept_and_repaired(tmp_path, monkeypatch):
                    _npy(np.full((3, 384), np.nan, np.float16)), _npy(np.array([{}], dtype=object))):
         file.write_bytes(damage)
         assert np.array_equal(first, S.sentence_features(texts, progress=False))
-    assert not [p for p in file.parent.iterdir() if p.name.startswith(".part")]
+    assert not [p for p in file.parent.iterdir() if p.name.endswith(".part")]
 
 
 def _npy(array):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from avpapers.data import voices as V
-from avpapers.data.cache import DataUnavailableError
+from avpapers.core.files import DataUnavailableError
 
 PACKS = tuple(V.PACKS)
 
@@ -93,7 +93,7 @@ def test_waves(sets, name, cache):
     assert len(waves) == len(v) and all(w.dtype == torch.float32 and w.abs().max() <= 1 for w in waves)
     for w, s in zip(waves, v.frame["seconds"], strict=True):
         assert abs(len(w) / 16_000 - s) < 1e-3
-    (kept,) = (cache / "voices").glob(f"{name}-16000-all-*.npz")
+    (kept,) = (cache / "voices").glob("*.npz")
     before = kept.stat().st_mtime_ns
     again = v.waves()
     assert kept.stat().st_mtime_ns == before and all(torch.equal(a, b) for a, b in zip(waves, again, strict=True))

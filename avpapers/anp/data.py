@@ -16,9 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.environment import seeded_generator
-from ..data.cache import Dataset, by_hand
-from ..data.drawings import ADJECTIVES, CHECKSUM, Drawings, anp_graph, compose, draw_nuisances, drawings
+from ..core.random import seeded_generator
+from ..data.sources import Dataset, by_hand
+from ..data.drawings import CHECKSUM, Drawings, anp_graph, drawings
+from ..data.rendering import ADJECTIVES, compose, draw_nuisances
 
 # %% auto #0
 __all__ = ['SPLITS', 'UNSEEN', 'DATASETS', 'CHECKSUMS', 'PairSet', 'check', 'World', 'drawn_world', 'drawn_pictures',
@@ -107,7 +108,7 @@ class World:
     art: Drawings  # drawings of the nouns, by all vendors
     nouns: tuple[str, ...]  # N names
     kinds: tuple[str, ...]  # "object" or "scene" of each noun
-    adjectives: tuple[str, ...]  # A names, keys of `avpapers.data.drawings.ADJECTIVES`
+    adjectives: tuple[str, ...]  # A names, keys of `avpapers.data.rendering.ADJECTIVES`
     pairs: Int[Tensor, "P 2"]  # adjective and noun of each pair
 
 

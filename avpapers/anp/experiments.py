@@ -24,7 +24,7 @@ from avpapers.anp.model import (
     product_rule, shapley_shares,
 )
 from .training import PictureBatches, probabilities, read_pictures, train_free, train_fusion, train_net, train_on, train_tower
-from ..core.environment import seeded_generator, seeded_globals
+from ..core.random import seeded_generator, seeded_globals
 from ..data.pretrained import picture_features
 from ..suite.run import Run
 

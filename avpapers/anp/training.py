@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .model import ANPNet, Fusion, Tower, head_tower, without_meaning
-from ..core.environment import seeded_globals
+from ..core.random import seeded_globals
 from ..core.training import History, ShuffledBatches, fit
 
 # %% auto #0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import os
 import pkgutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
@@ -20,6 +19,7 @@ from typing import Any
 from torch import nn
 
 import avpapers
+from .files import atomic_path, fetch_url
 
 # %% auto #0
 __all__ = ['ModelCard', 'register_model', 'list_models', 'model_card', 'save_weights', 'read_card', 'load_weights',
@@ -133,13 +133,8 @@ def save_weights(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, the only format written here; got {path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with atomic_path(path) as part:
         save_model(model, str(part), metadata={"format": "pt", "card": card.to_json()})
-        with open(part, "rb+") as file: os.fsync(file.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
     return path
 
 # %% ../../nbs/core/registry.ipynb #7052fe63
@@ -232,7 +227,6 @@ def create_model(
                 f"there are no pretrained weights for {name!r}. Train it ({card.paper}, notebook 03_training), or pass "
                 "weights='file.safetensors'."
             )
-        from avpapers.data.cache import fetch_url
         weights = fetch_url(card.url, card.sha256)
     if weights is None: return build(**kwargs)
     stored = read_card(weights)

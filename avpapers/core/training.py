@@ -20,7 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from .environment import pick_device, seeded_generator, seeded_globals
+from .environment import pick_device
+from .files import atomic_path
+from .random import seeded_generator, seeded_globals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,16 +88,8 @@ def cosine_schedule(
 
 # %% ../../nbs/core/training.ipynb #a2043108
 def _save_atomically(state: dict, path: Path) -> None:
-    "Write to a temporary neighbor, flush to disk, move into place."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    "All of it or nothing."
+    with atomic_path(path) as part, open(part, "wb") as file: torch.save(state, file)
 
 # %% ../../nbs/core/training.ipynb #9042d94e
 def _load_checked(path: Path, seed: int, processes: int) -> dict:

@@ -5,22 +5,17 @@
 # %% ../../nbs/data/avatars.ipynb #e72c3755
 from __future__ import annotations
 
-import hashlib
 import io
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock
 from jaxtyping import UInt8
 
-from .cache import cache_dir
+from ..core.files import cached_arrays
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,24 +112,12 @@ def _draw(face: dict[str, str], size: int) -> np.ndarray:
     return np.asarray(Image.alpha_composite(Image.new("RGBA", png.size, "white"), png).convert("RGB"))
 
 # %% ../../nbs/data/avatars.ipynb #c6ab2c42
-def _version(package: str) -> str:
-    try: return version(package)
-    except PackageNotFoundError: return "missing"
+_KEPT = {"made_by": "avpapers.data.avatars", "packages": ("python-avatars", "resvg-py", "pillow")}
 
 
-def _picture_file(attributes: pd.DataFrame, size: int) -> Path:
-    "Where the pictures of this table are kept."
-    made_by = f"python-avatars {_version('python-avatars')}, resvg-py {_version('resvg-py')}, {_HEAD}, {size} px\n"
-    text = made_by + attributes.to_csv(index=False, lineterminator="\n")
-    return cache_dir() / "avatars" / f"{hashlib.sha256(text.encode()).hexdigest()}.npz"
-
-
-def _stored(file: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    "What is kept, or None if there is nothing or it is damaged."
-    try:
-        with np.load(file, allow_pickle=False) as content: images = content["images"]
-    except Exception: return None        # a damaged archive raises errors of many kinds, and any means: draw again
-    return images if images.shape == shape and images.dtype == np.uint8 else None
+def _key(attributes: pd.DataFrame, size: int) -> str:
+    "What the pictures of this table depend on."
+    return f"{_HEAD}, {size} px\n" + attributes.to_csv(index=False, lineterminator="\n")
 
 # %% ../../nbs/data/avatars.ipynb #352c100e
 def _draw_all(attributes: pd.DataFrame, size: int, progress: bool) -> np.ndarray:
@@ -145,15 +128,6 @@ def _draw_all(attributes: pd.DataFrame, size: int, progress: bool) -> np.ndarray
     bar = tqdm(different, desc="avatars", unit=" faces", leave=False, **quiet)
     drawn = {face: _draw(dict(zip(attributes.columns, face)), size) for face in bar}
     return np.stack([drawn[face] for face in faces])
-
-
-def _keep(file: Path, images: np.ndarray) -> None:
-    "Write pictures, all or nothing."
-    stream = io.BytesIO()
-    np.savez_compressed(stream, images=images)
-    part = file.with_name(f".part-{file.name}")
-    part.write_bytes(stream.getvalue())
-    os.replace(part, file)
 
 # %% ../../nbs/data/avatars.ipynb #3c1504ef
 def _complete(attributes: pd.DataFrame) -> pd.DataFrame:
@@ -172,14 +146,10 @@ def draw_avatars(
     "Pictures of faces, drawn once and kept."
     if not 16 <= size <= 512: raise ValueError(f"size must be from 16 to 512 pixels; got {size}")
     table = _complete(attributes)
-    file, shape = _picture_file(table, size), (len(table), size, size, 3)
-    if (images := _stored(file, shape)) is not None: return images
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.name}.lock")):
-        if (images := _stored(file, shape)) is None:
-            images = _draw_all(table, size, progress)
-            _keep(file, images)
-    return images
+
+    def make() -> dict[str, np.ndarray]: return {"images": _draw_all(table, size, progress)}
+
+    return cached_arrays("avatars", _key(table, size), make, **_KEPT, compress=True)["images"]
 
 # %% ../../nbs/data/avatars.ipynb #79476d72
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cache import Dataset, cache_dir, load_array, package_wheel, read_member
+from ..core.files import cached_arrays
+from .archives import read_member
+from .sources import Dataset, package_wheel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -90,12 +90,16 @@ def picture_features(
 
     normalize(pictures[:1])  # says what is wrong with a shape or a range
     *_, weights = _backbone(backbone, device)
-    name = hashlib.sha256(f"{weights} {tuple(pictures.shape)}".encode() + pictures.cpu().contiguous().numpy().tobytes()).hexdigest()
-    file = cache_dir() / "features" / f"{name}.npy"
-    if keep and (kept := _stored_features(file, len(pictures))) is not None: return kept
-    found = torch.from_numpy(_stage_means(pictures, backbone, batch_size, device, progress).astype(np.float16))
-    if keep: _keep_features(file, found.numpy())
-    return found.float()
+
+    def make() -> dict[str, Any]:
+        rows = _stage_means(pictures, backbone, batch_size, device, progress)
+        return {"rows": rows.astype(np.float16)}
+
+    content = hashlib.sha256(pictures.cpu().contiguous().numpy().tobytes()).hexdigest()
+    key = f"{weights} {tuple(pictures.shape)} {pictures.dtype} {content}"
+    how = {"made_by": "avpapers.data.pretrained", "packages": ("torch", "timm")}
+    found = cached_arrays("features", key, make, **how) if keep else make()
+    return torch.from_numpy(found["rows"]).float()
 
 
 def _stage_means(pictures: Tensor, backbone: str, batch_size: int, device: str, progress: bool) -> Any:
@@ -110,25 +114,6 @@ def _stage_means(pictures: Tensor, backbone: str, batch_size: int, device: str, 
             maps = model.forward_intermediates((part.to(device) - mean) / std, intermediates_only=True)
             rows.append(torch.cat([m.mean((2, 3)) for m in maps], 1).cpu())
     return torch.cat(rows).numpy()
-
-# %% ../../nbs/data/pretrained.ipynb #5823184c
-def _stored_features(file: Path, num: int) -> Tensor | None:
-    import numpy as np
-    import torch
-
-    try: rows = load_array(file.read_bytes())
-    except (OSError, ValueError, EOFError): return None
-    return torch.from_numpy(rows).float() if len(rows) == num and rows.dtype == np.float16 and np.isfinite(rows).all() else None
-
-
-def _keep_features(file: Path, rows: Any) -> None:
-    import numpy as np
-
-    stream, part = io.BytesIO(), file.with_name(f".part-{os.getpid()}-{file.name}")
-    np.save(stream, rows)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_bytes(stream.getvalue())
-    os.replace(part, file)
 
 # %% ../../nbs/data/pretrained.ipynb #a0581517
 DATASETS = {

@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from jaxtyping import Float
 
-from .cache import Wheel, cache_dir, load_array, package_wheel, read_member
+from ..core.files import cached_arrays
+from .archives import read_member
+from .sources import Wheel, package_wheel
 
 # %% auto #0
 __all__ = ['ENCODER', 'WIDTH', 'FEATURES', 'MAX_TOKENS', 'encoder_wheel', 'sentence_features']
@@ -84,32 +83,18 @@ def _compute(texts: Sequence[str], progress: bool) -> np.ndarray:
     return _unit(found)
 
 # %% ../../nbs/data/sentences.ipynb #fa81c6d1
-def _feature_file(texts: Sequence[str]) -> Path:
-    "Where the vectors of these texts are kept."
+_KEPT = {"made_by": "avpapers.data.sentences", "packages": ("onnxruntime", "tokenizers")}
+
+
+def _key(texts: Sequence[str]) -> str:
+    "A name for these texts and this encoder."
     name = hashlib.sha256(ENCODER.sha256.encode())
     for text in texts:
         data = text.encode("utf-8", "surrogatepass")
         name.update(len(data).to_bytes(8, "big") + data)
-    return cache_dir() / "features" / f"{name.hexdigest()}.npy"
-
-
-def _stored(file: Path, num_texts: int) -> np.ndarray | None:
-    "What is kept, or None if there is nothing or it is damaged."
-    try: rows = load_array(file.read_bytes())
-    except (OSError, ValueError, EOFError): return None
-    good = rows.shape == (num_texts, WIDTH) and rows.dtype == np.float16 and np.isfinite(rows).all()
-    return _unit(rows) if good else None
+    return name.hexdigest()
 
 # %% ../../nbs/data/sentences.ipynb #2ef745b3
-def _keep(file: Path, rows: np.ndarray) -> None:
-    "Write vectors, all or nothing."
-    stream = io.BytesIO()
-    np.save(stream, rows.astype(np.float16))
-    part = file.with_name(f".part-{file.name}")
-    part.write_bytes(stream.getvalue())
-    os.replace(part, file)
-
-
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise ValueError(f"texts must be a list of texts; got {type(texts).__name__}. For a single text give [text]")
@@ -126,12 +111,7 @@ def sentence_features(
 ) -> Float[np.ndarray, "N 384"]:         # float32, each row of length one
     "Vectors of texts by a small sentence encoder, computed once and kept."
     _check_texts(texts)
-    file = _feature_file(texts)
-    if (kept := _stored(file, len(texts))) is not None: return kept
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file.with_name(f".{file.name}.lock")):
-        if (kept := _stored(file, len(texts))) is None:
-            rows = _compute(texts, progress)
-            _keep(file, rows)
-            kept = _unit(rows.astype(np.float16))
-    return kept
+
+    def make() -> dict[str, np.ndarray]: return {"rows": _compute(texts, progress).astype(np.float16)}
+
+    return _unit(cached_arrays("features", _key(texts), make, **_KEPT)["rows"])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import warnings
 import zipfile
@@ -19,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from jaxtyping import Float
 from torch import Tensor
 
 from ..core.audio import load_audio
-from .cache import DataUnavailableError, Dataset, cache_dir, debian_package
+from ..core.files import DataUnavailableError, cache_dir, cached_arrays
+from .sources import Dataset, debian_package
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,15 +162,11 @@ class Voices:
         max_seconds: float | None = None,  # of each clip; all if None
     ) -> list[Float[Tensor, "..."]]:  # a (T,) waveform a row, from -1 to 1
         "The clips, decoded once and kept in the cache as 16-bit numbers."
-        file = cache_dir() / "voices" / f"{self.pack}-{rate}-{max_seconds or 'all'}-{self.checksum[:16]}.npz"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_name(f".{file.name}.lock")):
-            if (found := _stored(file, len(self))) is None:
-                waves = [load_audio(_content(self.roots, f), sample_rate=rate, max_seconds=max_seconds, allow_cut=True) for f in self.frame["file"]]
-                found = (np.concatenate([(w * 32767).round().to(torch.int16).numpy() for w in waves]), np.array([len(w) for w in waves]))
-                _keep(file, *found)
-        samples = torch.from_numpy(found[0]).float() / 32767
-        return list(samples.split(found[1].tolist()))
+        def make() -> dict[str, np.ndarray]: return _decoded(self, rate, max_seconds)
+
+        kept = cached_arrays("voices", _key(self, rate, max_seconds), make, **_KEPT)
+        samples = torch.from_numpy(kept["samples"]).float() / 32767
+        return list(samples.split(kept["lengths"].tolist()))
 
 
 def _checksum(hashes: Iterable[str]) -> str:
@@ -187,20 +182,20 @@ def _content(roots: Sequence[Path], file: str) -> bytes:
     with zipfile.ZipFile(path) as z: return z.read(member)
 
 
-def _stored(file: Path, num: int) -> tuple[np.ndarray, np.ndarray] | None:
-    "Samples and lengths that are kept, or None if there are none or they are damaged."
-    try:
-        with np.load(file, allow_pickle=False) as kept: samples, lengths = kept["samples"], kept["lengths"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile): return None
-    return (samples, lengths) if len(lengths) == num and lengths.sum() == len(samples) else None
+_KEPT = {"made_by": "avpapers.data.voices", "packages": ("torch", "soundfile")}
 
 
-def _keep(file: Path, samples: np.ndarray, lengths: np.ndarray) -> None:
-    part = file.with_name(f".part-{os.getpid()}-{file.name}")
-    try:
-        np.savez(part, samples=samples, lengths=lengths)
-        os.replace(part, file)
-    finally: part.unlink(missing_ok=True)
+def _key(clips: Voices, rate: int, max_seconds: float | None) -> str:
+    "What decoded sound depends on."
+    return f"{clips.pack} {rate} Hz {max_seconds or 'all'} {clips.checksum}"
+
+
+def _decoded(clips: Voices, rate: int, max_seconds: float | None) -> dict[str, np.ndarray]:
+    "Samples of all clips, one after the other, and the length of each."
+    how: dict[str, Any] = {"sample_rate": rate, "max_seconds": max_seconds, "allow_cut": True}
+    waves = [load_audio(_content(clips.roots, file), **how) for file in clips.frame["file"]]
+    samples = np.concatenate([(w * 32767).round().to(torch.int16).numpy() for w in waves])
+    return {"samples": samples, "lengths": np.array([len(w) for w in waves])}
 
 # %% ../../nbs/data/voices.ipynb #1c6dffdf
 _LISTED = {"hedgewars": _hedgewars, "openarena": _openarena, "tuxpaint": _tuxpaint}

@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.audio import load_audio, pad_waves
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from ..data import voices as recorded
-from ..data.cache import by_hand, generated
+from ..data.sources import by_hand, generated
 from ..data.voices import check_groups
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core.audio import LogMel, length_mask, spec_augment
-from ..core.environment import seeded_generator, seeded_globals
+from ..core.random import seeded_generator, seeded_globals
 from ..core.training import History, ShuffledBatches, cosine_schedule, fit
 from .data import Bursts
 from .model import TASKS, Conformer, SideBySide, SpectrogramNet, functionals, score

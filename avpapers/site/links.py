@@ -118,7 +118,8 @@ def copy_katex(
     target: Path,  # where `katex.min.js`, its style, fonts and licence go
 ) -> bool:  # False when the package is neither in the cache nor to be had
     "Put KaTeX into a folder."
-    from avpapers.data.cache import DataUnavailableError, package_wheel
+    from avpapers.core.files import DataUnavailableError
+    from avpapers.data.sources import package_wheel
 
     try:
         wheel = package_wheel(*_KATEX)

@@ -24,8 +24,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..data.cache import (WHEELS, DataUnavailableError, Dataset, by_hand, cache_dir, extract, fetch_url, generated,
-                                 is_offline, load_array, package_wheel, read_member)
+from ..core.files import DataUnavailableError, cache_dir, fetch_url, is_offline
+from ..data.archives import extract, load_array, load_object_array, read_member
+from ..data.sources import WHEELS, Dataset, by_hand, generated, package_wheel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -336,7 +337,7 @@ def _pad(sequences: Sequence[Tensor], length: int | None = None) -> tuple[Tensor
 # %% ../../nbs/skiprnn/01_data.ipynb #3d0b7139
 def _watch_file(content: bytes) -> dict:
     "The fields of the file, or an error that names what is missing."
-    fields = load_array(content).item()
+    fields = load_object_array(content, name="watch_dataset.npy").item()
     missing = {"X", "y", "subject", "y_labels"} - set(fields if isinstance(fields, dict) else ())
     if missing:
         raise ValueError(f"watch_dataset.npy lacks {sorted(missing)}: another version of the package?")

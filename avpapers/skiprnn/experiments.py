@@ -20,7 +20,7 @@ import torch
 from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
 
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from ..core.training import ShuffledBatches
 from . import data as sets
 from .claims import paper

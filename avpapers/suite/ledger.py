@@ -7,7 +7,7 @@ __all__ = ['DECIDING', 'PERFORMANCE', 'runs_at', 'common_seeds', 'evidence_at', 
            'paper_ledger', 'ledger', 'read_ledger', 'save_ledger', 'verdict_counts', 'compare', 'number_text',
            'agreement']
 
-# %% ../../nbs/suite/ledger.ipynb #0bd46839
+# %% ../../nbs/suite/ledger.ipynb #70e50459
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..core.files import write_atomic
 from .evidence import Check, Outcome, Runs, Setting, setting_of, state_of
 from .judge import VERDICTS, Verdict, judge
 from .paper import Claim, Paper, load_paper
-from .records import Record, scan_records, split_stale, write_atomic
+from .records import Record, scan_records, split_stale
 
 # %% ../../nbs/suite/ledger.ipynb #11c0a84f
 DECIDING = ("paper", "gpu", "night", "cpu")  # from the strongest evidence to the weakest

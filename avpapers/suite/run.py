@@ -6,7 +6,7 @@
 __all__ = ['KEEPS_CHECKPOINTS', 'Run', 'part_file', 'store', 'restore', 'config_of', 'record_path', 'execute', 'run_experiments',
            'choose', 'fresh_record']
 
-# %% ../../nbs/suite/run.ipynb #233b3504
+# %% ../../nbs/suite/run.ipynb #86790ee5
 import dataclasses
 import hashlib
 import json
@@ -17,18 +17,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.files import write_atomic
 from ..core.fingerprint import fingerprint
 from .paper import Experiment, Paper, load_paper
 from .project import commit
 from avpapers.suite.records import (
-    DataSource, Record, plain, read_record, stale_reason, write_atomic, write_record,
+    DataSource, Record, plain, read_record, stale_reason, write_record,
 )
 from .tiers import get_tier
 
 if TYPE_CHECKING:
     import torch
 
-# %% ../../nbs/suite/run.ipynb #32d52997
+# %% ../../nbs/suite/run.ipynb #2af940d7
 class Run:
     "One run of an experiment: what it may use, and what it has found so far."
 
@@ -61,7 +62,7 @@ class Run:
 
     def generator(self, stream: str) -> "torch.Generator":
         "A random stream of this seed; equal names give equal numbers."
-        from avpapers.core.environment import seeded_generator
+        from avpapers.core.random import seeded_generator
 
         return seeded_generator(self.seed, stream=stream)
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from .project import Workspace, check_writable, read_notebook
 from ..core.fingerprint import fingerprint
-from .records import write_atomic
+from ..core.files import write_atomic
 from .tiers import get_tier
 
 # %% ../../nbs/suite/runner.ipynb #97eec75b

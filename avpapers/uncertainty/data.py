@@ -22,9 +22,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from ..data.avatars import draw_avatars, random_attributes
-from ..data.cache import DataUnavailableError, Dataset, Wheel, by_hand, generated, load_array, package_wheel, read_member, safe_unpickle
+from ..core.files import DataUnavailableError
+from ..data.archives import load_array, read_member, safe_unpickle
+from ..data.sources import Dataset, Wheel, by_hand, generated, package_wheel
 from ..data.sentences import ENCODER, encoder_wheel, sentence_features
 
 if TYPE_CHECKING:

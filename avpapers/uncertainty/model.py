@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from ..core.registry import ModelCard, register_model
 
 # %% auto #0

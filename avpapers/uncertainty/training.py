@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..core.environment import seeded_generator
+from ..core.random import seeded_generator
 from ..core.training import History, ShuffledBatches, fit
 from .model import StochasticLogitHead, Uncertainty, decompose, mc_dropout
 

