@@ -274,7 +274,7 @@ def test_errors_name_the_argument(call, words):
 
 # Losses
 
-SMOKE = P.config("smoke")
+SMOKE = P.SIZES["smoke"]
 
 
 def test_losses_by_hand():

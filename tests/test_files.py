@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from avpapers.core.files import arrays_file, atomic_path, cached_arrays, write_atomic
-from avpapers.core.fingerprint import fingerprint
+from avpapers.core.fingerprint import reached
 
 HOW = {"made_by": "avpapers.core.files", "packages": ("numpy",)}
 
@@ -91,10 +91,10 @@ def test_a_change_of_the_making_module_changes_the_place(tmp_path, monkeypatch):
     places = []
     for source in ("x = 1", "x = 1  # said", "x = 2"):
         (tmp_path / "maker_of_arrays.py").write_text(source)
-        fingerprint.cache_clear()
+        reached.cache_clear()
         importlib.invalidate_caches()
         places.append(arrays_file("kind", "key", made_by="maker_of_arrays"))
-    fingerprint.cache_clear()
+    reached.cache_clear()
     assert places[0] == places[1] != places[2]
 
 

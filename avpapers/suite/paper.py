@@ -109,38 +109,29 @@ class Experiment:
         "Is a column of the rows a time, which differs from run to run?"
         return column in self.timed or column.endswith(("_seconds", "_ms")) or column == "seconds"
 
-# %% ../../nbs/suite/paper.ipynb #81a9e2fd
+# %% ../../nbs/suite/paper.ipynb #24d78057
+@dataclass(eq=False, kw_only=True)
 class Paper:
     "A paper of the collection and all that was declared for it."
+    package: str = field(kw_only=False)  # folder in `nbs/` and in the library, `skiprnn`
+    prefix: str  # of its claims, `SR`
+    title: str  # as published
+    citation: str  # key in `nbs/references.bib`
+    short: str  # name in menus, `Skip RNN`
+    idea: str  # what is new, in one line
+    task: str  # what the model is asked to do
+    data: str  # what the paper was measured on
+    arxiv: str = ""  # identifier
+    authors: str = ""  # comma separated, in the order of the paper
+    venue: str = ""  # conference, workshop or journal, and year
+    real: Sequence[str] = ()  # data here that are not stand-ins: the paper's own, its generators
+    extras: Sequence[str] = ()  # extras of the installation that its notebooks need
+    claims: dict[str, Claim] = field(default_factory=dict)  # by id, filled by `claim`
+    experiments: dict[str, Experiment] = field(default_factory=dict)  # by name
 
-    def __init__(
-        self,
-        package: str,  # folder in `nbs/` and in the library, `skiprnn`
-        *,
-        prefix: str,  # of its claims, `SR`
-        title: str,  # as published
-        citation: str,  # key in `nbs/references.bib`
-        short: str,  # name in menus, `Skip RNN`
-        idea: str,  # what is new, in one line
-        task: str,  # what the model is asked to do
-        data: str,  # what the paper was measured on
-        arxiv: str = "",  # identifier
-        authors: str = "",  # comma separated, in the order of the paper
-        venue: str = "",  # conference, workshop or journal, and year
-        real: Sequence[str] = (),  # data here that are not stand-ins: the paper's own, its generators
-        extras: Sequence[str] = (),  # extras of the installation that its notebooks need
-    ):
-        if not package.isidentifier() or package != package.lower():
-            raise ValueError(f"package: got {package!r}, expected a lower-case Python name")
-        self.package, self.prefix, self.title, self.citation = package, prefix, title, citation
-        self.short, self.idea, self.task, self.data = short, idea, task, data
-        self.arxiv, self.authors, self.venue = arxiv, authors, venue
-        self.real, self.extras = tuple(real), tuple(extras)
-        self.claims: dict[str, Claim] = {}
-        self.experiments: dict[str, Experiment] = {}
-
-    def __repr__(self) -> str:
-        return f"Paper({self.package}: {len(self.claims)} claims)"
+    def __post_init__(self):
+        if not self.package.isidentifier() or self.package != self.package.lower():
+            raise ValueError(f"package: got {self.package!r}, expected a lower-case Python name")
 
     def claim(
         self,

@@ -6,14 +6,13 @@
 __all__ = ['PLANNED', 'Planned', 'collection', 'paper_notebooks', 'count_text', 'paper_state', 'papers_table', 'papers_html',
            'sidebar_lines', 'menu_lines', 'readme_lines', 'between_marks', 'synced']
 
-# %% ../../nbs/suite/papers.ipynb #977df523
+# %% ../../nbs/suite/papers.ipynb #eb7d7612
 from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from .judge import VERDICTS
 from .paper import ORDER, Paper, load_paper, standing_papers
 from .project import colab_badge, read_json
 from .tiers import TIERS
@@ -75,7 +74,7 @@ def collection() -> dict[str, Paper | Planned]:  # by package name, in the order
     known = [name for name in ORDER if name in standing or name in planned]
     return {name: standing.get(name) or planned[name] for name in [*known, *sorted(set(standing) - set(ORDER))]}
 
-# %% ../../nbs/suite/papers.ipynb #517751c8
+# %% ../../nbs/suite/papers.ipynb #7b07b8c6
 def paper_notebooks(
     nbs: Path,  # the folder of notebooks
     package: str,  # name of the paper
@@ -90,6 +89,8 @@ def count_text(
     package: str,  # name of the paper
 ) -> str:  # "2 direction reproduced, 1 not tested"
     "How often each verdict was given to a paper's claims, strongest first."
+    from avpapers.suite.judge import VERDICTS
+
     verdicts = [c["verdict"] for c in ledger.get("claims", []) if c["paper"] == package]
     return ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts)
 
