@@ -15,6 +15,7 @@ from avpapers.suite.evidence import Check, Outcome, Runs, Setting
 from avpapers.suite.judge import SUPPORTING, VERDICTS, judge
 from avpapers.suite.paper import invent, load_paper, standing_papers
 from avpapers.suite.records import find_records, split_stale, validate
+from avpapers.suite.run import config_of
 from avpapers.suite.tiers import TIERS
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +89,8 @@ def test_committed_records_are_whole_and_fresh():
     for record in records:
         assert record.tier in TIERS and record.data and record.versions["torch"]
         assert record.paper in PAPERS and record.fingerprint and record.module.startswith("avpapers.")
+        sizes = load_paper(record.paper, experiments=True).experiments[record.experiment].sizes
+        assert record.config == config_of(sizes[record.tier]), record.name
 
 
 # ---------------------------------------------------------------- the ledger before the suite was rebuilt

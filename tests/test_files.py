@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from avpapers.core.files import arrays_file, atomic_path, cached_arrays, write_atomic
-from avpapers.core.fingerprint import reached
+from avpapers.core.fingerprint import reached, read_code
 
 HOW = {"made_by": "avpapers.core.files", "packages": ("numpy",)}
 
@@ -92,9 +92,11 @@ def test_a_change_of_the_making_module_changes_the_place(tmp_path, monkeypatch):
     for source in ("x = 1", "x = 1  # said", "x = 2"):
         (tmp_path / "maker_of_arrays.py").write_text(source)
         reached.cache_clear()
+        read_code.cache_clear()
         importlib.invalidate_caches()
         places.append(arrays_file("kind", "key", made_by="maker_of_arrays"))
     reached.cache_clear()
+    read_code.cache_clear()
     assert places[0] == places[1] != places[2]
 
 

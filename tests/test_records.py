@@ -129,22 +129,15 @@ def package(tmp_path, monkeypatch):
     copy = tmp_path / "avpapers"
     shutil.copytree(ROOT / "avpapers", copy, ignore=shutil.ignore_patterns("__pycache__", "files", "_modidx.py"))
 
-    def find(name):
-        path = tmp_path.joinpath(*name.split("."))
-        module, inside = path.with_suffix(".py"), path / "__init__.py"
-        origin = module if module.exists() else inside if inside.exists() else None
-        if origin is None:
-            return None
-        spec = type("Spec", (), {})()
-        spec.origin, spec.name = str(origin), name
-        spec.submodule_search_locations = [str(path)] if origin == inside else None
-        spec.parent = name if origin == inside else name.rpartition(".")[0]
-        return spec
-
-    monkeypatch.setattr(F, "_find", find)
-    reached.cache_clear()
+    monkeypatch.setattr(F.avpapers, "__file__", str(copy / "__init__.py"))
+    forget()
     yield copy
+    forget()
+
+
+def forget():
     reached.cache_clear()
+    F.read_code.cache_clear()
 
 
 def change(package, file, old, new):
@@ -152,7 +145,7 @@ def change(package, file, old, new):
     text = path.read_text()
     assert old in text, (file, old)
     path.write_text(text.replace(old, new, 1))
-    reached.cache_clear()
+    forget()
 
 
 MODULES = [f"avpapers.{p}.{m}" for p in standing_papers() for m in ("experiments", "performance")]
@@ -210,6 +203,18 @@ def test_finished_variants_are_not_run_again(tmp_path):
     experiment(again)
     assert ran == ["a", "b", "c"] and [r["model"] for r in again.rows] == ["a", "b", "c"]
     assert [r["value"] for r in again.rows] == [1, 2, 3] and again.record.extras == {"a": [1], "b": [2], "c": [3]}
+
+
+def test_variants_in_separate_processes_make_one_record(tmp_path):
+    "Two runs of one variant each leave parts; the third puts them together."
+    def experiment(run):
+        for name in run.variants(["a", "b"]):
+            run.row(model=name, value=1)
+
+    runs = [Run(record(rows=[]), folder=tmp_path, only=only) for only in (["b"], ["a"], None)]
+    for run in runs:
+        experiment(run)
+    assert [r.left_out for r in runs] == [["a"], [], []] and [r["model"] for r in runs[2].rows] == ["a", "b"]
 
 
 def test_checkpoints_of_two_variants_never_meet(tmp_path):

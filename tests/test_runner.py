@@ -248,6 +248,20 @@ if __name__ == "__main__":
 """
 
 
+def test_force_removes_what_the_jobs_had_made(project):
+    "A number changed by hand is not read back: the record of every job goes first."
+    space = Workspace(project, "smoke")
+    folder = space.records / "toy"
+    folder.mkdir(parents=True)
+    names = ("sum-smoke-seed0", "sum-smoke-seed1", "performance-smoke-seed0", "sum-cpu-seed0")
+    for name in names:
+        (folder / f"{name}.json").write_text("{}")
+    jobs = [Job("toy/04_experiments.ipynb", "smoke", 0), Job("toy/05_results.ipynb", "smoke", stage=1)]
+    assert "sum-smoke-seed0" in [p.stem for p in runner.forget(jobs, space)]
+    left = {p.stem for p in folder.iterdir()}
+    assert "sum-smoke-seed0" not in left and {"sum-smoke-seed1", "sum-cpu-seed0"} <= left
+
+
 def test_killed_suite_ends_with_the_same_records(project, tmp_path):
     "kill -9 at random moments, then let it finish: the records are those of an undisturbed run."
     script, undisturbed = tmp_path / "driver.py", tmp_path / "undisturbed"
