@@ -7,13 +7,13 @@ __all__ = ['app', 'PaperNames', 'TierName', 'records', 'data', 'main', 'options'
            'docs', 'new', 'records_list', 'records_stale', 'records_carry', 'doctor', 'data_list', 'data_get',
            'data_build', 'data_prefetch']
 
-# %% ../nbs/cli.ipynb #bc892ff6
+# %% ../nbs/cli.ipynb #fe6cc270
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -21,6 +21,7 @@ from avpapers.suite.options import (
     check_device,
     check_gpu,
     check_seeds,
+    read_seeds,
     choose_experiments,
     choose_papers,
     papers_with,
@@ -142,7 +143,7 @@ def _ledger(space) -> dict:
 
     return read_json(space.ledger) if space.ledger.exists() else {"claims": [], "performance": []}
 
-# %% ../nbs/cli.ipynb #c40dfe1c
+# %% ../nbs/cli.ipynb #afa62790
 @app.command()
 def reproduce(
     papers: PaperNames = None,
@@ -168,7 +169,7 @@ def reproduce(
     from avpapers.suite.runner import progress_display, run_all
 
     space, planned = _plan_all(papers, tier, seeds, jobs, scheduler, device, save)
-    given: dict[str, Any] = {
+    given = {
         "workers": jobs,
         "scheduler": scheduler,
         "force": force,
@@ -221,12 +222,11 @@ def _closing_table(space, paper: str) -> None:
     for line in run["stale"]:
         typer.secho(f"stale: {line}", fg="yellow")
 
-# %% ../nbs/cli.ipynb #1a4629ad
+# %% ../nbs/cli.ipynb #3162814a
 def _promote(space, paper: str) -> None:
     "Make a finished run the committed one."
     import shutil
 
-    from avpapers.site.stage import save_outputs
     from avpapers.suite.ledger import ledger, save_ledger
     from avpapers.suite.runner import plan
 
@@ -236,9 +236,25 @@ def _promote(space, paper: str) -> None:
     save_ledger(ledger([paper], space.committed), space.ledger)
     if space.tier == "cpu":
         for job in plan([paper], space, seeds=1):
-            if (space.notebooks / job.notebook).exists():
-                save_outputs(space.root, job.notebook, space.notebooks / job.notebook)
+            _save_page(space, job)
     typer.echo(f"saved {paper}: records, ledger and outputs are in nbs/")
+
+
+def _save_page(space, job) -> None:
+    "Put the outputs of a page into the committed notebook: of the run, or of the committed records."
+    from avpapers.core.files import write_atomic
+    from avpapers.site.stage import save_outputs
+    from avpapers.suite.runner import run_page
+
+    executed = space.notebooks / job.notebook
+    if job.stage or "/00" in job.notebook:  # overview, results and performance: committed records, at their own tier
+        made = run_page(job.notebook, space)
+        if made.status != "ok":
+            raise ValueError(f"{job.notebook}: got {made.error}, expected a page that runs; do open it")
+        executed = space.base / "pages" / job.notebook
+        write_atomic(executed, made.notebook)
+    if executed.exists():
+        save_outputs(space.root, job.notebook, executed)
 
 
 def _render(space, *, changed: bool = True) -> None:
@@ -253,12 +269,17 @@ def _render(space, *, changed: bool = True) -> None:
     done = build(executed=space.notebooks if shown else None, root=space.root)
     typer.echo(f"{done.pages} pages by {done.engine} in {done.seconds:.0f} s; open {index}")
 
-# %% ../nbs/cli.ipynb #e8855148
+# %% ../nbs/cli.ipynb #0eb78b14
 @app.command()
 def run(
     name: Annotated[str, typer.Argument(help="PAPER.EXPERIMENT, or PAPER for all of them.")],
     tier: TierName = "cpu",
-    seed: Annotated[list[int] | None, typer.Option(help="One or more; none: 0.")] = None,
+    seed: Annotated[
+        list[str] | None, typer.Option(help="0, or 0..4 for five; may be repeated; none: 0.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Only this variant; may be repeated; none: all.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder of records.")] = Path("_runs/records"),
     force: Annotated[bool, typer.Option(help="Run again what has a fresh record.")] = False,
@@ -268,18 +289,20 @@ def run(
     from avpapers.suite.project import check_writable
 
     check_gpu(tier, device)
-    check_seeds(seed or [0])
+    seeds = read_seeds(seed or ["0"])
+    check_seeds(seeds)
     paper, only = choose_experiments(name)
-    given: dict[str, Any] = {
+    given = {
         "tier": tier,
         "device": device,
         "out": check_writable(out),
         "force": force,
         "only": only,
         "progress": sys.stderr.isatty(),
+        "variants": variant,
     }
     with _stoppable():
-        for s in seed or [0]:
+        for s in seeds:
             for record in run_experiments(paper, seed=s, **given):
                 typer.echo(f"{record.seconds:8.1f} s  {out / record.name}")
 
@@ -482,7 +505,7 @@ def records_carry(
         typer.echo(f"{line['record']}: {line['result']}")
     raise typer.Exit(1 if any(line["result"] != "carried" for line in lines) else 0)
 
-# %% ../nbs/cli.ipynb #4443fa17
+# %% ../nbs/cli.ipynb #4c49e381
 @app.command()
 def doctor() -> None:
     "What is installed, what is missing, and how to get it."
@@ -492,7 +515,7 @@ def doctor() -> None:
 
     rows = diagnose()
     _show(pd.DataFrame(rows), "avpapers doctor")
-    from avpapers.core.files import cache_dir
+    from avpapers.data.cache import cache_dir
 
     typer.echo(f"data cache: {cache_dir()}")
     if any(r["found"] == "missing" and r["part"] in ("Python", "torch") for r in rows):

@@ -29,7 +29,7 @@ from .tiers import get_tier
 if TYPE_CHECKING:
     import torch
 
-# %% ../../nbs/suite/run.ipynb #2af940d7
+# %% ../../nbs/suite/run.ipynb #d2d19a75
 class Run:
     "One run of an experiment: what it may use, and what it has found so far."
 
@@ -41,9 +41,11 @@ class Run:
         real: Sequence[str] = (),  # names of data that are not stand-ins
         folder: Path | None = None,  # for checkpoints and finished parts; None: keep none
         progress: bool = False,  # show bars
+        only: Sequence[str] | None = None,  # variants to run; None: all
     ):
         self.record, self.device, self.real = record, device, tuple(real)
-        self.folder, self.progress = folder, progress
+        self.folder, self.progress, self.only = folder, progress, only
+        self.left_out: list[str] = []  # variants that were neither run nor read back
 
     @property
     def seed(self) -> int:
@@ -97,7 +99,11 @@ class Run:
     def variants(self, names: Iterable[str]) -> Iterator[str]:
         "Go through variants; those that an interrupted run had finished are read back, not run again."
         for name in names:
-            if not restore(self, name):
+            if restore(self, name):
+                continue
+            if self.only is not None and name not in self.only:
+                self.left_out.append(name)
+            else:
                 rows, extras = len(self.rows), set(self.record.extras)
                 yield name
                 store(self, name, rows, extras)
@@ -156,7 +162,7 @@ def record_path(
     "Where the record of a run goes."
     return Path(out) / experiment.paper / f"{experiment.name}-{tier}-seed{seed}.json"
 
-# %% ../../nbs/suite/run.ipynb #f82e6bc6
+# %% ../../nbs/suite/run.ipynb #d72c48ee
 def execute(
     paper: Paper,  # its declarations
     experiment: Experiment,  # what to run
@@ -167,7 +173,8 @@ def execute(
     folder: Path | None = None,  # for checkpoints
     progress: bool = False,  # show bars
     size: Any = None,  # another size than the tier's, for trying things out
-) -> Record:  # finished, not yet written
+    variants: Sequence[str] | None = None,  # which variants to run; None: all
+) -> Record | None:  # not yet written; None: variants are left to run
     "Run one experiment and note time, memory, versions, device and code."
     import torch
 
@@ -185,12 +192,17 @@ def execute(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     start = time.perf_counter()
-    experiment.function(size, Run(record, device=device, real=paper.real, folder=folder, progress=progress))
+    run = Run(
+        record, device=device, real=paper.real, folder=folder, progress=progress, only=variants
+    )
+    experiment.function(size, run)
+    if run.left_out:
+        return None
     record.seconds = round(time.perf_counter() - start, 2)
     record.peak_memory_mb = round(peak_memory_mb(device), 1)
     return record
 
-# %% ../../nbs/suite/run.ipynb #470f7882
+# %% ../../nbs/suite/run.ipynb #c9352aeb
 KEEPS_CHECKPOINTS = ("night", "gpu", "paper")  # tiers long enough to be worth resuming
 
 
@@ -204,13 +216,16 @@ def run_experiments(
     only: Iterable[str] | None = None,  # names of experiments; None: all but the benchmark
     force: bool = False,  # run even what has a fresh record
     progress: bool = False,  # show bars
-) -> Iterator[Record]:  # one per experiment, already written
+    variants: Sequence[str] | None = None,  # which variants to run, at tiers with checkpoints; None: all
+) -> Iterator[Record]:  # one per experiment that is complete, already written
     "Run a paper's experiments, one record each; what has a fresh record is read instead."
     from avpapers.core.environment import pick_device
 
     get_tier(tier)
     if seed < 0 or seed >= 2**31:
         raise ValueError(f"seed: got {seed}, expected 0 to {2**31 - 1}")
+    if variants is not None and tier not in KEEPS_CHECKPOINTS:
+        raise ValueError(f"variants: got tier {tier}, expected one of {', '.join(KEEPS_CHECKPOINTS)}")
     paper = load_paper(package, experiments=True)
     chosen = choose(paper, only)
     device = str(pick_device(device))
@@ -223,8 +238,11 @@ def run_experiments(
             folder = Path(out) / "checkpoints" / f"{paper.package}-{path.stem}-{fingerprint(experiment.module)}"
             kept = folder if tier in KEEPS_CHECKPOINTS else None
             record = execute(
-                paper, experiment, tier=tier, seed=seed, device=device, folder=kept, progress=progress
+                paper, experiment, tier=tier, seed=seed, device=device, folder=kept, progress=progress,
+                variants=variants,
             )
+            if record is None:
+                continue
             write_record(record, Path(out))
             shutil.rmtree(folder, ignore_errors=True)
         yield record

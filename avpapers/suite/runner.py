@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_SEEDS', 'Job', 'parameters_of', 'plan', 'job_fingerprint', 'job_inputs', 'is_done', 'Result', 'run_job', 'keep',
-           'run_all', 'Lines', 'Bars', 'progress_display', 'stop_on_signals']
+           'forget', 'run_all', 'run_page', 'Lines', 'Bars', 'progress_display', 'stop_on_signals']
 
 # %% ../../nbs/suite/runner.ipynb #cfe4292f
 import ast
@@ -338,6 +338,23 @@ def _keep_or_fail(job: Job, workspace: Workspace, result: Result, mark: str) -> 
             "do mend it and repeat the command: what was finished is kept"
         )
 
+# %% ../../nbs/suite/runner.ipynb #2a50fc11
+def forget(
+    jobs: Iterable[Job],  # that are to run again
+    workspace: Workspace,  # where their records are
+) -> list[Path]:  # the records that were removed
+    "Remove the records that jobs have made."
+    gone = []
+    for job in jobs:
+        folder = workspace.records / job.paper
+        seed = "0" if job.seed is None else str(job.seed)
+        names = "performance" if job.stage == 2 else "*" if job.seed is not None else ""
+        for path in folder.glob(f"{names}-{job.tier}-seed{seed}.json") if names else ():
+            if job.stage == 2 or not path.name.startswith("performance"):
+                path.unlink()
+                gone.append(path)
+    return gone
+
 # %% ../../nbs/suite/runner.ipynb #31ca7298
 def _unfinished(jobs: list[Job], workspace: Workspace, force: bool, show) -> list[Job]:
     todo = []
@@ -378,7 +395,7 @@ def _run_stage(
         future.release()
     return results
 
-# %% ../../nbs/suite/runner.ipynb #34c69556
+# %% ../../nbs/suite/runner.ipynb #9c7cc652
 def _check(jobs: list[Job], workspace: Workspace, workers: int | None) -> None:
     "Find out before anything starts what would fail later."
     if workers is not None and workers < 1:
@@ -411,6 +428,8 @@ def run_all(
         for stage in sorted({j.stage for j in jobs}):
             of_stage = [j for j in jobs if j.stage == stage]
             todo = _unfinished(of_stage, workspace, force, show)
+            if force:
+                forget(todo, workspace)
             results += [Result(j.key, "skipped") for j in of_stage if j not in todo]
             if todo and client is None:
                 client = _connect(scheduler, min(workers, len(todo)) if workers else None, show)
@@ -421,6 +440,20 @@ def run_all(
         if client is not None:
             _disconnect(client, scheduler is None)
     return results
+
+# %% ../../nbs/suite/runner.ipynb #0b6fa4a7
+def run_page(
+    notebook: str,  # address below nbs/, `skiprnn/05_results.ipynb`
+    workspace: Workspace,  # the clone
+    *,
+    limit_minutes: float = 10,  # for the whole page
+) -> Result:  # with the executed notebook
+    "Execute one notebook as it stands."
+    payload = {
+        "key": notebook, "notebook": (workspace.root / "nbs" / notebook).read_text(encoding="utf8"),
+        "parameters": {}, "inputs": {}, "records": None, "limit_seconds": 60 * limit_minutes,
+    }
+    return Result(**run_job(payload, lambda event: None))
 
 # %% ../../nbs/suite/runner.ipynb #8bb3d3a2
 def _connect(scheduler: str | None, workers: int | None, show):
