@@ -128,7 +128,9 @@ def _plan_all(papers, tier, seeds, jobs, scheduler, device, save):
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs: got {jobs}, expected at least 1; do leave it out for one per core")
     if save and tier == "smoke":
-        raise ValueError("save: got tier smoke, expected cpu, night, gpu or paper; do leave out --save")
+        raise ValueError(
+            "save: got tier smoke, expected cpu, night, gpu or paper; do leave out --save"
+        )
     chosen = choose_papers(papers, "experiments")
     planned = {p: runner.plan([p], space, seeds=seeds, device=device) for p in chosen}
     for wanted in {job.device for its in planned.values() for job in its}:
@@ -136,7 +138,7 @@ def _plan_all(papers, tier, seeds, jobs, scheduler, device, save):
     _ledger(space)  # a damaged one is found now
     return space, planned
 
-
+# %% ../nbs/cli.ipynb #d69a67cc
 def _ledger(space) -> dict:
     "The committed ledger; empty where there is none."
     from avpapers.suite.project import read_json
@@ -239,7 +241,7 @@ def _promote(space, paper: str) -> None:
             _save_page(space, job)
     typer.echo(f"saved {paper}: records, ledger and outputs are in nbs/")
 
-
+# %% ../nbs/cli.ipynb #372df848
 def _save_page(space, job) -> None:
     "Put the outputs of a page into the committed notebook: of the run, or of the committed records."
     from avpapers.core.files import write_atomic
@@ -247,16 +249,20 @@ def _save_page(space, job) -> None:
     from avpapers.suite.runner import run_page
 
     executed = space.notebooks / job.notebook
-    if job.stage or "/00" in job.notebook:  # overview, results and performance: committed records, at their own tier
+    if (
+        job.stage or "/00" in job.notebook
+    ):  # overview, results and performance: committed records, at their own tier
         made = run_page(job.notebook, space)
         if made.status != "ok":
-            raise ValueError(f"{job.notebook}: got {made.error}, expected a page that runs; do open it")
+            raise ValueError(
+                f"{job.notebook}: got {made.error}, expected a page that runs; do open it"
+            )
         executed = space.base / "pages" / job.notebook
         write_atomic(executed, made.notebook)
     if executed.exists():
         save_outputs(space.root, job.notebook, executed)
 
-
+# %% ../nbs/cli.ipynb #c8e8a235
 def _render(space, *, changed: bool = True) -> None:
     "Build the site, with the last run's outputs unless they are only those of `smoke`."
     from avpapers.site.render import build
@@ -373,7 +379,7 @@ def _executed(root: Path, tier: str | None) -> Path | None:
         )
     return folder
 
-
+# %% ../nbs/cli.ipynb #657ce39e
 @app.command()
 def docs(
     tier: Annotated[
@@ -432,12 +438,13 @@ def _look_at(docs: Path) -> None:
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="Package of the new paper, such as demo.")],
-    prefix: Annotated[str, typer.Option(help="Of its claims; empty: two letters of the name.")] = "",
+    prefix: Annotated[
+        str, typer.Option(help="Of its claims; empty: two letters of the name.")
+    ] = "",
     title: Annotated[str, typer.Option(help="Of its pages; empty: the name.")] = "",
 ) -> None:
     "Write a new paper from the template, export it, and put it into the menus."
     from nbdev.export import nb_export
-
 
     from avpapers.suite.project import find_project
     from avpapers.suite.template import new_paper
@@ -464,9 +471,16 @@ def _record_rows(papers: list[str] | None):
     found, damaged = scan_records(records_folder())
     chosen = choose_papers(papers, "claims")
     rows = [
-        {"record": r.name, "seconds": f"{r.seconds:.0f}", "date": r.started[:10],
-         "code": r.code, "carried": len(r.carried), "stale": stale_reason(r)}
-        for r in found if r.paper in chosen
+        {
+            "record": r.name,
+            "seconds": f"{r.seconds:.0f}",
+            "date": r.started[:10],
+            "code": r.code,
+            "carried": len(r.carried),
+            "stale": stale_reason(r),
+        }
+        for r in found
+        if r.paper in chosen
     ]
     return rows, damaged
 
@@ -490,11 +504,13 @@ def records_stale(papers: PaperNames = None) -> None:
     typer.echo("\n".join(lines) or "all records are fresh")
     raise typer.Exit(1 if lines else 0)
 
-
+# %% ../nbs/cli.ipynb #9e1606bd
 @records.command("carry")
 def records_carry(
     papers: PaperNames = None,
-    from_: Annotated[str, typer.Option("--from", help="The commit whose code made the records.")] = "HEAD",
+    from_: Annotated[
+        str, typer.Option("--from", help="The commit whose code made the records.")
+    ] = "HEAD",
 ) -> None:
     "Keep records where smoke runs of both codes are equal to the bit."
     from avpapers.suite.carry import carry
@@ -505,7 +521,7 @@ def records_carry(
         typer.echo(f"{line['record']}: {line['result']}")
     raise typer.Exit(1 if any(line["result"] != "carried" for line in lines) else 0)
 
-# %% ../nbs/cli.ipynb #4c49e381
+# %% ../nbs/cli.ipynb #88b7db95
 @app.command()
 def doctor() -> None:
     "What is installed, what is missing, and how to get it."
@@ -515,7 +531,7 @@ def doctor() -> None:
 
     rows = diagnose()
     _show(pd.DataFrame(rows), "avpapers doctor")
-    from avpapers.data.cache import cache_dir
+    from avpapers.core.files import cache_dir
 
     typer.echo(f"data cache: {cache_dir()}")
     if any(r["found"] == "missing" and r["part"] in ("Python", "torch") for r in rows):
@@ -571,7 +587,7 @@ def data_build(
     made = build_drawings()
     typer.echo(f"{made}: {len(drawings(made))} drawings, with the checksum of the shipped file")
 
-
+# %% ../nbs/cli.ipynb #baab7169
 @data.command("prefetch")
 def data_prefetch() -> None:
     "Bring all embedded data sets into the cache, so that nothing later needs the network."

@@ -52,9 +52,13 @@ def test_pickles_with_a_payload_are_refused(tmp_path):
 
     nested = np.array({"x": [Payload()]}, dtype=object)
     np.save(tmp_path / "x.npy", nested, allow_pickle=True)
-    for call in (lambda: safe_unpickle(pickle.dumps(Payload())), lambda: load_object_array((tmp_path / "x.npy").read_bytes()),
-                 lambda: safe_unpickle(b"cbuiltins\neval\n(V1\ntR."), lambda: safe_unpickle(b"cnumpy\nload\n(Vx\ntR."),
-                 lambda: safe_unpickle(b"c_codecs\nencode\n(Vx\nVzlib\ntR.")):
+    for call in (
+        lambda: safe_unpickle(pickle.dumps(Payload())),
+        lambda: load_object_array((tmp_path / "x.npy").read_bytes()),
+        lambda: safe_unpickle(b"cbuiltins\neval\n(V1\ntR."),
+        lambda: safe_unpickle(b"cnumpy\nload\n(Vx\ntR."),
+        lambda: safe_unpickle(b"c_codecs\nencode\n(Vx\nVzlib\ntR."),
+    ):
         with pytest.raises(pickle.UnpicklingError, match="refused"):
             call()
     assert not (tmp_path / "ran").exists()
@@ -97,7 +101,11 @@ class Forged:
         return make, (np.ndarray, (0,), b"b"), (1, (1,), self.kind, False, self.content)
 
 
-@pytest.mark.parametrize("kind", [np.dtype("O"), np.dtype([("x", "O")]), np.dtype([("x", "f8")]), np.dtype("M8[s]")], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [np.dtype("O"), np.dtype([("x", "O")]), np.dtype([("x", "f8")]), np.dtype("M8[s]")],
+    ids=str,
+)
 def test_forged_addresses_are_refused(kind):
     for protocol in range(2, 6):
         with pytest.raises(pickle.UnpicklingError, match="refused"):
@@ -116,10 +124,24 @@ def test_odd_pickles_give_plain_values_or_are_refused(data):
         assert "refused" in str(error)
 
 
-@pytest.mark.parametrize("array", [np.arange(6).reshape(2, 3).T, np.array(["a", "bc"]), np.array([True, False]), np.array(2.5),
-                                   np.arange(4, dtype=">i2"), np.zeros((0, 3)), np.array([b"x"]), np.array([1 + 2j])], ids=repr)
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6).reshape(2, 3).T,
+        np.array(["a", "bc"]),
+        np.array([True, False]),
+        np.array(2.5),
+        np.arange(4, dtype=">i2"),
+        np.zeros((0, 3)),
+        np.array([b"x"]),
+        np.array([1 + 2j]),
+    ],
+    ids=repr,
+)
 def test_pickled_arrays_come_back_as_they_were(array):
     for protocol in range(2, 6):
         back = safe_unpickle(pickle.dumps({"a": [array, array]}, protocol))["a"][1]
-        assert back.dtype == array.dtype and back.shape == array.shape and np.array_equal(back, array)
+        assert (
+            back.dtype == array.dtype and back.shape == array.shape and np.array_equal(back, array)
+        )
         assert back.flags.writeable and back.flags.f_contiguous == array.flags.f_contiguous

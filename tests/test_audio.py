@@ -30,7 +30,10 @@ def content(samples, rate=16_000, **how):
 # Loading
 
 
-@pytest.mark.parametrize("subtype, error", [("PCM_U8", 2**-7), ("PCM_16", 2**-14), ("PCM_24", 2**-22), ("PCM_32", 1e-7), ("FLOAT", 0)])
+@pytest.mark.parametrize(
+    "subtype, error",
+    [("PCM_U8", 2**-7), ("PCM_16", 2**-14), ("PCM_24", 2**-22), ("PCM_32", 1e-7), ("FLOAT", 0)],
+)
 def test_depths(subtype, error):
     wave = A.load_audio(content(noise(), subtype=subtype))
     assert wave.dtype == torch.float32 and wave.shape == (8000,)
@@ -59,11 +62,23 @@ def test_sources_agree(tmp_path):
     data = content(noise())
     (tmp_path / "a.wav").write_bytes(data)
     with open(tmp_path / "a.wav", "rb") as file:
-        found = [A.load_audio(x) for x in (tmp_path / "a.wav", str(tmp_path / "a.wav"), data, io.BytesIO(data), file)]
+        found = [
+            A.load_audio(x)
+            for x in (tmp_path / "a.wav", str(tmp_path / "a.wav"), data, io.BytesIO(data), file)
+        ]
     assert all(torch.equal(f, found[0]) for f in found)
 
 
-@pytest.mark.parametrize("how", [dict(format="FLAC"), dict(format="OGG"), dict(format="OGG", subtype="OPUS"), dict(format="MP3"), dict(format="AIFF")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(format="FLAC"),
+        dict(format="OGG"),
+        dict(format="OGG", subtype="OPUS"),
+        dict(format="MP3"),
+        dict(format="AIFF"),
+    ],
+)
 def test_formats(how):
     wave = A.load_audio(content(noise(), **how))
     assert len(wave) == 8000 and torch.isfinite(wave).all()
@@ -151,11 +166,15 @@ def test_any_bytes_give_a_value_error(data):
 # Resampling
 
 
-@pytest.mark.parametrize("rates", [(44_100, 16_000), (16_000, 44_100), (48_000, 16_000), (8000, 16_000)])
+@pytest.mark.parametrize(
+    "rates", [(44_100, 16_000), (16_000, 44_100), (48_000, 16_000), (8000, 16_000)]
+)
 def test_resample_equals_librosa(rates):
     wave = noise(rate=rates[0])
     expected = librosa.resample(wave, orig_sr=rates[0], target_sr=rates[1], res_type="soxr_hq")
-    torch.testing.assert_close(A.resample(torch.from_numpy(wave), *rates), torch.from_numpy(expected), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        A.resample(torch.from_numpy(wave), *rates), torch.from_numpy(expected), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_resample_keeps_channels_and_length():
@@ -176,7 +195,14 @@ SETTINGS = [
     dict(),
     dict(num_mels=128),
     dict(num_mels=40, window_ms=32.0, hop_ms=16.0),
-    dict(num_mels=80, sample_rate=22_050, window_ms=1024 / 22.05, hop_ms=256 / 22.05, n_fft=1024, f_max=8000.0),
+    dict(
+        num_mels=80,
+        sample_rate=22_050,
+        window_ms=1024 / 22.05,
+        hop_ms=256 / 22.05,
+        n_fft=1024,
+        f_max=8000.0,
+    ),
     dict(num_mels=23, sample_rate=8000, f_min=60.0, f_max=3800.0),
     dict(num_mels=64, power=1.0),
     dict(num_mels=64, center=False),
@@ -214,7 +240,9 @@ def test_log_mel_invariances(seed, hops, gain):
     wave = 0.1 * torch.randn(4000, generator=seeded_generator(seed))
     mel = front(wave)
     torch.testing.assert_close(front(gain * wave), mel + 2 * math.log(gain), atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(front(wave[hops * front.hop :])[:, 3:12], mel[:, 3 + hops : 12 + hops])
+    torch.testing.assert_close(
+        front(wave[hops * front.hop :])[:, 3:12], mel[:, 3 + hops : 12 + hops]
+    )
     torch.testing.assert_close(front(torch.stack([wave, wave.flip(0)]))[0], mel)
 
 
@@ -231,7 +259,10 @@ def test_batch_of_any_shape_and_no_state():
 @pytest.mark.parametrize("center", [True, False])
 def test_padding_does_not_count(lengths, center):
     front = A.LogMel(32, center=center)
-    clips = [torch.randn(max(n, 1 if center else front.n_fft), generator=seeded_generator(n)) for n in lengths]
+    clips = [
+        torch.randn(max(n, 1 if center else front.n_fft), generator=seeded_generator(n))
+        for n in lengths
+    ]
     batch, true = A.pad_waves(clips)
     mel, frames = front(batch), front.frame_lengths(true)
     for k, clip in enumerate(clips):
@@ -286,12 +317,22 @@ def test_masks_reject_nonsense():
     assert batch.shape == (2, 6) and lengths.tolist() == [5, 6]
 
 
-@given(st.integers(0, 200), st.integers(0, 6), st.integers(0, 40), st.integers(0, 3), st.integers(0, 3))
+@given(
+    st.integers(0, 200), st.integers(0, 6), st.integers(0, 40), st.integers(0, 3), st.integers(0, 3)
+)
 @settings(max_examples=40, deadline=None)
 def test_spec_augment_bounds(seed, freq, time, nf, nt):
     mel = torch.randn(5, 12, 30, generator=seeded_generator(seed))
     true = torch.tensor([30, 17, 5, 1, 30])
-    got = A.spec_augment(mel, generator=seeded_generator(seed), freq_mask=freq, time_mask=time, num_freq=nf, num_time=nt, lengths=true)
+    got = A.spec_augment(
+        mel,
+        generator=seeded_generator(seed),
+        freq_mask=freq,
+        time_mask=time,
+        num_freq=nf,
+        num_time=nt,
+        lengths=true,
+    )
     changed = got != mel
     rows, columns = changed.all(2), changed.all(1)
     assert rows.sum(1).max() <= freq * nf or (columns.sum(1) == 30).any()
@@ -300,17 +341,28 @@ def test_spec_augment_bounds(seed, freq, time, nf, nt):
         assert not only_time[:, n:].any()
         assert columns[k].sum() <= max(time * nt, 30 * bool(rows[k].all()))
         if changed[k].any():
-            torch.testing.assert_close(got[k][changed[k]], mel[k, :, :n].mean().expand(int(changed[k].sum())))
+            torch.testing.assert_close(
+                got[k][changed[k]], mel[k, :, :n].mean().expand(int(changed[k].sum()))
+            )
     if not freq * nf + time * nt:
         assert torch.equal(got, mel)
 
 
 def test_spec_augment_is_seeded_and_covers():
     mel = torch.ones(4000, 16, 20)
-    one, two = (A.spec_augment(mel, generator=seeded_generator(3), freq_mask=4, time_mask=0, num_freq=1, fill=0.0) for _ in range(2))
-    assert torch.equal(one, two) and not torch.equal(one, A.spec_augment(mel, generator=seeded_generator(4), freq_mask=4, time_mask=0, fill=0.0))
+    one, two = (
+        A.spec_augment(
+            mel, generator=seeded_generator(3), freq_mask=4, time_mask=0, num_freq=1, fill=0.0
+        )
+        for _ in range(2)
+    )
+    assert torch.equal(one, two) and not torch.equal(
+        one, A.spec_augment(mel, generator=seeded_generator(4), freq_mask=4, time_mask=0, fill=0.0)
+    )
     widths = (one[:, :, 0] == 0).sum(1)
-    assert sorted(widths.unique().tolist()) == [0, 1, 2, 3, 4] and abs(widths.float().mean() - 2) < 0.1
+    assert (
+        sorted(widths.unique().tolist()) == [0, 1, 2, 3, 4] and abs(widths.float().mean() - 2) < 0.1
+    )
     assert ((one == 0).any(0)[:, 0]).all()  # every band is hidden some time, the outer ones too
     for wrong in (dict(freq_mask=17), dict(time_mask=-1), dict(fill="median")):
         with pytest.raises(ValueError):
@@ -327,7 +379,10 @@ def test_player_is_small_and_keeps_loudness():
     assert 'type="audio/mpeg"' in html and len(html) < 40_000
     back = A.load_audio(base64.b64decode(html.split("base64,")[1].split('"')[0]))
     assert 0.8 < back.std() / wave.std() < 1.25
-    assert A.players({"a<b": wave, "c": wave}).data.count("<audio") == 2 and "a&lt;b" in A.players({"a<b": wave}).data
+    assert (
+        A.players({"a<b": wave, "c": wave}).data.count("<audio") == 2
+        and "a&lt;b" in A.players({"a<b": wave}).data
+    )
     with pytest.raises(ValueError, match="wave must be"):
         A.player(torch.zeros(10, dtype=torch.int16))
 
@@ -336,9 +391,19 @@ def test_spectrogram_axes():
     front = A.LogMel(64)
     for hertz in (500, 1000, 4000):
         tone = torch.sin(2 * math.pi * hertz * torch.arange(8000) / 16_000)
-        assert abs(int(front(tone)[:, 10:-10].mean(1).argmax()) - A._mel_places([hertz], 64, 0.0, 8000.0)[0]) < 1
+        assert (
+            abs(
+                int(front(tone)[:, 10:-10].mean(1).argmax())
+                - A._mel_places([hertz], 64, 0.0, 8000.0)[0]
+            )
+            < 1
+        )
     ax = A.show_spectrogram(front(tone), title="tone")
-    assert ax.get_xlabel() == "time (s)" and ax.get_ylabel() == "frequency (Hz)" and ax.get_title() == "tone"
+    assert (
+        ax.get_xlabel() == "time (s)"
+        and ax.get_ylabel() == "frequency (Hz)"
+        and ax.get_title() == "tone"
+    )
     assert ax.images[0].get_array().max() == 0 and abs(ax.get_xlim()[1] - 0.505) < 1e-6
     with pytest.raises(ValueError, match="one clip"):
         A.show_spectrogram(torch.zeros(2, 3, 4))
@@ -349,4 +414,7 @@ def test_import_is_light():
     import sys
 
     code = "import sys, avpapers.core.audio; print([m for m in ('librosa', 'soundfile', 'IPython', 'matplotlib', 'soxr') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+        == "[]"
+    )

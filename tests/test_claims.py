@@ -43,7 +43,9 @@ def test_claims_read_experiments_that_exist(name):
     offered = load_paper(name, experiments=True).experiments
     for claim in PAPERS[name].claims.values():
         assert set(claim.experiments) <= set(offered), claim.id
-    assert sum(e.benchmark for e in offered.values()) == 1 and all("smoke" in e.sizes or name for e in offered.values())
+    assert sum(e.benchmark for e in offered.values()) == 1 and all(
+        "smoke" in e.sizes or name for e in offered.values()
+    )
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: c.id)
@@ -78,7 +80,10 @@ def test_ledger_is_up_to_date():
     saved, now = L.read_ledger(RECORDS / "ledger.json"), L.ledger(PAPERS, RECORDS)
     assert not now["stale"], now["stale"]
     for part in ("claims", "performance", "carried"):
-        rows = [sorted(json.dumps(r, sort_keys=True) for r in x[part]) for x in (json.loads(json.dumps(now)), saved)]
+        rows = [
+            sorted(json.dumps(r, sort_keys=True) for r in x[part])
+            for x in (json.loads(json.dumps(now)), saved)
+        ]
         assert rows[0] == rows[1]
 
 
@@ -88,7 +93,9 @@ def test_committed_records_are_whole_and_fresh():
     assert records and not stale, stale
     for record in records:
         assert record.tier in TIERS and record.data and record.versions["torch"]
-        assert record.paper in PAPERS and record.fingerprint and record.module.startswith("avpapers.")
+        assert (
+            record.paper in PAPERS and record.fingerprint and record.module.startswith("avpapers.")
+        )
         sizes = load_paper(record.paper, experiments=True).experiments[record.experiment].sizes
         assert record.config == config_of(sizes[record.tier]), record.name
 
@@ -108,7 +115,9 @@ def frozen():
 
 
 NUMBER = r"-?\d[\d.]*(?:e[+-]?\d+)?"
-FROZEN = {c["id"]: c for c in json.loads((Path(__file__).parent / "frozen" / "ledger.json").read_text())}
+FROZEN = {
+    c["id"]: c for c in json.loads((Path(__file__).parent / "frozen" / "ledger.json").read_text())
+}
 
 
 @pytest.mark.parametrize("name", FROZEN)
@@ -117,12 +126,16 @@ def test_criteria_give_the_same_numbers(name, frozen):
     old = FROZEN[name]
     paper = next(p for p in PAPERS.values() if name in p.claims)
     row = L.claim_row(paper.claims[name], frozen[paper.package], real=paper.real)
-    assert [row[k] for k in ("estimate", "low", "high", "n")] == [old[k] for k in ("estimate", "low", "high", "n")]
+    assert [row[k] for k in ("estimate", "low", "high", "n")] == [
+        old[k] for k in ("estimate", "low", "high", "n")
+    ]
     now = [[c["estimate"], c["low"], c["high"]] for c in row["checks"]]
     moved = {"AN-1"}  # its control is a claim of its own
     for check in old["checks"]:
         number = [float(x) for x in re.findall(NUMBER, check.rsplit(": ", 1)[1].partition("]")[0])]
-        assert name in moved or any(number == pytest.approx(n, rel=1e-3, abs=1e-9) for n in now), check
+        assert name in moved or any(number == pytest.approx(n, rel=1e-3, abs=1e-9) for n in now), (
+            check
+        )
 
 
 # ---------------------------------------------------------------- the rules
@@ -148,7 +161,10 @@ def test_roles_flipped_at_random_seldom_support_a_claim(frozen):
                 continue
             for signs in itertools.product((1, -1), repeat=len(setting.seeds)):
                 signs = pd.Series(signs, index=list(setting.seeds))
-                turned = Outcome(outcome.estimate, *([flipped(c, signs) for c in cs] for cs in (outcome.checks, outcome.controls)))
+                turned = Outcome(
+                    outcome.estimate,
+                    *([flipped(c, signs) for c in cs] for cs in (outcome.checks, outcome.controls)),
+                )
                 supported += judge(turned, setting).name in SUPPORTING
                 tried += 1
     assert tried > 500 and supported / tried <= 0.05, (supported, tried)
@@ -164,10 +180,16 @@ def series(*values):
 
 def outcome(values, controls=(), **check):
     check = check or {"above": 0}
-    return Outcome(values, [Check("check", values, **check)], [Check("control", c, above=0) for c in controls])
+    return Outcome(
+        values, [Check("check", values, **check)], [Check("control", c, above=0) for c in controls]
+    )
 
 
-UP, DOWN, WIDE = series(1.0, 1.1, 0.9, 1.0, 1.05), series(-1.0, -1.1, -0.9, -1.0, -1.05), series(3.0, -2.0, 1.0, -1.0, 2.0)
+UP, DOWN, WIDE = (
+    series(1.0, 1.1, 0.9, 1.0, 1.05),
+    series(-1.0, -1.1, -0.9, -1.0, -1.05),
+    series(3.0, -2.0, 1.0, -1.0, 2.0),
+)
 
 
 @pytest.mark.parametrize(
@@ -205,8 +227,13 @@ def test_several_tries_count():
     "One check of twenty that is barely reversed is what chance gives; alone it refutes."
     barely = series(-1.0, -0.05, -0.6, -0.3, -0.5)
     assert Check("alone", barely, above=0).reversed
-    many = Outcome(UP, [Check("barely", barely, above=0), *(Check(str(k), UP, above=0) for k in range(19))])
-    assert judge(outcome(barely), REAL).name == "not reproduced" and judge(many, REAL).name == "inconclusive"
+    many = Outcome(
+        UP, [Check("barely", barely, above=0), *(Check(str(k), UP, above=0) for k in range(19))]
+    )
+    assert (
+        judge(outcome(barely), REAL).name == "not reproduced"
+        and judge(many, REAL).name == "inconclusive"
+    )
 
 
 def test_the_papers_own_setting_needs_the_band():
@@ -262,7 +289,16 @@ def L_fingerprint(module):
 
 def test_compared_with_the_same_tier():
     new = {"claims": [{"id": "X-1", "estimate": 0.5, "low": 0.4, "high": 0.6}]}
-    old = {"claims": [{"id": "X-1", "verdict": "reproduced", "tier": "night", "tiers": {"cpu": {"estimate": 0.52, "low": 0.5, "high": 0.54}}}]}
+    old = {
+        "claims": [
+            {
+                "id": "X-1",
+                "verdict": "reproduced",
+                "tier": "night",
+                "tiers": {"cpu": {"estimate": 0.52, "low": 0.5, "high": 0.54}},
+            }
+        ]
+    }
     (line,) = L.compare(new, old, "cpu")
     assert line["agrees"] == "yes" and line["committed verdict"] == "reproduced"
     assert L.compare(new, old, "night")[0]["agrees"] == "nothing to compare with"

@@ -99,7 +99,12 @@ def test_errors_of_the_system_are_one_line(call, monkeypatch, number):
 
     monkeypatch.setattr(ledger, "ledger", fail)
     code, said = call("report", "anp")
-    assert code == 2 and "_runs/x.json" in said and os.strerror(number) in said and said.count("\n") == 1
+    assert (
+        code == 2
+        and "_runs/x.json" in said
+        and os.strerror(number) in said
+        and said.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -119,10 +124,18 @@ def test_a_stopped_run_says_so(call, monkeypatch, tmp_path, number):
 
 
 def test_smoke_tells_the_time_and_no_verdicts(call, monkeypatch):
-    made = [Result("anp/a", "ok", 3.0), Result("anp/b", "skipped"), Result("anp/c", "failed", 1.0, "why")]
+    made = [
+        Result("anp/a", "ok", 3.0),
+        Result("anp/b", "skipped"),
+        Result("anp/c", "failed", 1.0, "why"),
+    ]
     monkeypatch.setattr(runner, "run_all", lambda *given, **named: made)
     code, said = call("reproduce", "anp", "--tier", "smoke", "--no-site")
-    assert code == 1 and "1 ran, 1 were done before, 1 failed; 4 s" in said and "failed: anp/c: why" in said
+    assert (
+        code == 1
+        and "1 ran, 1 were done before, 1 failed; 4 s" in said
+        and "failed: anp/c: why" in said
+    )
     assert "reproduced" not in said and "committed" not in said
 
 
@@ -164,23 +177,46 @@ def test_no_clone(call, monkeypatch, tmp_path):
 def test_a_wheel_carries_the_records(tmp_path):
     "A plain install, away from any clone, lists the papers and judges their claims."
     source, place = tmp_path / "source", tmp_path / "installed"
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if names.returncode:
         pytest.skip("needs a clone with git")
     for name in filter(None, names.stdout.split("\0")):
         if (ROOT / name).is_file() and not name.endswith(".ipynb"):
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
-    build = "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
-    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True)
-    unpack = [sys.executable, "-m", "zipfile", "-e", next(map(str, tmp_path.glob("*.whl"))), str(place)]
+    build = (
+        "from setuptools import build_meta; import sys; print(build_meta.build_wheel(sys.argv[1]))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=source, check=True, capture_output=True
+    )
+    unpack = [
+        sys.executable,
+        "-m",
+        "zipfile",
+        "-e",
+        next(map(str, tmp_path.glob("*.whl"))),
+        str(place),
+    ]
     subprocess.run(unpack, check=True)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])}
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            [str(place), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        ),
+    }
     (tmp_path / "away").mkdir()
 
     def ask(*words):
         command = [sys.executable, "-m", "avpapers.cli", *words]
-        return subprocess.run(command, cwd=tmp_path / "away", env=env, capture_output=True, text=True)
+        return subprocess.run(
+            command, cwd=tmp_path / "away", env=env, capture_output=True, text=True
+        )
 
     listed, judged = ask("list"), ask("report", "anp", "--json")
     assert listed.returncode == judged.returncode == 0, listed.stderr + judged.stderr

@@ -48,10 +48,19 @@ def test_what_is_shipped(data):
     frame = data.frame
     assert (FILES / "drawings.npz").stat().st_size < 5_000_000
     assert list(frame) == ["codepoint", "name", "category", "subcategory", "vendor"]
-    assert 2500 < len(data) < 4000 and data.images.shape == (len(data), 64, 64, 4) and data.images.dtype == np.uint8
-    assert set(frame.vendor) == set(D.VENDORS) and frame.groupby("codepoint").vendor.nunique().min() >= 4
+    assert (
+        2500 < len(data) < 4000
+        and data.images.shape == (len(data), 64, 64, 4)
+        and data.images.dtype == np.uint8
+    )
+    assert (
+        set(frame.vendor) == set(D.VENDORS)
+        and frame.groupby("codepoint").vendor.nunique().min() >= 4
+    )
     assert not frame.duplicated(["codepoint", "vendor"]).any()
-    assert not frame.name.str.contains("keycap|skin tone|button|letter|oclock|^person|^man |^woman ").any()
+    assert not frame.name.str.contains(
+        "keycap|skin tone|button|letter|oclock|^person|^man |^woman "
+    ).any()
     opacity = data.images[..., 3]
     assert (opacity.reshape(len(data), -1).max(1) > 200).all(), "a drawing that cannot be seen"
 
@@ -65,7 +74,14 @@ def test_attribution_names_every_set(data):
     assert text == B._attribution(data.frame.vendor.value_counts().to_dict())
     for vendor in D.VENDORS.values():
         assert vendor.license in B.OPEN_LICENSES
-        for said in (vendor.title, vendor.author, vendor.version, vendor.license, vendor.license_url, vendor.source):
+        for said in (
+            vendor.title,
+            vendor.author,
+            vendor.version,
+            vendor.license,
+            vendor.license_url,
+            vendor.source,
+        ):
             assert said in text
 
 
@@ -101,7 +117,7 @@ def test_writing_is_deterministic_and_reading_checks(tmp_path):
 def test_builder_makes_the_shipped_file(tmp_path):
     pytest.importorskip("resvg_py")
     made = B.build_drawings(tmp_path)
-    assert len(D.drawings(made)) == len(D.drawings())        # reading compares the checksum
+    assert len(D.drawings(made)) == len(D.drawings())  # reading compares the checksum
     assert (tmp_path / "DRAWINGS.md").read_bytes() == (FILES / "DRAWINGS.md").read_bytes()
 
 
@@ -122,10 +138,18 @@ def test_builder_refuses_another_license(spdx):
 
 
 def test_names_lead_to_drawings():
-    icons = {"icons": {"dog": {}, "dogface": {}}, "aliases": {"hound": {"parent": "dog"}, "turned": {"parent": "dog", "rotate": 1}}}
-    assert B._claims({"1f415": ["Dog"], "1f436": ["dog-face", "dog"]}, icons) == {"1f415": "dog", "1f436": "dogface"}
+    icons = {
+        "icons": {"dog": {}, "dogface": {}},
+        "aliases": {"hound": {"parent": "dog"}, "turned": {"parent": "dog", "rotate": 1}},
+    }
+    assert B._claims({"1f415": ["Dog"], "1f436": ["dog-face", "dog"]}, icons) == {
+        "1f415": "dog",
+        "1f436": "dogface",
+    }
     assert B._claims({"1f436": ["canine", "dog"], "1f415": ["dog"]}, icons) == {"1f415": "dog"}
-    assert B._claims({"1f415": ["hound"]}, icons) == {"1f415": "dog"} and not B._claims({"1f415": ["turned"]}, icons)
+    assert B._claims({"1f415": ["hound"]}, icons) == {"1f415": "dog"} and not B._claims(
+        {"1f415": ["turned"]}, icons
+    )
 
 
 @given(st.integers(0, 10_000))
@@ -148,9 +172,13 @@ def test_take_and_on(data):
     assert len(data.take(np.zeros(len(data), bool))) == len(data.take([])) == 0
     for size in (16, 48, 64, 96):
         assert dogs.rgba(size).shape == (len(dogs), 4, size, size)
-    torch.testing.assert_close(dogs.rgba(64), torch.from_numpy(dogs.images).permute(0, 3, 1, 2) / 255)
+    torch.testing.assert_close(
+        dogs.rgba(64), torch.from_numpy(dogs.images).permute(0, 3, 1, 2) / 255
+    )
     plain = dogs.on((0.1, 0.5, 0.9), 32)
-    assert torch.equal(plain, dogs.on(torch.tensor([0.1, 0.5, 0.9])[:, None, None].expand(3, 32, 32), 32))
+    assert torch.equal(
+        plain, dogs.on(torch.tensor([0.1, 0.5, 0.9])[:, None, None].expand(3, 32, 32), 32)
+    )
     assert plain.min() >= 0 and plain.max() <= 1
     with pytest.raises(ValueError, match="background"):
         dogs.on(torch.zeros(3, 16, 16), 32)
@@ -178,7 +206,9 @@ def test_no_dark_rim(data):
 def test_unseen_vendors(data):
     parts = D.split_by_vendor(data)
     train, test = parts["train"].frame, parts["test"].frame
-    assert set(test.vendor) == {"noto-v1", "fluent-emoji-flat"} and not set(test.vendor) & set(train.vendor)
+    assert set(test.vendor) == {"noto-v1", "fluent-emoji-flat"} and not set(test.vendor) & set(
+        train.vendor
+    )
     assert set(test.codepoint) <= set(train.codepoint)
     assert len(train) + len(test) == len(data)
     with pytest.raises(ValueError, match="apple"):
@@ -194,7 +224,9 @@ def test_unseen_code_points(data, seed):
     assert sum(map(len, codes)) == len(set.union(*codes)) == data.frame.codepoint.nunique()
     assert sum(map(len, parts.values())) == len(data)
     again, other = D.split_by_codepoint(data, seed), D.split_by_codepoint(data, seed + 10)
-    assert again["test"].frame.equals(parts["test"].frame) and not other["test"].frame.equals(parts["test"].frame)
+    assert again["test"].frame.equals(parts["test"].frame) and not other["test"].frame.equals(
+        parts["test"].frame
+    )
     with pytest.raises(ValueError, match="shares"):
         D.split_by_codepoint(data, seed, shares={"train": 0.5, "test": 0.6})
 
@@ -217,9 +249,13 @@ def test_sentiment_joins_by_code_point(data):
     felt = D.with_sentiment(data, counts=counts)
     row = felt.frame.iloc[100]
     own = counts.set_index("codepoint").loc[row.codepoint]
-    assert row.score == pytest.approx((own.positive - own.negative) / own[["negative", "neutral", "positive"]].sum())
+    assert row.score == pytest.approx(
+        (own.positive - own.negative) / own[["negative", "neutral", "positive"]].sum()
+    )
     assert set(felt.frame.codepoint) == set(counts.codepoint[1:]) and np.array_equal(
-        felt.images[100], data.images[np.flatnonzero(data.frame.codepoint.isin(counts.codepoint[1:]))[100]])
+        felt.images[100],
+        data.images[np.flatnonzero(data.frame.codepoint.isin(counts.codepoint[1:]))[100]],
+    )
     with pytest.raises(ValueError, match="positive"):
         D.with_sentiment(data, counts=counts.drop(columns="positive"))
 
@@ -243,10 +279,17 @@ def test_same_nuisances_under_any_adjective(images):
     plain = R.render(images, None, generator=plain_source)
     for name in R.ADJECTIVES:
         source = seeded_generator(1)
-        torch.testing.assert_close(R.render(images, name, 0.0, generator=source), plain, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            R.render(images, name, 0.0, generator=source), plain, atol=1e-6, rtol=0
+        )
         assert torch.equal(source.get_state(), plain_source.get_state())
         full = R.render(images, name, generator=seeded_generator(1))
-        assert full.isfinite().all() and full.min() >= 0 and full.max() <= 1 and (full - plain).abs().mean() > 0.005
+        assert (
+            full.isfinite().all()
+            and full.min() >= 0
+            and full.max() <= 1
+            and (full - plain).abs().mean() > 0.005
+        )
 
 
 def test_a_batch_is_its_pictures(images):
@@ -256,18 +299,28 @@ def test_a_batch_is_its_pictures(images):
     together = R.compose(images, kinds, strengths, n)
     for i in range(len(images)):
         row = torch.tensor([i])
-        torch.testing.assert_close(R.compose(images[row], kinds[row], strengths[row], n.rows(row)), together[row],
-                                   atol=1e-5, rtol=0)
-    assert torch.equal(R.compose(images, kinds, strengths, n), together), "compose changed its input"
+        torch.testing.assert_close(
+            R.compose(images[row], kinds[row], strengths[row], n.rows(row)),
+            together[row],
+            atol=1e-5,
+            rtol=0,
+        )
+    assert torch.equal(R.compose(images, kinds, strengths, n), together), (
+        "compose changed its input"
+    )
 
 
 def test_names_and_numbers_are_the_same(images):
     kinds = torch.arange(len(images)) % 12
     names = [list(R.ADJECTIVES)[k] for k in kinds]
-    assert torch.equal(R.render(images, kinds, 0.5, generator=seeded_generator(0)),
-                       R.render(images, names, torch.full((len(images),), 0.5), generator=seeded_generator(0)))
-    assert not torch.equal(R.render(images, kinds, generator=seeded_generator(0)),
-                           R.render(images, kinds, generator=seeded_generator(1)))
+    assert torch.equal(
+        R.render(images, kinds, 0.5, generator=seeded_generator(0)),
+        R.render(images, names, torch.full((len(images),), 0.5), generator=seeded_generator(0)),
+    )
+    assert not torch.equal(
+        R.render(images, kinds, generator=seeded_generator(0)),
+        R.render(images, kinds, generator=seeded_generator(1)),
+    )
 
 
 def blank(box=None):
@@ -309,25 +362,38 @@ def test_more_strength_more_adjective(data, name):
     measure, subject = MEASURES[name]
     drawn = subject() if subject else data.take(np.arange(48) * 70).rgba(48)
     plain = R.render(drawn, None, generator=seeded_generator(4))
-    values = torch.tensor([float(measure(R.render(drawn, name, s, generator=seeded_generator(4)), plain))
-                           for s in (0.0, 0.25, 0.5, 0.75, 1.0)])
+    values = torch.tensor(
+        [
+            float(measure(R.render(drawn, name, s, generator=seeded_generator(4)), plain))
+            for s in (0.0, 0.25, 0.5, 0.75, 1.0)
+        ]
+    )
     assert (values.diff() > 0).all(), values
 
 
 def test_gradients(images):
     drawn = images[:12].clone().requires_grad_()
     strength = torch.full((12,), 0.5, requires_grad=True)
-    R.render(drawn, list(R.ADJECTIVES), strength, generator=seeded_generator(0)).square().sum().backward()
+    R.render(
+        drawn, list(R.ADJECTIVES), strength, generator=seeded_generator(0)
+    ).square().sum().backward()
     assert drawn.grad.isfinite().all() and (drawn.grad.flatten(1).abs().sum(1) > 0).all()
     assert strength.grad.isfinite().all() and (strength.grad != 0).all()
 
 
 def test_bad_input_to_render(images):
     g = seeded_generator(0)
-    bad = {"unknown": (images, "darkish"), "strength": (images, "dark", 1.1), "float": (images[:, :3], "dark"),
-           "from 0 to 11": (images, torch.full((len(images),), 12)), "names or a long": (images, ["dark"]),
-           "0 to 1": (images * 2, "dark"), "NaN": (images * float("nan"), "dark"), "H = W": (images[..., :20], "dark"),
-           "strength must": (images, "dark", float("nan"))}
+    bad = {
+        "unknown": (images, "darkish"),
+        "strength": (images, "dark", 1.1),
+        "float": (images[:, :3], "dark"),
+        "from 0 to 11": (images, torch.full((len(images),), 12)),
+        "names or a long": (images, ["dark"]),
+        "0 to 1": (images * 2, "dark"),
+        "NaN": (images * float("nan"), "dark"),
+        "H = W": (images[..., :20], "dark"),
+        "strength must": (images, "dark", float("nan")),
+    }
     before = g.get_state()
     for said, given_ in bad.items():
         with pytest.raises(ValueError, match=said):
@@ -358,7 +424,11 @@ def partners(pairs, column):
 def test_full_graph_has_the_counts_of_the_list(seed):
     pairs = D.anp_graph(167, 117, 553, seed=seed)
     assert partners(pairs, 0) == D.NOUNS_OF_ADJECTIVE and partners(pairs, 1) == D.ADJECTIVES_OF_NOUN
-    assert sum(k * v for k, v in D.NOUNS_OF_ADJECTIVE.items()) == 553 == sum(k * v for k, v in D.ADJECTIVES_OF_NOUN.items())
+    assert (
+        sum(k * v for k, v in D.NOUNS_OF_ADJECTIVE.items())
+        == 553
+        == sum(k * v for k, v in D.ADJECTIVES_OF_NOUN.items())
+    )
 
 
 @given(st.integers(1, 30), st.integers(1, 15), st.floats(0, 1), st.integers(0, 100))
@@ -368,7 +438,9 @@ def test_any_graph_is_simple_and_uses_every_word(nouns, adjectives, fill, seed):
     num = round(low + fill * (high - low))
     pairs = D.anp_graph(nouns, adjectives, num, seed=seed)
     assert pairs.shape == (num, 2) and pairs.dtype == torch.long and len(pairs.unique(dim=0)) == num
-    assert set(pairs[:, 0].tolist()) == set(range(adjectives)) and set(pairs[:, 1].tolist()) == set(range(nouns))
+    assert set(pairs[:, 0].tolist()) == set(range(adjectives)) and set(pairs[:, 1].tolist()) == set(
+        range(nouns)
+    )
     assert torch.equal(pairs, D.anp_graph(nouns, adjectives, num, seed=seed))
 
 

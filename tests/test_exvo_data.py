@@ -26,11 +26,26 @@ def bursts():
 
 
 def test_shapes_and_ranges(bursts):
-    assert bursts.waves.shape == (480, 24_000) and bursts.waves.dtype == torch.float32 and bursts.stand_in
+    assert (
+        bursts.waves.shape == (480, 24_000)
+        and bursts.waves.dtype == torch.float32
+        and bursts.stand_in
+    )
     assert bursts.waves.abs().max() <= 1 and torch.isfinite(bursts.waves).all()
-    assert bursts.emotion.shape == (480, 10) and bursts.emotion.min() >= 0 and bursts.emotion.max() <= 1
-    assert bursts.age.min() >= 20 and bursts.age.max() <= 39.5 and set(bursts.country.tolist()) == {0, 1, 2, 3}
-    assert set(bursts.kind.tolist()) == set(range(6)) and bursts.sound.shape == (480, len(bursts.sound_names))
+    assert (
+        bursts.emotion.shape == (480, 10)
+        and bursts.emotion.min() >= 0
+        and bursts.emotion.max() <= 1
+    )
+    assert (
+        bursts.age.min() >= 20
+        and bursts.age.max() <= 39.5
+        and set(bursts.country.tolist()) == {0, 1, 2, 3}
+    )
+    assert set(bursts.kind.tolist()) == set(range(6)) and bursts.sound.shape == (
+        480,
+        len(bursts.sound_names),
+    )
     assert set(bursts.sex) == {"female", "male"} and not bursts.files
 
 
@@ -45,14 +60,24 @@ def test_seeds():
     assert torch.equal(one.waves, make().waves) and one.checksum == make().checksum
     for how in (dict(seed=1), dict(gamma=1.0), dict(seconds=1.0)):
         other = make(**how)
-        assert other.checksum != one.checksum and not torch.equal(other.waves[:, :16_000], one.waves[:, :16_000])
+        assert other.checksum != one.checksum and not torch.equal(
+            other.waves[:, :16_000], one.waves[:, :16_000]
+        )
     silent = make(sound=False)
-    assert silent.waves is None and torch.equal(silent.emotion, one.emotion) and torch.equal(silent.sound, one.sound)
+    assert (
+        silent.waves is None
+        and torch.equal(silent.emotion, one.emotion)
+        and torch.equal(silent.sound, one.sound)
+    )
 
 
 def test_gamma_changes_sound_not_labels():
     one, two = (D.burst_synth(96, num_speakers=32, gamma=g, sound=False) for g in (0.0, 1.0))
-    assert torch.equal(one.emotion, two.emotion) and torch.equal(one.age, two.age) and one.split == two.split
+    assert (
+        torch.equal(one.emotion, two.emotion)
+        and torch.equal(one.age, two.age)
+        and one.split == two.split
+    )
     same = D._shown(torch.rand(8, 4, generator=seeded_generator(0)), torch.arange(8) % 4, 0.0)
     assert all(torch.equal(torch.stack(v), torch.stack(same["breath"])) for v in same.values())
     factors, country = torch.rand(40, 4, generator=seeded_generator(0)), torch.arange(40) % 4
@@ -68,7 +93,10 @@ def test_gamma_changes_sound_not_labels():
 def test_speakers_are_split_within_countries(num, seed):
     data = D.burst_synth(2 * num, num_speakers=num, seed=seed, sound=False)
     where = dict(zip(data.speaker, data.split, strict=True))
-    assert all(where[s] == p for s, p in zip(data.speaker, data.split, strict=True)) and len(where) == num
+    assert (
+        all(where[s] == p for s, p in zip(data.speaker, data.split, strict=True))
+        and len(where) == num
+    )
     for split in D.SPLITS:
         assert len(data.take(split).country.unique()) == 4
     assert abs(sum(p == "train" for p in where.values()) / num - 0.5) < 0.2
@@ -84,10 +112,21 @@ def test_what_is_planted():
     r = lambda a, b: float(torch.corrcoef(torch.stack([a.float(), b.float()]))[0, 1])
     by = {n: data.sound[:, k] for k, n in enumerate(data.sound_names)}
     e = {n: data.emotion[:, k] for k, n in enumerate(D.EMOTIONS)}
-    assert r(e["Fear"], e["Horror"]) > 0.8 and r(e["Amusement"], e["Triumph"]) > 0.7 and r(e["Awe"], e["Surprise"]) > 0.5 and r(e["Fear"], e["Amusement"]) < 0
-    assert 0.25 < r(by["shimmer"], data.age) < 0.5 and abs(r(e["Fear"], data.age)) < 0.05 and abs(r(e["Fear"], data.country == 1)) < 0.05
+    assert (
+        r(e["Fear"], e["Horror"]) > 0.8
+        and r(e["Amusement"], e["Triumph"]) > 0.7
+        and r(e["Awe"], e["Surprise"]) > 0.5
+        and r(e["Fear"], e["Amusement"]) < 0
+    )
+    assert (
+        0.25 < r(by["shimmer"], data.age) < 0.5
+        and abs(r(e["Fear"], data.age)) < 0.05
+        and abs(r(e["Fear"], data.country == 1)) < 0.05
+    )
     female = torch.tensor([s == "female" for s in data.sex])
-    assert (by["pitch"][female].mean() - by["pitch"][~female].mean()).item() == pytest.approx(math.log2(210 / 120), abs=0.05)
+    assert (by["pitch"][female].mean() - by["pitch"][~female].mean()).item() == pytest.approx(
+        math.log2(210 / 120), abs=0.05
+    )
     assert r(female, data.age) == pytest.approx(0, abs=0.05)
 
 
@@ -96,10 +135,15 @@ def test_sound_obeys_the_plan():
     import librosa
 
     names = [*D._COLUMNS, "upper", "shimmer", "tract", "limit", "noise"]
-    plain = dict(zip(names, (math.log2(220), 0, 0, 0, 0, -4, 0, 0, -6, 0, 0, -9, 0, 2.5, -60), strict=True))
+    plain = dict(
+        zip(names, (math.log2(220), 0, 0, 0, 0, -4, 0, 0, -6, 0, 0, -9, 0, 2.5, -60), strict=True)
+    )
+
     def make(kind, **how):
         s = {k: torch.tensor([[float(v)]]) for k, v in (plain | how).items()}
-        waves, lengths = D._sound(s, torch.tensor([D.KINDS.index(kind)]), 24_000, seeded_generator(0))
+        waves, lengths = D._sound(
+            s, torch.tensor([D.KINDS.index(kind)]), 24_000, seeded_generator(0)
+        )
         return waves[0], int(lengths[0])
 
     for hertz in (150, 220, 500):
@@ -113,16 +157,22 @@ def test_sound_obeys_the_plan():
     envelope = wave[:16_000].square().unfold(0, 320, 320).mean(1).sqrt()
     spectrum = torch.fft.rfft(envelope - envelope.mean()).abs()
     assert int(spectrum.argmax()) == 5  # of one second: five pulses
-    centroid = lambda wave: float(librosa.feature.spectral_centroid(y=wave[:12_000].numpy(), sr=D.RATE).mean())
+    centroid = lambda wave: float(
+        librosa.feature.spectral_centroid(y=wave[:12_000].numpy(), sr=D.RATE).mean()
+    )
     assert centroid(make("groan", tilt=6)[0]) > 1.3 * centroid(make("groan", tilt=-6)[0])
-    assert centroid(make("gasp", breath=3, limit=2.8)[0]) > centroid(make("gasp", breath=3, limit=1.3)[0])
+    assert centroid(make("gasp", breath=3, limit=2.8)[0]) > centroid(
+        make("gasp", breath=3, limit=1.3)[0]
+    )
 
 
 def test_emotion_is_in_the_sound(bursts):
     mel = LogMel(32)(bursts.waves).mean(-1)
     x = torch.cat([(mel - mel.mean(0)) / mel.std(0), torch.ones(len(mel), 1)], 1)
     train = torch.tensor([s == "train" for s in bursts.split])
-    weights = torch.linalg.solve(x[train].T @ x[train] + 20 * torch.eye(33), x[train].T @ bursts.emotion[train])
+    weights = torch.linalg.solve(
+        x[train].T @ x[train] + 20 * torch.eye(33), x[train].T @ bursts.emotion[train]
+    )
     guess, truth = (x @ weights)[~train], bursts.emotion[~train]
     r = [float(torch.corrcoef(torch.stack([guess[:, k], truth[:, k]]))[0, 1]) for k in range(10)]
     assert np.mean(r) > 0.35
@@ -143,8 +193,14 @@ def test_bad_requests(how, message):
 def test_take_and_rows(bursts):
     part = bursts.take("test")
     rows = [i for i, s in enumerate(bursts.split) if s == "test"]
-    assert len(part) == len(rows) and set(part.split) == {"test"} and part.emotions == bursts.emotions
-    assert torch.equal(part.waves, bursts.waves[rows]) and part.speaker == tuple(bursts.speaker[i] for i in rows) and torch.equal(part.sound, bursts.sound[rows])
+    assert (
+        len(part) == len(rows) and set(part.split) == {"test"} and part.emotions == bursts.emotions
+    )
+    assert (
+        torch.equal(part.waves, bursts.waves[rows])
+        and part.speaker == tuple(bursts.speaker[i] for i in rows)
+        and torch.equal(part.sound, bursts.sound[rows])
+    )
     assert len(bursts.rows(bursts.country == 2)) == 120
     with pytest.raises(ValueError, match="split must be one of"):
         bursts.take("dev")
@@ -158,8 +214,14 @@ def change(**how):
 
 BROKEN = {
     "leak": (change(speaker=lambda d: ("same",) * len(d)), "'same' is in"),
-    "split": (change(split=lambda d: ("dev",) * len(d)), "split must be one of train, validation, test; got 'dev'"),
-    "nan in train": (change(emotion=lambda d: torch.full_like(d.emotion, math.nan)), "bursts in train have an emotion that is nan"),
+    "split": (
+        change(split=lambda d: ("dev",) * len(d)),
+        "split must be one of train, validation, test; got 'dev'",
+    ),
+    "nan in train": (
+        change(emotion=lambda d: torch.full_like(d.emotion, math.nan)),
+        "bursts in train have an emotion that is nan",
+    ),
     "ratings of 100": (change(emotion=lambda d: 100 * d.emotion), "Divide ratings by 100"),
     "columns": (change(emotion=lambda d: d.emotion[:, :9]), r"emotion must be \(480, 10\)"),
     "country": (change(country=lambda d: d.country + 1), "country must lie from -1"),
@@ -189,7 +251,12 @@ def hume(tmp_path):
 def test_loaders(name, tmp_path):
     root = D.write_fixture(name, tmp_path)
     data = LOADERS[name](root)
-    assert D.check(data) is data and data.waves is None and len(data.files) == len(data) and data.checksum
+    assert (
+        D.check(data) is data
+        and data.waves is None
+        and len(data.files) == len(data)
+        and data.checksum
+    )
     full = D.with_waves(data, root)
     assert full.waves.shape == (len(data), 8000) and set(full.lengths.tolist()) == {8000}
     assert D.with_waves(data, root, max_seconds=0.1).waves.shape[1] == 1600
@@ -198,10 +265,21 @@ def test_loaders(name, tmp_path):
 
 def test_hume_by_hand(hume):
     data = D.hume_vb(hume)
-    assert data.split == ("train",) * 6 + ("validation",) * 3 + ("test",) * 3 and data.countries == D.COUNTRIES and not data.stand_in
-    assert data.files[7] == "wav/00007.wav" and data.speaker[7] == "Speaker_7" and data.age[7] == 27.5
-    torch.testing.assert_close(data.emotion[3], torch.tensor([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0, 0.1, 0.2]))
-    assert data.country.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, -1, -1, -1] and data.age[9:].isnan().all()
+    assert (
+        data.split == ("train",) * 6 + ("validation",) * 3 + ("test",) * 3
+        and data.countries == D.COUNTRIES
+        and not data.stand_in
+    )
+    assert (
+        data.files[7] == "wav/00007.wav" and data.speaker[7] == "Speaker_7" and data.age[7] == 27.5
+    )
+    torch.testing.assert_close(
+        data.emotion[3], torch.tensor([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0, 0.1, 0.2])
+    )
+    assert (
+        data.country.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, -1, -1, -1]
+        and data.age[9:].isnan().all()
+    )
 
 
 def test_hume_codes_need_not_start_at_zero(hume):
@@ -213,11 +291,15 @@ def test_hume_codes_need_not_start_at_zero(hume):
             row[3] = str(10 * (4 - int(row[3])))
     file.write_text("\n".join(",".join(r) for r in cells))
     data = D.hume_vb(hume)
-    assert data.countries == D.COUNTRIES[::-1] and [data.countries[c] for c in data.country[:4].tolist()] == list(D.COUNTRIES)
+    assert data.countries == D.COUNTRIES[::-1] and [
+        data.countries[c] for c in data.country[:4].tolist()
+    ] == list(D.COUNTRIES)
 
 
 def edited(old, new, count=1):
-    return lambda root: (root / "data_info.csv").write_text((root / "data_info.csv").read_text().replace(old, new, count))
+    return lambda root: (root / "data_info.csv").write_text(
+        (root / "data_info.csv").read_text().replace(old, new, count)
+    )
 
 
 DAMAGE = {
@@ -225,10 +307,22 @@ DAMAGE = {
     "label": (edited("0.50", ""), ValueError, r"\[00000\], split Train: Horror is missing"),
     "no number": (edited("0.50", "high"), ValueError, "Horror must be a number; got 'high'"),
     "range": (edited("0.50", "1.2"), ValueError, "emotion must lie from 0 to 1"),
-    "split": (edited("Val", "Dev"), ValueError, r"\[00006\]: Split must be Train, Val or Test; got 'Dev'"),
-    "leak": (edited("Speaker_7", "Speaker_1"), ValueError, "'Speaker_1' is in 'train' and in 'validation'"),
+    "split": (
+        edited("Val", "Dev"),
+        ValueError,
+        r"\[00006\]: Split must be Train, Val or Test; got 'Dev'",
+    ),
+    "leak": (
+        edited("Speaker_7", "Speaker_1"),
+        ValueError,
+        "'Speaker_1' is in 'train' and in 'validation'",
+    ),
     "twice": (edited("[00005]", "[00004]"), ValueError, r"File_ID \[00004\] is there twice"),
-    "wav": (lambda r: (r / "wav/00004.wav").unlink(), FileNotFoundError, "lacks 1 of 12 sound files, the first is wav/00004.wav"),
+    "wav": (
+        lambda r: (r / "wav/00004.wav").unlink(),
+        FileNotFoundError,
+        "lacks 1 of 12 sound files, the first is wav/00004.wav",
+    ),
     "csv": (lambda r: (r / "data_info.csv").unlink(), FileNotFoundError, "has no data_info.csv"),
     "empty": (lambda r: (r / "data_info.csv").write_text(""), ValueError, "has no rows"),
 }
@@ -276,9 +370,20 @@ def test_public_split(hume):
 def test_vocal_sound(tmp_path):
     root = D.write_fixture("vocal_sound", tmp_path)
     data = D.vocal_sound(root)
-    assert data.emotion is None and data.kinds == D.VOCAL_SOUND_KINDS and data.kind.tolist() == [0, 1] * 10
-    assert data.countries == ("India", "Peru", "Spain", "USA")  # by training speakers, then by name; UK is left out
-    assert {c for s, c in zip(data.speaker, data.country.tolist(), strict=True) if s == "f0002"} == {-1}
+    assert (
+        data.emotion is None
+        and data.kinds == D.VOCAL_SOUND_KINDS
+        and data.kind.tolist() == [0, 1] * 10
+    )
+    assert data.countries == (
+        "India",
+        "Peru",
+        "Spain",
+        "USA",
+    )  # by training speakers, then by name; UK is left out
+    assert {
+        c for s, c in zip(data.speaker, data.country.tolist(), strict=True) if s == "f0002"
+    } == {-1}
     assert data.age[:2].isnan().all() and data.age[2] == 21
     people = json.loads((root / "meta/te_meta.json").read_text())
     (root / "meta/te_meta.json").write_text(json.dumps([["f0001", *people[0][1:]]]))
@@ -296,9 +401,22 @@ def test_vocal_sound(tmp_path):
 def test_vivae(tmp_path):
     root = D.write_fixture("vivae", tmp_path)
     data = D.vivae(root)
-    assert data.emotions == D.VIVAE_EMOTIONS and data.emotion.shape == (60, 6) and ((data.emotion > 0).sum(1) == 1).all()
-    assert {s: p for s, p in zip(data.speaker, data.split, strict=True)} == {"S01": "train", "S02": "validation", "S03": "validation", "S04": "test", "S05": "test"}
-    assert sorted(data.emotion.max(1).values.unique().tolist()) == [0.25, 0.5, 0.75, 1.0] and (data.country == -1).all()
+    assert (
+        data.emotions == D.VIVAE_EMOTIONS
+        and data.emotion.shape == (60, 6)
+        and ((data.emotion > 0).sum(1) == 1).all()
+    )
+    assert {s: p for s, p in zip(data.speaker, data.split, strict=True)} == {
+        "S01": "train",
+        "S02": "validation",
+        "S03": "validation",
+        "S04": "test",
+        "S05": "test",
+    }
+    assert (
+        sorted(data.emotion.max(1).values.unique().tolist()) == [0.25, 0.5, 0.75, 1.0]
+        and (data.country == -1).all()
+    )
     (root / "core/S01_joy_low_01.wav").write_bytes(b"")
     with pytest.raises(ValueError, match="S01_joy_low_01.wav: expected a name such as"):
         D.vivae(root)
@@ -308,11 +426,21 @@ def test_vivae(tmp_path):
 
 def test_submission(hume):
     blind = D.hume_vb(hume).take("test")
-    good = dict(emotion=torch.rand(3, 10), country=torch.tensor([0, 3, 1]), age=torch.tensor([25.0, 31.5, 28.0]))
+    good = dict(
+        emotion=torch.rand(3, 10),
+        country=torch.tensor([0, 3, 1]),
+        age=torch.tensor([25.0, 31.5, 28.0]),
+    )
     frame = D.submission_frame(blind, **good)
-    assert list(frame.columns) == ["File_ID", "Country", "Age", *D.EMOTIONS] and frame["File_ID"].tolist() == ["[00009]", "[00010]", "[00011]"]
-    for field, value, message in (("emotion", torch.rand(3, 9), "emotion must have shape"), ("emotion", 2 + torch.rand(3, 10), "from 0 to 1"),
-                                  ("country", torch.tensor([0, 1, 4]), "country must lie from 0 to 3"), ("age", torch.tensor([1, 2, math.nan]), "age has values that are nan")):
+    assert list(frame.columns) == ["File_ID", "Country", "Age", *D.EMOTIONS] and frame[
+        "File_ID"
+    ].tolist() == ["[00009]", "[00010]", "[00011]"]
+    for field, value, message in (
+        ("emotion", torch.rand(3, 9), "emotion must have shape"),
+        ("emotion", 2 + torch.rand(3, 10), "from 0 to 1"),
+        ("country", torch.tensor([0, 1, 4]), "country must lie from 0 to 3"),
+        ("age", torch.tensor([1, 2, math.nan]), "age has values that are nan"),
+    ):
         with pytest.raises(ValueError, match=message):
             D.submission_frame(blind, **good | {field: value})
 
@@ -324,5 +452,7 @@ def test_unknown_fixture(tmp_path):
 
 def test_catalog():
     assert set(D.CHECKSUMS) <= set(D.DATASETS) and "voices hedgewars" in D.DATASETS
-    assert [n for n, d in D.DATASETS.items() if d.embedded] == ["burst synth"] and D.DATASETS["burst synth"].get()
+    assert [n for n, d in D.DATASETS.items() if d.embedded] == ["burst synth"] and D.DATASETS[
+        "burst synth"
+    ].get()
     assert "by hand" in D.DATASETS["vivae"].get()

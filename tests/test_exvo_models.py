@@ -32,7 +32,12 @@ def test_concordance_by_hand():
     y = torch.tensor([[2.0, 1.0, 1.0], [3.0, 0.0, 2.0], [4.0, -1.0, 3.0]])
     torch.testing.assert_close(M.concordance(p, y), torch.tensor([4 / 7, -1.0, 1.0]).double())
     as_competition = M.concordance(p, y, as_competition=True)
-    torch.testing.assert_close(as_competition, torch.tensor([0.4444, -0.6667, 0.6667], dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        as_competition,
+        torch.tensor([0.4444, -0.6667, 0.6667], dtype=torch.float64),
+        atol=1e-9,
+        rtol=0,
+    )
 
 
 def test_a_constant_has_no_concordance():
@@ -71,23 +76,39 @@ def _correlation(p, y):
 
 
 def test_score_and_its_parts():
-    emotion, country, age = torch.rand(6, 10, generator=seeded_generator(0)), torch.tensor([0, 0, 0, 1, 2, 3]), 25 + draw(6)
+    emotion, country, age = (
+        torch.rand(6, 10, generator=seeded_generator(0)),
+        torch.tensor([0, 0, 0, 1, 2, 3]),
+        25 + draw(6),
+    )
     right = {"emotion": emotion, "country": nn.functional.one_hot(country, 4).float(), "age": age}
     found = M.score(right, emotion, country, age)
     assert found == pytest.approx({"C": 1, "U": 1, "M": 0, "S": 1.5})
     first = torch.zeros(6, 4)
     first[:, 0] = 1
-    part = M.score({"country": first, "age": age + 2}, emotion, country, age)  # recall 1, 0, 0, 0, however many of each
+    part = M.score(
+        {"country": first, "age": age + 2}, emotion, country, age
+    )  # recall 1, 0, 0, 0, however many of each
     assert part == pytest.approx({"U": 0.25, "M": 2.0}, abs=1e-5)
     assert M.score(right | {"emotion": 1 - emotion}, emotion, country, age)["S"] == 0
 
 
 def test_what_nobody_knows_is_not_scored():
-    emotion, country, age = torch.rand(6, 10, generator=seeded_generator(0)), torch.tensor([0, 0, 1, 1, 2, 3]), 25 + draw(6)
-    said = {"emotion": emotion.roll(1, 0), "country": torch.eye(4)[[0, 1, 1, 1, 2, 0]], "age": age + torch.arange(6)}
+    emotion, country, age = (
+        torch.rand(6, 10, generator=seeded_generator(0)),
+        torch.tensor([0, 0, 1, 1, 2, 3]),
+        25 + draw(6),
+    )
+    said = {
+        "emotion": emotion.roll(1, 0),
+        "country": torch.eye(4)[[0, 1, 1, 1, 2, 0]],
+        "age": age + torch.arange(6),
+    }
     known = M.score({k: v[:4] for k, v in said.items()}, emotion[:4], country[:4], age[:4])
     emotion[4:], country[4:], age[4:] = math.nan, -1, math.nan
-    assert M.score(said, emotion, country, age) == pytest.approx(known) and all(map(math.isfinite, known.values()))
+    assert M.score(said, emotion, country, age) == pytest.approx(known) and all(
+        map(math.isfinite, known.values())
+    )
 
 
 @given(st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.1, 10))
@@ -97,7 +118,10 @@ def test_score_is_the_harmonic_mean_and_rises_with_each_part(c, u, m):
 
     found = M.multitask_score(c, u, m)
     assert found == pytest.approx(harmonic_mean([c, u, 1 / m]))
-    assert M.multitask_score(c + 0.1, u, m) > found < M.multitask_score(c, u + 0.1, m) and M.multitask_score(c, u, m - 0.05) > found
+    assert (
+        M.multitask_score(c + 0.1, u, m) > found < M.multitask_score(c, u + 0.1, m)
+        and M.multitask_score(c, u, m - 0.05) > found
+    )
     assert M.multitask_score(-c, u, m) == M.multitask_score(c, 0, m) == 0
 
 
@@ -108,7 +132,11 @@ def test_heads_speak_in_the_units_of_the_labels():
     heads = seeded(M.Heads, 8, age=(40.0, 5.0), num_emotions=3, num_countries=6)
     x = draw(7, 8)
     out = heads(x)
-    assert {k: tuple(v.shape) for k, v in out.items()} == {"emotion": (7, 3), "country": (7, 6), "age": (7,)}
+    assert {k: tuple(v.shape) for k, v in out.items()} == {
+        "emotion": (7, 3),
+        "country": (7, 6),
+        "age": (7,),
+    }
     assert 0 < out["emotion"].min() and out["emotion"].max() < 1
     torch.testing.assert_close(out["age"], 40 + 5 * heads.by_task["age"](x)[:, 0])
     assert list(M.Heads(8, tasks=("age", "emotion"))(x)) == ["emotion", "age"]
@@ -131,7 +159,9 @@ def test_functionals_net_standardizes_and_stays_independent_of_the_batch_in_eval
     net = seeded(M.FunctionalsNet, 5)
     for part in x.split(16):
         net(part)
-    torch.testing.assert_close(net.body[0].running_mean, x.mean(0))  # every batch has the same share
+    torch.testing.assert_close(
+        net.body[0].running_mean, x.mean(0)
+    )  # every batch has the same share
     net.eval()
     torch.testing.assert_close(net(x[:1])["country"], net(x)["country"][:1])
 
@@ -177,7 +207,9 @@ def test_narrow_resnets_have_the_expected_size(depth, width, millions):
 
 def test_any_timm_backbone_by_name():
     net = M.burst_classifier("resnet10t", tasks=("country",), num_countries=3)
-    assert {k: tuple(v.shape) for k, v in net(draw(2, 32, 48), torch.tensor([48, 20])).items()} == {"country": (2, 3)}
+    assert {k: tuple(v.shape) for k, v in net(draw(2, 32, 48), torch.tensor([48, 20])).items()} == {
+        "country": (2, 3)
+    }
 
 
 # The Conformer
@@ -214,11 +246,15 @@ def test_conformer_does_not_hear_padding(conformer, lengths, seed):
 def test_a_block_knows_distances_and_not_places(conformer, size, shift, seed):
     "The same frames later in the silence: the same result, as much later."
     block, x = conformer.blocks[0], draw(1, size, 24, seed=seed)
-    early, late = draw(1, 40, 24, seed=seed + 1), draw(1, 40, 24, seed=seed + 2)  # silence need not be silent
+    early, late = (
+        draw(1, 40, 24, seed=seed + 1),
+        draw(1, 40, 24, seed=seed + 2),
+    )  # silence need not be silent
     early[:, :size], late[:, shift : shift + size] = x, x
     place = torch.arange(40)[None]
     first, second = (
-        block(s, (place >= k) & (place < k + size))[:, k : k + size] for s, k in ((early, 0), (late, shift))
+        block(s, (place >= k) & (place < k + size))[:, k : k + size]
+        for s, k in ((early, 0), (late, shift))
     )
     torch.testing.assert_close(first, second, atol=1e-4, rtol=1e-3)
     turned = block(x.flip(1), torch.ones(1, size, dtype=torch.bool)).flip(1)
@@ -252,7 +288,10 @@ def test_layer_means_are_means_of_layers(conformer):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: M.concordance(torch.ones(3, 2), torch.ones(3, 1)), ("prediction", "(3, 2)", "(3, 1)")),
+        (
+            lambda: M.concordance(torch.ones(3, 2), torch.ones(3, 1)),
+            ("prediction", "(3, 2)", "(3, 1)"),
+        ),
         (lambda: M.concordance(torch.ones(1, 2), torch.ones(1, 2)), ("at least 2",)),
         (lambda: M.Heads(8, tasks=("mood",)), ("tasks", "emotion, country, age", "mood")),
         (lambda: M.Heads(8, tasks=()), ("tasks",)),
@@ -263,7 +302,10 @@ def test_layer_means_are_means_of_layers(conformer):
         (lambda: T.TaskWeights("loud"), ("weighting", "fixed, normalized, learned", "loud")),
         (lambda: T.TaskWeights("normalized"), ("scales", "constant_losses")),
         (lambda: M.grouped([nn.Linear(2, 2)]), ("nets", "Linear")),
-        (lambda: P.customary_steps(P.functionals_net(SMOKE, "cpu"), None, habits=("luck",)), ("habits", "luck")),
+        (
+            lambda: P.customary_steps(P.functionals_net(SMOKE, "cpu"), None, habits=("luck",)),
+            ("habits", "luck"),
+        ),
     ],
 )
 def test_errors_name_the_argument(call, words):
@@ -278,31 +320,66 @@ SMOKE = P.SIZES["smoke"]
 
 
 def test_losses_by_hand():
-    outputs = {"emotion": torch.tensor([[0.5, 0.5], [1.0, 0.0]]), "country": torch.zeros(2, 4), "age": torch.tensor([30.0, 20.0])}
-    found = T.task_losses(outputs, torch.tensor([[0.5, 0.0], [0.0, 0.0]]), torch.tensor([2, 0]), torch.tensor([33.0, 24.0]), age_std=5.0)
-    torch.testing.assert_close(
-        found, {"emotion": torch.tensor(1.25 / 4), "country": torch.tensor(math.log(4)), "age": torch.tensor(12.5 / 25)}
+    outputs = {
+        "emotion": torch.tensor([[0.5, 0.5], [1.0, 0.0]]),
+        "country": torch.zeros(2, 4),
+        "age": torch.tensor([30.0, 20.0]),
+    }
+    found = T.task_losses(
+        outputs,
+        torch.tensor([[0.5, 0.0], [0.0, 0.0]]),
+        torch.tensor([2, 0]),
+        torch.tensor([33.0, 24.0]),
+        age_std=5.0,
     )
-    assert list(T.task_losses({"age": outputs["age"]}, *[torch.zeros(2)] * 3, age_std=1.0)) == ["age"]
+    torch.testing.assert_close(
+        found,
+        {
+            "emotion": torch.tensor(1.25 / 4),
+            "country": torch.tensor(math.log(4)),
+            "age": torch.tensor(12.5 / 25),
+        },
+    )
+    assert list(T.task_losses({"age": outputs["age"]}, *[torch.zeros(2)] * 3, age_std=1.0)) == [
+        "age"
+    ]
 
 
 def test_what_nobody_knows_costs_nothing():
-    outputs = {"emotion": draw(4, 3).requires_grad_(), "country": draw(4, 4).requires_grad_(), "age": draw(4).requires_grad_()}
+    outputs = {
+        "emotion": draw(4, 3).requires_grad_(),
+        "country": draw(4, 4).requires_grad_(),
+        "age": draw(4).requires_grad_(),
+    }
     emotion, country, age = draw(4, 3), torch.tensor([1, -1, 0, -1]), draw(4)
     emotion[1], emotion[2, 0], age[3] = math.nan, math.nan, math.nan
     found = T.task_losses(outputs, emotion, country, age, age_std=2.0)
     kept = emotion.isfinite()
-    torch.testing.assert_close(found["emotion"], (outputs["emotion"][kept] - emotion[kept]).square().mean())
-    torch.testing.assert_close(found["country"], nn.functional.cross_entropy(outputs["country"][::2], country[::2]))
+    torch.testing.assert_close(
+        found["emotion"], (outputs["emotion"][kept] - emotion[kept]).square().mean()
+    )
+    torch.testing.assert_close(
+        found["country"], nn.functional.cross_entropy(outputs["country"][::2], country[::2])
+    )
     torch.testing.assert_close(found["age"], (outputs["age"][:3] - age[:3]).square().mean() / 4)
     sum(found.values()).backward()
     assert all(v.grad.isfinite().all() for v in outputs.values())
-    assert not outputs["emotion"].grad[~kept].any() and not outputs["country"].grad[1::2].any() and outputs["age"].grad[3] == 0
+    assert (
+        not outputs["emotion"].grad[~kept].any()
+        and not outputs["country"].grad[1::2].any()
+        and outputs["age"].grad[3] == 0
+    )
 
 
 def test_a_batch_without_any_label_has_loss_zero():
     outputs = {"emotion": draw(2, 3).requires_grad_(), "country": draw(2, 4), "age": draw(2)}
-    nothing = T.task_losses(outputs, torch.full((2, 3), math.nan), torch.tensor([-1, -1]), torch.full((2,), math.nan), age_std=1.0)
+    nothing = T.task_losses(
+        outputs,
+        torch.full((2, 3), math.nan),
+        torch.tensor([-1, -1]),
+        torch.full((2,), math.nan),
+        age_std=1.0,
+    )
     assert [float(v.detach()) for v in nothing.values()] == [0, 0, 0]
 
 
@@ -344,7 +421,9 @@ def heard(n=96, seed=0, speakers="abcdefgh", frames=16):
     mel = level[:, None, None] * 4 + 0.1 * draw(n, 8, frames, seed=seed + 1)
     emotion = (level[:, None] * torch.linspace(0.5, 1, 3)).clamp(0, 1)
     names = tuple(speakers[k % len(speakers)] for k in range(n))
-    return T.Heard(mel, torch.full((n,), frames), emotion, (level * 3.999).long(), 20 + 20 * level, names)
+    return T.Heard(
+        mel, torch.full((n,), frames), emotion, (level * 3.999).long(), 20 + 20 * level, names
+    )
 
 
 def test_constant_losses_are_those_of_the_best_constant():
@@ -352,7 +431,9 @@ def test_constant_losses_are_those_of_the_best_constant():
     scales = T.constant_losses(data)
     constant = {"emotion": data.emotion.mean(0).expand(len(data), -1), "age": data.age.mean().expand(len(data)),
                 "country": (torch.bincount(data.country) / len(data)).log().expand(len(data), -1)}  # fmt: skip
-    found = T.task_losses(constant, data.emotion, data.country, data.age, age_std=float(data.age.std(correction=0)))
+    found = T.task_losses(
+        constant, data.emotion, data.country, data.age, age_std=float(data.age.std(correction=0))
+    )
     assert {k: float(v) for k, v in found.items()} == pytest.approx(scales, rel=1e-4)
 
 
@@ -362,12 +443,31 @@ def test_training_learns_and_repeats_itself(weighting):
     runs = []
     for _ in range(2):
         net = seeded(M.FunctionalsNet, 33, num_emotions=3, age=train.age_scale)
-        runs.append(T.train_bursts(net, T.summarize(train), T.summarize(validation), weighting=weighting, num_epochs=12, lr=1e-2, batch_size=16))
+        runs.append(
+            T.train_bursts(
+                net,
+                T.summarize(train),
+                T.summarize(validation),
+                weighting=weighting,
+                num_epochs=12,
+                lr=1e-2,
+                batch_size=16,
+            )
+        )
     first, second = (torch.cat([p.flatten() for p in r.use("together").parameters()]) for r in runs)
     assert torch.equal(first, second)
     assert set(runs[0].best) == {"emotion", "country", "age", "together"}
-    found = M.score(T.predict(runs[0].model, T.summarize(validation)), validation.emotion, validation.country, validation.age)
-    assert found["C"] > 0.8 and found["M"] < 2.5 and found["S"] == pytest.approx(runs[0].validation["together"], rel=1e-4)
+    found = M.score(
+        T.predict(runs[0].model, T.summarize(validation)),
+        validation.emotion,
+        validation.country,
+        validation.age,
+    )
+    assert (
+        found["C"] > 0.8
+        and found["M"] < 2.5
+        and found["S"] == pytest.approx(runs[0].validation["together"], rel=1e-4)
+    )
     with pytest.raises(ValueError, match="rule must be one of"):
         runs[0].use("luck")
 
@@ -393,13 +493,19 @@ def test_hidden_spans_cover_their_share_of_true_frames():
 def test_frame_numbers_name_like_frames_alike():
     mel = torch.cat([torch.zeros(4, 8, 20), torch.full((4, 8, 20), 5.0)])
     numbers = T.frame_numbers(mel, num_centers=2)
-    assert numbers.shape == (8, 5) and len(numbers[:4].unique()) == len(numbers[4:].unique()) == 1 and numbers[0, 0] != numbers[4, 0]
+    assert (
+        numbers.shape == (8, 5)
+        and len(numbers[:4].unique()) == len(numbers[4:].unique()) == 1
+        and numbers[0, 0] != numbers[4, 0]
+    )
 
 
 def test_pre_training_learns_to_name_what_was_hidden():
     mel, lengths = heard(64).inputs - 2, torch.full((64,), 16)
     net = seeded(M.Conformer, 8, width=16, num_blocks=1)
-    history = T.pretrain_conformer(net, mel, lengths, num_epochs=15, num_centers=4, lr=1e-2, batch_size=16)
+    history = T.pretrain_conformer(
+        net, mel, lengths, num_epochs=15, num_centers=4, lr=1e-2, batch_size=16
+    )
     named = history.table["named"].to_numpy()
     assert not net.training and named[-1] > 0.6 > named[0]
 
@@ -415,7 +521,9 @@ def test_grouped_nets_are_the_nets():
         assert getattr(module, "groups", 1) == 1  # the given nets stay as they are
     found = whole.forward_features(images).unflatten(1, (3, -1))
     for s, net in enumerate(nets):
-        torch.testing.assert_close(found[:, s], net.forward_features(images[:, s : s + 1]), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            found[:, s], net.forward_features(images[:, s : s + 1]), atol=1e-4, rtol=1e-4
+        )
 
 
 def beside(*tasks, width=4):
@@ -427,7 +535,11 @@ def test_nets_side_by_side_have_gradients_of_their_own():
     nets = [n.double().train() for n in beside(M.TASKS, ("country",), ("age",))]
     for net in nets:
         net.backbone.layer4[0].bn2.weight.data.fill_(1.0)
-    whole, mel, lengths = M.SideBySide(nets), draw(6, 32, 48).double(), torch.tensor([48, 30, 48, 20, 11, 40])
+    whole, mel, lengths = (
+        M.SideBySide(nets),
+        draw(6, 32, 48).double(),
+        torch.tensor([48, 30, 48, 20, 11, 40]),
+    )
     weigh = [1e3, 1.0, 1e-4]  # norms far above and below the largest
     total = lambda out: sum(v.square().sum() for v in out.values())
     sum(w * total(out) for w, out in zip(weigh, whole(mel, lengths), strict=True)).backward()
@@ -452,7 +564,17 @@ def test_each_net_is_clipped_by_its_own_norm():
         p.grad = 100 * torch.ones_like(p)
     extra = [nn.Linear(1, 1), nn.Linear(1, 1)]
     whole.clip(5.0, extra)
-    norms = [torch.stack([*(p.grad.chunk(2)[s].square().sum() for p in whole.body.parameters()), *(p.grad.square().sum() for p in whole.heads[s].parameters())]).sum().sqrt() for s in range(2)]
+    norms = [
+        torch.stack(
+            [
+                *(p.grad.chunk(2)[s].square().sum() for p in whole.body.parameters()),
+                *(p.grad.square().sum() for p in whole.heads[s].parameters()),
+            ]
+        )
+        .sum()
+        .sqrt()
+        for s in range(2)
+    ]
     torch.testing.assert_close(torch.stack(norms), torch.tensor([5.0, 5.0]))
     before = [p.grad.clone() for p in whole.parameters()]
     whole.clip(1e9, extra)

@@ -33,7 +33,9 @@ def once(calls, **arrays):
 @pytest.mark.parametrize("content", ["text", b"bytes", ""])
 def test_content_is_replaced_as_a_whole(tmp_path, content):
     path = write_atomic(tmp_path / "deep" / "a.txt", "old")
-    assert write_atomic(path, content) == path and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+    assert write_atomic(path, content) == path and [p.name for p in path.parent.iterdir()] == [
+        "a.txt"
+    ]
     assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
 
 
@@ -43,7 +45,9 @@ def test_what_goes_wrong_leaves_the_old_file(tmp_path, error):
     with pytest.raises(error), atomic_path(path) as part:
         part.write_text("half")
         raise error
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir() if p.is_file()] == ["a.txt"]
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir() if p.is_file()] == [
+        "a.txt"
+    ]
 
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
@@ -68,7 +72,10 @@ with atomic_path({str(path)!r}) as part:
 def test_arrays_are_made_once_and_any_damage_is_noticed():
     calls = []
     first = cached_arrays("kind", "key", once(calls), **HOW)
-    assert np.array_equal(cached_arrays("kind", "key", once(calls), **HOW)["x"], first["x"]) and len(calls) == 1
+    assert (
+        np.array_equal(cached_arrays("kind", "key", once(calls), **HOW)["x"], first["x"])
+        and len(calls) == 1
+    )
     file = arrays_file("kind", "key", **HOW)
     whole = file.read_bytes()
     for place in range(0, len(whole), 11):
@@ -81,8 +88,15 @@ def test_arrays_are_made_once_and_any_damage_is_noticed():
 
 
 def test_another_key_version_or_code_has_another_place(tmp_path, monkeypatch):
-    places = {arrays_file("kind", "key", **HOW), arrays_file("kind", "other", **HOW), arrays_file("other", "key", **HOW)}
-    monkeypatch.setattr("avpapers.core.files.package_versions", lambda names: {"python": "3", **dict.fromkeys(names, "9.9")})
+    places = {
+        arrays_file("kind", "key", **HOW),
+        arrays_file("kind", "other", **HOW),
+        arrays_file("other", "key", **HOW),
+    }
+    monkeypatch.setattr(
+        "avpapers.core.files.package_versions",
+        lambda names: {"python": "3", **dict.fromkeys(names, "9.9")},
+    )
     assert len(places | {arrays_file("kind", "key", **HOW)}) == 4
 
 

@@ -12,7 +12,9 @@ KNOWN_CIRCLES = (  # two that are about to go
     {"avpapers.skiprnn.kernels", "avpapers.skiprnn.model"},
 )
 MODULES = {
-    ".".join(("avpapers", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    ".".join(("avpapers", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(PACKAGE.rglob("*.py"))
     if path.name != "_modidx.py"
 }
@@ -28,7 +30,9 @@ def targets(name):
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join(base + ([node.module] if node.module else []))
-            found |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
+            found |= {
+                f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names
+            }
     return {m for m in found if m in MODULES and m != name and m != "avpapers"}
 
 

@@ -35,18 +35,28 @@ def parsed(c):
 
 def imports_only(c):
     body = parsed(c).body
-    guard = [n for n in body if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
-    return bool(body) and all(isinstance(n, (ast.Import, ast.ImportFrom)) or n in guard for n in body)
+    guard = [
+        n for n in body if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"
+    ]
+    return bool(body) and all(
+        isinstance(n, (ast.Import, ast.ImportFrom)) or n in guard for n in body
+    )
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_no_long_cell(name):
-    long = [(c["id"], n) for c in cells(name) if c["cell_type"] == "code" and (n := lines(c["source"])) > 60]
+    long = [
+        (c["id"], n)
+        for c in cells(name)
+        if c["cell_type"] == "code" and (n := lines(c["source"])) > 60
+    ]
     assert not long, f"{name}: split these cells, none may be over 60 lines: {long}"
 
 
 def test_most_cells_are_short():
-    sizes = sorted(lines(c["source"]) for n in NOTEBOOKS for c in cells(n) if c["cell_type"] == "code")
+    sizes = sorted(
+        lines(c["source"]) for n in NOTEBOOKS for c in cells(n) if c["cell_type"] == "code"
+    )
     assert sizes[len(sizes) // 2] <= 10 and sizes[len(sizes) * 9 // 10] <= 25, (
         sizes[len(sizes) // 2],
         sizes[len(sizes) * 9 // 10],
@@ -80,7 +90,9 @@ def test_each_step_is_introduced(name):
             run += 1
             if run > 2:
                 found.append(
-                    c["source"].strip().split("\n")[0 if not c["source"].startswith("#|") else -1][:60]
+                    c["source"]
+                    .strip()
+                    .split("\n")[0 if not c["source"].startswith("#|") else -1][:60]
                 )
     assert not found, f"{name}: say in a sentence what comes: {found}"
 
@@ -116,6 +128,7 @@ def test_directives_are_bare(name):
     bad = [
         c["id"]
         for c in cells(name)
-        if c["cell_type"] == "code" and re.search(r"^#\|\s*(export\w*|default_exp|hide):", c["source"], re.M)
+        if c["cell_type"] == "code"
+        and re.search(r"^#\|\s*(export\w*|default_exp|hide):", c["source"], re.M)
     ]
     assert not bad, f"{name}: write '#| export' without a colon: {bad}"

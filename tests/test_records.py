@@ -32,7 +32,14 @@ MODULE = "avpapers.skiprnn.experiments"
 
 
 def record(seed=0, **fields):
-    given = {"paper": "skiprnn", "experiment": "adding", "tier": "smoke", "seed": seed, "module": MODULE, "config": {"length": 30}}
+    given = {
+        "paper": "skiprnn",
+        "experiment": "adding",
+        "tier": "smoke",
+        "seed": seed,
+        "module": MODULE,
+        "config": {"length": 30},
+    }
     return Record(**given | {"rows": [{"model": "lstm", "mse": 0.5}]} | fields)
 
 
@@ -84,7 +91,9 @@ while True:
 
 def test_kill_during_write_leaves_no_half_file(tmp_path):
     for round_ in range(6):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
         for _ in range(2):
             writer.stdout.readline()  # it is in full swing
         time.sleep(0.003 * round_)
@@ -127,7 +136,9 @@ def test_a_damaged_file_is_named_and_a_wrong_name_is_refused(tmp_path):
 def package(tmp_path, monkeypatch):
     "A copy of the library's code that may be changed; fingerprints are taken of it."
     copy = tmp_path / "avpapers"
-    shutil.copytree(ROOT / "avpapers", copy, ignore=shutil.ignore_patterns("__pycache__", "files", "_modidx.py"))
+    shutil.copytree(
+        ROOT / "avpapers", copy, ignore=shutil.ignore_patterns("__pycache__", "files", "_modidx.py")
+    )
 
     monkeypatch.setattr(F.avpapers, "__file__", str(copy / "__init__.py"))
     forget()
@@ -157,8 +168,18 @@ EXPERIMENTS = [m for m in MODULES if m.endswith("experiments")]
     [
         ("core/random.py", "crc32", "adler32", EXPERIMENTS),  # every random stream
         ("core/stats.py", "0.95", "0.9", [m for m in MODULES if m.endswith("performance")]),
-        ("core/benchmark.py", "int = 7", "int = 3", [m for m in MODULES if m.endswith("performance") or "exvo" in m]),
-        ("skiprnn/performance.py", "repeats: int = 10", "repeats: int = 11", ["avpapers.skiprnn.performance"]),
+        (
+            "core/benchmark.py",
+            "int = 7",
+            "int = 3",
+            [m for m in MODULES if m.endswith("performance") or "exvo" in m],
+        ),
+        (
+            "skiprnn/performance.py",
+            "repeats: int = 10",
+            "repeats: int = 11",
+            ["avpapers.skiprnn.performance"],
+        ),
         ("suite/run.py", "self.record.seed", "self.record.seed + 1", EXPERIMENTS),
         ("core/plotting.py", "import", "import re\nimport", []),
         ("suite/judge.py", "0.05", "0.06", []),
@@ -177,7 +198,9 @@ def test_the_right_records_become_stale(package, file, old, new, stale):
 
 def test_fresh_stale_and_carried():
     today = fingerprint(MODULE)
-    assert stale_reason(record(fingerprint=today)) == "" and "code changed" in stale_reason(record(fingerprint="0" * 16))
+    assert stale_reason(record(fingerprint=today)) == "" and "code changed" in stale_reason(
+        record(fingerprint="0" * 16)
+    )
     line = {"from": "0" * 16, "to": today, "date": "2026-11-25"}
     assert stale_reason(record(fingerprint="0" * 16, carried=[line])) == ""
     assert "gone" in stale_reason(record(module="avpapers.nobody.experiments"))
@@ -202,11 +225,16 @@ def test_finished_variants_are_not_run_again(tmp_path):
     again = Run(record(rows=[]), folder=tmp_path)
     experiment(again)
     assert ran == ["a", "b", "c"] and [r["model"] for r in again.rows] == ["a", "b", "c"]
-    assert [r["value"] for r in again.rows] == [1, 2, 3] and again.record.extras == {"a": [1], "b": [2], "c": [3]}
+    assert [r["value"] for r in again.rows] == [1, 2, 3] and again.record.extras == {
+        "a": [1],
+        "b": [2],
+        "c": [3],
+    }
 
 
 def test_variants_in_separate_processes_make_one_record(tmp_path):
     "Two runs of one variant each leave parts; the third puts them together."
+
     def experiment(run):
         for name in run.variants(["a", "b"]):
             run.row(model=name, value=1)
@@ -214,7 +242,10 @@ def test_variants_in_separate_processes_make_one_record(tmp_path):
     runs = [Run(record(rows=[]), folder=tmp_path, only=only) for only in (["b"], ["a"], None)]
     for run in runs:
         experiment(run)
-    assert [r.left_out for r in runs] == [["a"], [], []] and [r["model"] for r in runs[2].rows] == ["a", "b"]
+    assert [r.left_out for r in runs] == [["a"], [], []] and [r["model"] for r in runs[2].rows] == [
+        "a",
+        "b",
+    ]
 
 
 def test_checkpoints_of_two_variants_never_meet(tmp_path):
@@ -247,13 +278,25 @@ def test_same_seed_same_bits(paper, tmp_path):
     runs = []
     for name in ("one", "two"):
         records = run_experiments(paper, tier="smoke", seed=1, device="cpu", out=tmp_path / name)
-        runs.append([{k: v for k, v in row.items() if k not in TIMED} for r in records for row in r.rows])
+        runs.append(
+            [{k: v for k, v in row.items() if k not in TIMED} for r in records for row in r.rows]
+        )
     assert runs[0] == runs[1] and len(runs[0]) > 20
 
 
 def test_finished_experiments_are_not_run_again(tmp_path):
     def once(**more):
-        return list(run_experiments("skiprnn", tier="smoke", seed=0, device="cpu", out=tmp_path, only=["frequency"], **more))[0]
+        return list(
+            run_experiments(
+                "skiprnn",
+                tier="smoke",
+                seed=0,
+                device="cpu",
+                out=tmp_path,
+                only=["frequency"],
+                **more,
+            )
+        )[0]
 
     first = once()
     path = tmp_path / first.name
@@ -263,7 +306,10 @@ def test_finished_experiments_are_not_run_again(tmp_path):
     assert once().seconds == 1234.5 and once(force=True).seconds != 1234.5
 
 
-@pytest.mark.parametrize("wrong, message", [({"tier": "huge"}, "tier"), ({"seed": -1}, "seed"), ({"only": ["nothing"]}, "experiment")])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [({"tier": "huge"}, "tier"), ({"seed": -1}, "seed"), ({"only": ["nothing"]}, "experiment")],
+)
 def test_wrong_requests_raise_an_error(wrong, message, tmp_path):
     given = {"tier": "smoke", "seed": 0, "device": "cpu", "out": tmp_path} | wrong
     with pytest.raises(ValueError, match=message):
@@ -289,7 +335,9 @@ def test_rows_of_many_records_make_one_table():
 
 def git(root, *words):
     name = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-    return subprocess.run(["git", "-C", str(root), *name, *words], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(
+        ["git", "-C", str(root), *name, *words], check=True, capture_output=True, text=True
+    ).stdout
 
 
 CARRY = """
@@ -314,7 +362,11 @@ def test_a_renamed_function_carries_and_a_changed_number_does_not(tmp_path):
     from avpapers.suite.template import new_paper
 
     root = tmp_path / "clone"
-    shutil.copytree(ROOT / "avpapers", root / "avpapers", ignore=shutil.ignore_patterns("__pycache__", "drawings.npz"))
+    shutil.copytree(
+        ROOT / "avpapers",
+        root / "avpapers",
+        ignore=shutil.ignore_patterns("__pycache__", "drawings.npz"),
+    )
     shutil.copy(ROOT / "settings.ini", root)
     (root / "nbs" / "records").mkdir(parents=True)
     for path in new_paper(root, "demo"):
@@ -325,8 +377,18 @@ def test_a_renamed_function_carries_and_a_changed_number_does_not(tmp_path):
     git(root, "commit", "-qm", "first")
 
     def call(*words):
-        environment = os.environ | {"PYTHONPATH": str(root), "TQDM_DISABLE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run([sys.executable, "-c", CARRY, str(root), *words], cwd=root, env=environment, capture_output=True, text=True)
+        environment = os.environ | {
+            "PYTHONPATH": str(root),
+            "TQDM_DISABLE": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", CARRY, str(root), *words],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -47,7 +47,11 @@ def test_it_runs_and_learns(name):
     out = first(model(*x))
     assert torch.isfinite(out).all()
     out.square().sum().backward()
-    reached = [p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.requires_grad]
+    reached = [
+        p.grad is not None and bool(torch.isfinite(p.grad).all())
+        for p in model.parameters()
+        if p.requires_grad
+    ]
     assert all(reached) and reached
 
 
@@ -55,7 +59,10 @@ def test_it_runs_and_learns(name):
 def test_same_seed_same_model_and_weights_survive_a_file(name, tmp_path):
     model, twin, x = make(name).eval(), make(name).eval(), SAMPLES[name]()
     torch.testing.assert_close(first(model(*x)), first(twin(*x)))
-    path = save_weights(model, tmp_path / "weights.safetensors", model_card(name)) or tmp_path / "weights.safetensors"
+    path = (
+        save_weights(model, tmp_path / "weights.safetensors", model_card(name))
+        or tmp_path / "weights.safetensors"
+    )
     with torch.no_grad():
         for p in twin.parameters():
             p.add_(1)

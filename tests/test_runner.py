@@ -52,7 +52,9 @@ def project(tmp_path):
     parameters = 'tier = "smoke"\nseed = 0\nrecord_path = ""'
     nbformat.write(notebook(parameters, EXPERIMENT), folder / "04_experiments.ipynb")
     results = "import pathlib\nlen(list(pathlib.Path(record_path).rglob('*.json')))"
-    nbformat.write(notebook('tier = "smoke"\nrecord_path = ""', results), folder / "05_results.ipynb")
+    nbformat.write(
+        notebook('tier = "smoke"\nrecord_path = ""', results), folder / "05_results.ipynb"
+    )
     return tmp_path
 
 
@@ -62,15 +64,26 @@ def states(project):
 
 
 def values(project):
-    return {p.name: json.loads(p.read_text()) for p in sorted((project / "_runs/smoke/records").rglob("*.json"))}
+    return {
+        p.name: json.loads(p.read_text())
+        for p in sorted((project / "_runs/smoke/records").rglob("*.json"))
+    }
 
 
 def test_plan_puts_results_last(project):
     jobs = plan(["toy"], Workspace(project, "smoke"), seeds=2)
-    assert [j.key for j in jobs] == ["toy/04_experiments-seed0", "toy/04_experiments-seed1", "toy/00_overview", "toy/05_results"]
+    assert [j.key for j in jobs] == [
+        "toy/04_experiments-seed0",
+        "toy/04_experiments-seed1",
+        "toy/00_overview",
+        "toy/05_results",
+    ]
 
 
-@pytest.mark.parametrize("bad, message", [({"tier": "huge"}, "tier"), ({"seeds": 0}, "seeds"), ({"papers": ["none"]}, "no notebooks")])
+@pytest.mark.parametrize(
+    "bad, message",
+    [({"tier": "huge"}, "tier"), ({"seeds": 0}, "seeds"), ({"papers": ["none"]}, "no notebooks")],
+)
 def test_bad_requests_fail_before_any_kernel(project, bad, message):
     given = {"papers": ["toy"], "tier": "smoke", "seeds": 1} | bad
     with pytest.raises(ValueError, match=message):
@@ -86,7 +99,10 @@ def test_failure_is_kept_and_stops_nothing(project):
     space = Workspace(project, "smoke")
     nbformat.write(notebook("print('before')", "1/0"), project / "nbs/toy/01_data.ipynb")
     results = {r.key: r for r in run_all(plan(["toy"], space), space, workers=2)}
-    assert results["toy/01_data"].status == "failed" and "ZeroDivisionError" in results["toy/01_data"].error
+    assert (
+        results["toy/01_data"].status == "failed"
+        and "ZeroDivisionError" in results["toy/01_data"].error
+    )
     assert {r.status for k, r in results.items() if k != "toy/01_data"} == {"ok"}
     assert "before" in space.log("toy/01_data").read_text()
     assert "ZeroDivisionError" in (space.notebooks / "toy/01_data.ipynb").read_text()
@@ -94,7 +110,17 @@ def test_failure_is_kept_and_stops_nothing(project):
     assert again["toy/01_data"] == "failed" and set(again.values()) == {"failed", "skipped"}
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "", "null", '{"status": "ok"}', '{"status": "ok", "fingerprint": 1, "records": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{}",
+        "[]",
+        "",
+        "null",
+        '{"status": "ok"}',
+        '{"status": "ok", "fingerprint": 1, "records": 3}',
+    ],
+)
 def test_a_damaged_state_means_not_done(project, text):
     space = Workspace(project, "smoke")
     job = plan(["toy"], space)[0]
@@ -163,7 +189,9 @@ def test_no_stranger_gets_in_while_the_suite_runs(project, recwarn):
 
         def cell(self, event):
             if event["cell"] == 2 and event["key"].startswith("toy/04"):
-                threading.Thread(target=self.knock).start()  # the loop that calls here must stay free to answer
+                threading.Thread(
+                    target=self.knock
+                ).start()  # the loop that calls here must stay free to answer
 
         def knock(self):
             me = psutil.Process()
@@ -175,7 +203,9 @@ def test_no_stranger_gets_in_while_the_suite_runs(project, recwarn):
 
     look, space = Look(), Workspace(project, "smoke")
     run_all(plan(["toy"], space), space, workers=1, show=look)
-    assert len(look.answers) >= 3 and all(look.answers.values()), look.answers  # scheduler, nanny, worker
+    assert len(look.answers) >= 3 and all(look.answers.values()), (
+        look.answers
+    )  # scheduler, nanny, worker
     assert not [w for w in recwarn if "already in use" in str(w.message)]
 
 
@@ -191,17 +221,39 @@ def test_a_client_without_the_certificate_is_refused():
 
 def test_time_limit_holds_for_the_whole_notebook():
     slow = notebook("import time\ntime.sleep(3)", "time.sleep(60)")
-    payload = {"key": "slow", "notebook": nbformat.writes(slow), "parameters": {}, "inputs": {}, "limit_seconds": 8, "records": None}
+    payload = {
+        "key": "slow",
+        "notebook": nbformat.writes(slow),
+        "parameters": {},
+        "inputs": {},
+        "limit_seconds": 8,
+        "records": None,
+    }
     start = time.monotonic()
     result = runner.run_job(payload, lambda event: None)
-    assert result["status"] == "failed" and "Timeout" in result["error"] and time.monotonic() - start < 40
+    assert (
+        result["status"] == "failed"
+        and "Timeout" in result["error"]
+        and time.monotonic() - start < 40
+    )
 
 
 def test_two_workers_one_killed(project):
     "Jobs on a cluster of two real worker processes with no shared folder; one is killed in mid-run, and all end well."
     pytest.importorskip("distributed")
-    shell = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    scheduler = subprocess.Popen(shell + ["--scheduler-file", str(project / "s.json")], stderr=subprocess.DEVNULL)
+    shell = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_scheduler",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--no-dashboard",
+    ]
+    scheduler = subprocess.Popen(
+        shell + ["--scheduler-file", str(project / "s.json")], stderr=subprocess.DEVNULL
+    )
     workers = []
     try:
         deadline = time.monotonic() + 30
@@ -213,7 +265,14 @@ def test_two_workers_one_killed(project):
             folder.mkdir()
             start = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
                      "--name", name, "--local-directory", str(folder)]  # fmt: skip
-            workers.append(subprocess.Popen(start, cwd=folder, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+            workers.append(
+                subprocess.Popen(
+                    start,
+                    cwd=folder,
+                    stderr=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": str(ROOT)},
+                )
+            )
 
         class KillOne(runner.Lines):
             killed = False
@@ -221,7 +280,14 @@ def test_two_workers_one_killed(project):
             def cell(self, event):
                 if not self.killed and event["key"].endswith("seed1") and event["cell"] == 2:
                     self.killed = True
-                    victim = next(w for w in workers if any("ipykernel" in " ".join(c.cmdline()) for c in psutil.Process(w.pid).children()))
+                    victim = next(
+                        w
+                        for w in workers
+                        if any(
+                            "ipykernel" in " ".join(c.cmdline())
+                            for c in psutil.Process(w.pid).children()
+                        )
+                    )
                     for child in psutil.Process(victim.pid).children(recursive=True):
                         child.kill()
                     victim.kill()
@@ -256,7 +322,10 @@ def test_force_removes_what_the_jobs_had_made(project):
     names = ("sum-smoke-seed0", "sum-smoke-seed1", "performance-smoke-seed0", "sum-cpu-seed0")
     for name in names:
         (folder / f"{name}.json").write_text("{}")
-    jobs = [Job("toy/04_experiments.ipynb", "smoke", 0), Job("toy/05_results.ipynb", "smoke", stage=1)]
+    jobs = [
+        Job("toy/04_experiments.ipynb", "smoke", 0),
+        Job("toy/05_results.ipynb", "smoke", stage=1),
+    ]
     assert "sum-smoke-seed0" in [p.stem for p in runner.forget(jobs, space)]
     left = {p.stem for p in folder.iterdir()}
     assert "sum-smoke-seed0" not in left and {"sum-smoke-seed1", "sum-cpu-seed0"} <= left
@@ -268,17 +337,31 @@ def test_killed_suite_ends_with_the_same_records(project, tmp_path):
     script.write_text(DRIVER)
     shutil.copytree(project / "nbs", undisturbed / "nbs")
     (undisturbed / "settings.ini").write_text("[DEFAULT]\n")
-    subprocess.run([sys.executable, script, undisturbed], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=200)
+    subprocess.run(
+        [sys.executable, script, undisturbed],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=200,
+    )
     moments = random.Random(0)
     for number in (signal.SIGKILL, signal.SIGTERM):
-        driver = subprocess.Popen([sys.executable, script, project], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        driver = subprocess.Popen(
+            [sys.executable, script, project], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(moments.uniform(4, 12))
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.send_signal(number)
         driver.wait(timeout=60)
         gone, alive = psutil.wait_procs(family, timeout=40)
         assert not alive, "processes outlived the suite"
-    subprocess.run([sys.executable, script, project], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=200)
+    subprocess.run(
+        [sys.executable, script, project],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=200,
+    )
     assert values(project) == values(undisturbed) and len(values(project)) == 3
     assert set(states(project).values()) == {"ok"} and len(states(project)) == 5
 

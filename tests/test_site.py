@@ -51,7 +51,9 @@ def sidebar(contents):
 def test_sidebar_lists_every_notebook_once():
     listed = list(sidebar(render.site_config(ROOT)["website"]["sidebar"]["contents"]))
     assert not [n for n in NOTEBOOKS if n not in listed], "add them to _quarto.yml"
-    assert not [n for n in listed if n not in NOTEBOOKS], "_quarto.yml lists notebooks that do not exist"
+    assert not [n for n in listed if n not in NOTEBOOKS], (
+        "_quarto.yml lists notebooks that do not exist"
+    )
     assert not [n for n in listed if listed.count(n) > 1 and n != "adding_a_paper.ipynb"]
 
 
@@ -85,7 +87,10 @@ def test_menus_and_readme_are_made_from_the_papers():
 def test_every_key_is_known(name):
     nb = stage.stage_notebook(project.read_notebook(NBS / name))
     resolve.resolve(
-        nb, entries=resolve.read_bibliography(NBS / "references.bib"), folder=(NBS / name).parent, name=name
+        nb,
+        entries=resolve.read_bibliography(NBS / "references.bib"),
+        folder=(NBS / name).parent,
+        name=name,
     )
 
 
@@ -177,7 +182,9 @@ def resolved(entries, *cells, **kwargs):
 
 
 def test_citations(entries):
-    out = resolved(entries, "As @ada2020 say [see @many2021, sec. 2; -@ada2020], and @ada2020 [p. 3].")
+    out = resolved(
+        entries, "As @ada2020 say [see @many2021, sec. 2; -@ada2020], and @ada2020 [p. 3]."
+    )
     assert out[0]["source"] == (
         "As [López and Bo (2020)](#ref-ada2020) say (see [A et al. 2021, sec. 2](#ref-many2021); "
         "[2020](#ref-ada2020)), and [López and Bo (2020, p. 3)](#ref-ada2020).")  # fmt: skip
@@ -226,7 +233,9 @@ def test_embed(entries, tmp_path):
     }
     (tmp_path / "other.ipynb").write_text(project.notebook_text(other))
     out = resolved(
-        entries, "Before.\n\n{{< embed other.ipynb#fig-far >}}\n\nAfter, see @fig-far.", folder=tmp_path
+        entries,
+        "Before.\n\n{{< embed other.ipynb#fig-far >}}\n\nAfter, see @fig-far.",
+        folder=tmp_path,
     )
     assert [c["cell_type"] for c in out] == ["markdown", "code", "markdown"]
     assert "echo" in out[1]["source"] and "Figure 1: Far" in out[1]["source"] and out[1]["outputs"]
@@ -234,7 +243,9 @@ def test_embed(entries, tmp_path):
         resolved(entries, "{{< embed other.ipynb#fig-none >}}", folder=tmp_path)
 
 
-@pytest.mark.parametrize("text", ["@nobody1999", "[@nobody1999; @ada2020]", "@fig-none", "see @tbl-none"])
+@pytest.mark.parametrize(
+    "text", ["@nobody1999", "[@nobody1999; @ada2020]", "@fig-none", "see @tbl-none"]
+)
 def test_unknown_keys_name_page_and_key(entries, text):
     key = re.search(r"@(nobody1999|\w+-none)", text)[0]
     with pytest.raises(badges.SiteError, match=f"skiprnn/x.ipynb.*{key}"):
@@ -257,7 +268,9 @@ def test_outputs_of_other_code_are_refused():
 
 def test_banner_only_for_runs():
     assert stage.add_run_banner({"metadata": {}}) == ""
-    assert "tier `gpu`" in stage.add_run_banner({"metadata": {"papermill": {"parameters": {"tier": "gpu"}}}})
+    assert "tier `gpu`" in stage.add_run_banner(
+        {"metadata": {"papermill": {"parameters": {"tier": "gpu"}}}}
+    )
 
 
 # ---------------------------------------------------------------- a build
@@ -281,14 +294,19 @@ def clone(tmp_path):
         shutil.copy(ROOT / name, root / name)
     (root / "_quarto.yml").write_text(QUARTO)
     index = [
-        project.cell("# Start\n\n> Here.\n\nIntro.\n\nGo to [the model](skiprnn/02_model.ipynb#gate).", name="a")
+        project.cell(
+            "# Start\n\n> Here.\n\nIntro.\n\nGo to [the model](skiprnn/02_model.ipynb#gate).",
+            name="a",
+        )
     ]
     model = [project.cell("# Model\n\n> There.\n\nText.", name="a"), project.cell("## Gate\n\nAfter @campos2018skip, back [home](../index.ipynb).", name="b"),
              project.cell("1 + 1", "code", name="c")]  # fmt: skip
     meta = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     for name, cells in (("index", index), ("skiprnn/02_model", model)):
         (root / f"nbs/{name}.ipynb").write_text(
-            project.notebook_text({"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5})
+            project.notebook_text(
+                {"cells": cells, "metadata": meta, "nbformat": 4, "nbformat_minor": 5}
+            )
         )
     return root
 
@@ -304,16 +322,18 @@ def test_build(clone):
         and 'href="../index.html"' in model
     )
     assert f"avpapers {project.settings(clone)['version']}" in start
-    assert {e["href"].partition("#")[0] for e in json.loads((clone / "_docs/search.json").read_text())} == {
-        "index.html",
-        "skiprnn/model.html",
-    }
+    assert {
+        e["href"].partition("#")[0] for e in json.loads((clone / "_docs/search.json").read_text())
+    } == {"index.html", "skiprnn/model.html"}
     assert "02_model" not in (clone / "_docs/sitemap.xml").read_text()
     assert not render.build(engine="smalldocs", root=clone).fresh
 
     # a run's outputs replace the committed ones, and the page says so
     run = project.read_notebook(clone / "nbs/skiprnn/02_model.ipynb")
-    run["metadata"]["papermill"] = {"parameters": {"tier": "cpu"}, "end_time": "2026-11-22T10:00:00"}
+    run["metadata"]["papermill"] = {
+        "parameters": {"tier": "cpu"},
+        "end_time": "2026-11-22T10:00:00",
+    }
     run["cells"][2]["outputs"] = [
         {
             "output_type": "execute_result",
@@ -348,7 +368,9 @@ def test_without_katex_the_network_address_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("AVPAPERS_OFFLINE", "1")
     (tmp_path / "docs/sub").mkdir(parents=True)
     page = tmp_path / "docs/sub/a.html"
-    page.write_text('<script src="https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"></script>')
+    page.write_text(
+        '<script src="https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"></script>'
+    )
     assert links.offline_maths(tmp_path / "docs") == "cdn" and "cdn.jsdelivr" in page.read_text()
     monkeypatch.setattr(links, "copy_katex", lambda target: True)
     assert (
@@ -375,7 +397,9 @@ def test_two_notebooks_of_one_address():
 def test_light_to_import():
     code = "import sys, avpapers.cli, avpapers.site.browser, avpapers.site.render; print([m for m in ('torch', 'nbdev', 'pandas', 'numpy', 'smalldocs') if m in sys.modules])"
     assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.strip()
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+        ).stdout.strip()
         == "[]"
     )
 

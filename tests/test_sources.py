@@ -22,7 +22,10 @@ def make_wheel(folder, size=1000):
     with zipfile.ZipFile(path, "w") as z:
         z.writestr("tinyset/values.bin", b"x" * size)
         z.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinyset\nVersion: 1.0\n")
-        z.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        z.writestr(
+            f"{info}/WHEEL",
+            "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         z.writestr(f"{info}/RECORD", "")
     return path
 
@@ -43,25 +46,40 @@ def visible(folder):
 
 def test_two_processes_at_once_fetch_once(index, tmp_path):
     pin = checksum(index)
-    calls = [subprocess.Popen([sys.executable, "-c", CALL, "tinyset", "1.0", pin], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    calls = [
+        subprocess.Popen(
+            [sys.executable, "-c", CALL, "tinyset", "1.0", pin], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
     paths = {call.communicate(timeout=120)[0].strip() for call in calls}
     assert [call.returncode for call in calls] == [0, 0] and len(paths) == 1
-    assert checksum(paths.pop()) == pin and visible(tmp_path / "cache/wheels") == ["tinyset-1.0.whl"]
+    assert checksum(paths.pop()) == pin and visible(tmp_path / "cache/wheels") == [
+        "tinyset-1.0.whl"
+    ]
 
 
 def test_a_kill_leaves_nothing_that_is_taken_for_data(index, tmp_path):
     pin, wheels = checksum(index), tmp_path / "cache/wheels"
-    process = subprocess.Popen([sys.executable, "-c", CALL, "tinyset", "1.0", pin], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CALL, "tinyset", "1.0", pin], start_new_session=True
+    )
     deadline = time.time() + 60
     while time.time() < deadline and not (wheels / ".part-tinyset-1.0.whl").exists():
         time.sleep(0.001)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (wheels / "tinyset-1.0.whl").exists() and (wheels / ".part-tinyset-1.0.whl").exists()
-    assert checksum(package_wheel("tinyset", "1.0", pin)) == pin and visible(wheels) == ["tinyset-1.0.whl"]
+    assert checksum(package_wheel("tinyset", "1.0", pin)) == pin and visible(wheels) == [
+        "tinyset-1.0.whl"
+    ]
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-50], lambda b: b"", lambda b: b[:40] + b"?" + b[41:]], ids=["truncated", "empty", "one byte"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda b: b[:-50], lambda b: b"", lambda b: b[:40] + b"?" + b[41:]],
+    ids=["truncated", "empty", "one byte"],
+)
 def test_a_damaged_file_is_fetched_again(index, damage):
     path = package_wheel("tinyset", "1.0", pin := checksum(index))
     path.write_bytes(damage(path.read_bytes()))
@@ -84,23 +102,34 @@ def test_without_a_network_the_cache_is_enough(index, monkeypatch):
     monkeypatch.setenv("PIP_RETRIES", "0")
     assert package_wheel("tinyset", "1.0", pin) == path
     path.unlink()
-    with pytest.raises(DataUnavailableError, match="Next step: run once with a network, or put the file at"):
+    with pytest.raises(
+        DataUnavailableError, match="Next step: run once with a network, or put the file at"
+    ):
         package_wheel("tinyset", "1.0", pin)
-    path.write_bytes(index.read_bytes())       # by hand, as the message says
+    path.write_bytes(index.read_bytes())  # by hand, as the message says
     assert package_wheel("tinyset", "1.0", pin) == path
 
 
 def test_offline_by_setting_asks_nobody(index, monkeypatch):
     monkeypatch.setenv("AVPAPERS_OFFLINE", "1")
-    monkeypatch.setattr("avpapers.data.sources.subprocess.run", lambda *a, **k: pytest.fail("a program was called"))
-    for call in (lambda: package_wheel("tinyset", "1.0", "0" * 64), lambda: debian_package("hello"), lambda: fetch_url("https://localhost/x", "0" * 64)):
+    monkeypatch.setattr(
+        "avpapers.data.sources.subprocess.run", lambda *a, **k: pytest.fail("a program was called")
+    )
+    for call in (
+        lambda: package_wheel("tinyset", "1.0", "0" * 64),
+        lambda: debian_package("hello"),
+        lambda: fetch_url("https://localhost/x", "0" * 64),
+    ):
         with pytest.raises(DataUnavailableError, match="AVPAPERS_OFFLINE is set"):
             call()
 
 
 def test_pip_from_pythons_own_copy(index, monkeypatch):
     found = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("avpapers.data.sources.importlib.util.find_spec", lambda name: None if name == "pip" else found(name))
+    monkeypatch.setattr(
+        "avpapers.data.sources.importlib.util.find_spec",
+        lambda name: None if name == "pip" else found(name),
+    )
     assert checksum(package_wheel("tinyset", "1.0", checksum(index))) == checksum(index)
     monkeypatch.setattr("avpapers.data.sources.importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("pathlib.Path.glob", lambda self, pattern: iter(()))
@@ -129,14 +158,22 @@ def test_a_debian_package_is_unpacked_once(tmp_path, monkeypatch):
     """The two programs are played by small scripts, so that any machine can run this."""
     tools, log = tmp_path / "bin", tmp_path / "log"
     tools.mkdir()
-    (tools / "apt-get").write_text(f'#!/bin/sh\necho apt >> {log}\n[ "$5" = missing ] && echo "E: Unable to locate package" >&2 && exit 100\necho deb > "$5_1.deb"\n')
-    (tools / "dpkg-deb").write_text('#!/bin/sh\n/bin/mkdir -p "$3/usr/share" && echo data > "$3/usr/share/file"\n')
+    (tools / "apt-get").write_text(
+        f'#!/bin/sh\necho apt >> {log}\n[ "$5" = missing ] && echo "E: Unable to locate package" >&2 && exit 100\necho deb > "$5_1.deb"\n'
+    )
+    (tools / "dpkg-deb").write_text(
+        '#!/bin/sh\n/bin/mkdir -p "$3/usr/share" && echo data > "$3/usr/share/file"\n'
+    )
     for tool in tools.iterdir():
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path / "cache"))
     first = debian_package("pictures")
-    assert (first / "usr/share/file").read_text() == "data\n" and debian_package("pictures") == first and log.read_text() == "apt\n"
+    assert (
+        (first / "usr/share/file").read_text() == "data\n"
+        and debian_package("pictures") == first
+        and log.read_text() == "apt\n"
+    )
     (tmp_path / "cache/debian/pictures.deb").write_text("damaged")
     assert debian_package("pictures") == first and log.read_text() == "apt\napt\n"
     with pytest.raises(DataUnavailableError, match="apt-get update"):
@@ -150,13 +187,19 @@ def test_an_unpacked_tree_is_checked_again(tmp_path, monkeypatch):
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "apt-get").write_text('#!/bin/sh\necho deb > "$5_1.deb"\n')
-    (tools / "dpkg-deb").write_text('#!/bin/sh\n/bin/mkdir -p "$3/usr/share" && echo data > "$3/usr/share/file"\n')
+    (tools / "dpkg-deb").write_text(
+        '#!/bin/sh\n/bin/mkdir -p "$3/usr/share" && echo data > "$3/usr/share/file"\n'
+    )
     for tool in tools.iterdir():
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tools))
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path / "cache"))
     file = debian_package("pictures") / "usr/share/file"
-    for spoil in (lambda: file.write_text("other"), file.unlink, lambda: (file.parent / "more").write_text("x")):
+    for spoil in (
+        lambda: file.write_text("other"),
+        file.unlink,
+        lambda: (file.parent / "more").write_text("x"),
+    ):
         spoil()
         assert debian_package("pictures") / "usr/share/file" == file
         assert file.read_text() == "data\n" and [p.name for p in file.parent.iterdir()] == ["file"]
@@ -164,7 +207,9 @@ def test_an_unpacked_tree_is_checked_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["../../evil", "/evil", "-o", "a\nb", "", "a b", ".hidden", None])
 def test_names_that_are_no_names(name, monkeypatch):
-    monkeypatch.setattr("avpapers.data.sources.subprocess.run", lambda *a, **k: pytest.fail("a program was called"))
+    monkeypatch.setattr(
+        "avpapers.data.sources.subprocess.run", lambda *a, **k: pytest.fail("a program was called")
+    )
     for call in (lambda: package_wheel(name, "1.0", "0" * 64), lambda: debian_package(name)):
         with pytest.raises(ValueError, match="(name|version): got .*expected .*; do "):
             call()

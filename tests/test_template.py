@@ -19,7 +19,9 @@ def clone(tmp_path_factory):
     from nbdev.export import nb_export
 
     root = tmp_path_factory.mktemp("clone")
-    shutil.copytree(ROOT / "avpapers", root / "avpapers", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "avpapers", root / "avpapers", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (root / "nbs" / "records").mkdir(parents=True)
     for name in ("settings.ini", "_quarto.yml", "README.md"):
         shutil.copy(ROOT / name, root)
@@ -32,7 +34,16 @@ def clone(tmp_path_factory):
 @pytest.mark.slow
 def test_a_new_paper_runs_whole_at_smoke(clone):
     environment = os.environ | {"PYTHONPATH": str(clone), "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", "avpapers.cli", "reproduce", "demo", "--tier", "smoke", "--no-site"]
+    command = [
+        sys.executable,
+        "-m",
+        "avpapers.cli",
+        "reproduce",
+        "demo",
+        "--tier",
+        "smoke",
+        "--no-site",
+    ]
     done = subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "0 failed" in done.stdout and "8 ran" in done.stdout
@@ -43,8 +54,12 @@ def test_a_new_paper_runs_whole_at_smoke(clone):
 def test_menus_name_a_new_paper(clone):
     code = "from pathlib import Path; from avpapers.suite.papers import synced; print(*synced(Path('.')).values())"
     environment = os.environ | {"PYTHONPATH": str(clone)}
-    said = subprocess.run([sys.executable, "-c", code], cwd=clone, env=environment, capture_output=True, text=True)
-    assert "demo/00_overview.ipynb" in said.stdout and "`demo` | Demo" in said.stdout, said.stderr[-1000:]
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=clone, env=environment, capture_output=True, text=True
+    )
+    assert "demo/00_overview.ipynb" in said.stdout and "`demo` | Demo" in said.stdout, said.stderr[
+        -1000:
+    ]
 
 
 @pytest.mark.parametrize("name", ["Demo", "two words", "class", "1st", "skiprnn", "../up"])

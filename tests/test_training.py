@@ -50,7 +50,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     process, deadline = start(tmp_path, checkpoint, out, 0.02), time.time() + 60
     while time.time() < deadline and not checkpoint.exists():
         time.sleep(0.01)
-    time.sleep(0.33)                    # between two checkpoints, between two rows of the history
+    time.sleep(0.33)  # between two checkpoints, between two rows of the history
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not out.exists()
     assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 120
@@ -67,22 +67,55 @@ def learn(folder):
     with seeded_globals(0):
         net = nn.Linear(4, 1)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.05)
-    history = fit(net, ShuffledBatches(x, x.sum(1, keepdim=True), batch_size=16), optimizer=optimizer, num_steps=10, device="cpu",
-                  step=lambda model, batch: ((model(batch[0]) - batch[1]).square().mean(), {"rows": float(len(batch[0]))}),
-                  clip=1.0, checkpoint=f"{folder}/ddp{os.environ.get('WORLD_SIZE', 1)}.pt", log_every=5, progress=False)
+    history = fit(
+        net,
+        ShuffledBatches(x, x.sum(1, keepdim=True), batch_size=16),
+        optimizer=optimizer,
+        num_steps=10,
+        device="cpu",
+        step=lambda model, batch: (
+            (model(batch[0]) - batch[1]).square().mean(),
+            {"rows": float(len(batch[0]))},
+        ),
+        clip=1.0,
+        checkpoint=f"{folder}/ddp{os.environ.get('WORLD_SIZE', 1)}.pt",
+        log_every=5,
+        progress=False,
+    )
     if os.environ.get("RANK", "0") == "0":
-        torch.save({"weight": net.weight.data, "loss": history.table.loss.tolist(), "rows": history.table.rows.tolist()},
-                   f"{folder}/weights{os.environ.get('WORLD_SIZE', 1)}.pt")
+        torch.save(
+            {
+                "weight": net.weight.data,
+                "loss": history.table.loss.tolist(),
+                "rows": history.table.rows.tolist(),
+            },
+            f"{folder}/weights{os.environ.get('WORLD_SIZE', 1)}.pt",
+        )
 
 
 @pytest.mark.slow
 def test_two_processes_learn_what_one_does(tmp_path):
     script = tmp_path / "ddp.py"
-    script.write_text("import sys; sys.path.insert(0, sys.argv[1]); from test_training import learn; learn(sys.argv[2])")
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_training import learn; learn(sys.argv[2])"
+    )
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     here = os.path.dirname(__file__)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.Popen([*command, str(script), here, str(tmp_path)], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [*command, str(script), here, str(tmp_path)],
+        env=env,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
         message = process.communicate(timeout=120)[1]
     finally:
@@ -101,8 +134,16 @@ def tiny(checkpoint, step=None, **kwargs):
         net = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     step = step or (lambda model, batch: (model(batch).square().mean(), {}))
-    return fit(net, lambda generator: torch.randn(4, 2, generator=generator), step=step, optimizer=optimizer, device="cpu",
-               checkpoint=checkpoint, progress=False, **({"num_steps": 6} | kwargs))
+    return fit(
+        net,
+        lambda generator: torch.randn(4, 2, generator=generator),
+        step=step,
+        optimizer=optimizer,
+        device="cpu",
+        checkpoint=checkpoint,
+        progress=False,
+        **({"num_steps": 6} | kwargs),
+    )
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
@@ -178,4 +219,8 @@ def test_schedule_is_monotone_after_warm_up():
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    assert rates[:6] == sorted(rates[:6]) and rates[5:] == sorted(rates[5:], reverse=True) and rates[-1] == 0
+    assert (
+        rates[:6] == sorted(rates[:6])
+        and rates[5:] == sorted(rates[5:], reverse=True)
+        and rates[-1] == 0
+    )

@@ -16,7 +16,11 @@ from ..suite.paper import Paper, PaperValue
 
 # %% ../../nbs/anp/00b_claims.ipynb #22b996f8
 paper = Paper(
-    "anp", prefix="AN", citation="fernandez2017", short="More cat than cute", arxiv="1708.06039",
+    "anp",
+    prefix="AN",
+    citation="fernandez2017",
+    short="More cat than cute",
+    arxiv="1708.06039",
     title="More cat than cute? Interpretable Prediction of Adjective-Noun Pairs",
     authors=(
         "Delia Fernandez, Alejandro Woodward, Victor Campos, Xavier Giro-i-Nieto, Brendan Jou,"
@@ -24,8 +28,10 @@ paper = Paper(
     ),
     venue="MUSA2 workshop at ACM Multimedia 2017",
     idea="Two networks name the adjective and the noun, a third makes the pair of them",
-    task="Adjective-noun pair detection", data="553 adjective-noun pairs of MVSO",
-    real=("mtvso",), extras=("avatars",),
+    task="Adjective-noun pair detection",
+    data="553 adjective-noun pairs of MVSO",
+    real=("mtvso",),
+    extras=("avatars",),
 )
 SHOWN = "whether it holds for drawings with rendered adjectives"
 
@@ -41,10 +47,14 @@ def points(
 
 # %% ../../nbs/anp/00b_claims.ipynb #43122a08
 @paper.claim(
-    1, "Fusing an adjective network and a noun network predicts adjective-noun pairs.",
-    where="table 1, ANPNet", metric="top-1 accuracy (%), higher is better",
+    1,
+    "Fusing an adjective network and a noun network predicts adjective-noun pairs.",
+    where="table 1, ANPNet",
+    metric="top-1 accuracy (%), higher is better",
     control="the commonest pair; whether it beats the untrained product is AN-11",
-    paper_value=PaperValue(20.67, "table 1"), tolerance=1.0, stand_in_shows=SHOWN,
+    paper_value=PaperValue(20.67, "table 1"),
+    tolerance=1.0,
+    stand_in_shows=SHOWN,
     changed=("2026-11-25: split after an audit; the comparison with the product rule is AN-11",),
     must_fail={"pairs": [{"role": r, "top1": 0.02} for r in ("fusion", "commonest")]},
 )
@@ -54,11 +64,14 @@ def fusion(pairs: Runs) -> Outcome:
     gain = top1 - points(pairs, "commonest")
     return Outcome(top1, [Check("top-1 (%), fusion minus the commonest pair", gain, above=0)])
 
-
+# %% ../../nbs/anp/00b_claims.ipynb #3d707a74
 @paper.claim(
-    11, "The learned fusion predicts pairs better than the product of the two networks.",
-    where="table 1, ANPNet", metric="points of top-1, fusion minus product, higher is better",
-    control="the same at top-5", stand_in_shows=SHOWN,
+    11,
+    "The learned fusion predicts pairs better than the product of the two networks.",
+    where="table 1, ANPNet",
+    metric="points of top-1, fusion minus product, higher is better",
+    control="the same at top-5",
+    stand_in_shows=SHOWN,
     changed=("2026-11-25: split off AN-1 after an audit; it was its control before",),
     must_fail={"pairs": [{"role": r, "top1": 0.2, "top5": 0.5} for r in ("fusion", "product")]},
 )
@@ -90,30 +103,41 @@ def cost(
 
 # %% ../../nbs/anp/00b_claims.ipynb #18b93655
 @paper.claim(
-    2, "Interpretability has a price against a single network.", where="table 1, ResNet-50 (ANP)",
-    metric="points of top-1, single minus fusion", control="a single network of matched size",
-    paper_value=PaperValue(2.73, "table 1: 23.40 - 20.67; the text says 3.8"), tolerance=1.0,
+    2,
+    "Interpretability has a price against a single network.",
+    where="table 1, ResNet-50 (ANP)",
+    metric="points of top-1, single minus fusion",
+    control="a single network of matched size",
+    paper_value=PaperValue(2.73, "table 1: 23.40 - 20.67; the text says 3.8"),
+    tolerance=1.0,
     stand_in_shows=SHOWN,
-    must_fail={"pairs": [
-        {"role": r, "variant": v, "top1": 0.2, "top5": 0.5}
-        for r, v in (("single", None), ("single", "matched"), ("fusion", None))
-    ]},
+    must_fail={
+        "pairs": [
+            {"role": r, "variant": v, "top1": 0.2, "top5": 0.5}
+            for r, v in (("single", None), ("single", "matched"), ("fusion", None))
+        ]
+    },
 )
 def cost_of_towers(pairs: Runs) -> Outcome:
     "AN-2: one network for pairs is better, also one that is as large as two towers."
     return cost(pairs, "single", "matched")
 
-
+# %% ../../nbs/anp/00b_claims.ipynb #37029601
 @paper.claim(
-    3, "It has a price against the same network with a free intermediate layer.",
-    where="table 1, Non-interpretable", metric="points of top-1, free minus fusion",
+    3,
+    "It has a price against the same network with a free intermediate layer.",
+    where="table 1, Non-interpretable",
+    metric="points of top-1, free minus fusion",
     control="a second start",
-    paper_value=PaperValue(1.13, "table 1: 21.80 - 20.67; the text says 2.2"), tolerance=1.0,
+    paper_value=PaperValue(1.13, "table 1: 21.80 - 20.67; the text says 2.2"),
+    tolerance=1.0,
     stand_in_shows=SHOWN,
-    must_fail={"pairs": [
-        {"role": r, "variant": v, "top1": 0.2, "top5": 0.5}
-        for r, v in (("free", None), ("free", "again"), ("fusion", None))
-    ]},
+    must_fail={
+        "pairs": [
+            {"role": r, "variant": v, "top1": 0.2, "top5": 0.5}
+            for r, v in (("free", None), ("free", "again"), ("fusion", None))
+        ]
+    },
 )
 def cost_of_names(pairs: Runs) -> Outcome:
     "AN-3: the same network with a free bottleneck is better, from a second start too."
@@ -124,14 +148,21 @@ DIAL = "how strongly adjectives are rendered, and which nouns are drawn, decides
 
 
 @paper.claim(
-    4, "Adjectives are harder than nouns, although there are fewer.", where="table 1, AdjNet and NounNet",
-    metric="points of top-1, noun minus adjective", control="as many nouns as adjectives",
-    paper_value=PaperValue(13.8, "table 1: 41.50 - 27.70"), tolerance=3.0, stand_in_shows=SHOWN,
+    4,
+    "Adjectives are harder than nouns, although there are fewer.",
+    where="table 1, AdjNet and NounNet",
+    metric="points of top-1, noun minus adjective",
+    control="as many nouns as adjectives",
+    paper_value=PaperValue(13.8, "table 1: 41.50 - 27.70"),
+    tolerance=3.0,
+    stand_in_shows=SHOWN,
     not_tested={"cpu": DIAL, "night": DIAL},
-    must_fail={"pairs": [
-        {"role": r, "variant": v, "top1": 0.5}
-        for r, v in (("noun", None), ("noun", "matched"), ("adjective", None))
-    ]},
+    must_fail={
+        "pairs": [
+            {"role": r, "variant": v, "top1": 0.5}
+            for r, v in (("noun", None), ("noun", "matched"), ("adjective", None))
+        ]
+    },
 )
 def adjectives_harder(pairs: Runs) -> Outcome:
     "AN-4: the noun network is more accurate, at equal numbers of classes as well."
@@ -146,13 +177,28 @@ def adjectives_harder(pairs: Runs) -> Outcome:
 
 # %% ../../nbs/anp/00b_claims.ipynb #7ebc9a43
 @paper.claim(
-    5, "A right pair implies right parts, not the reverse.", where="table 3",
-    metric="adjective given pair minus pair given adjective (%)", control="independent detections",
-    paper_value=PaperValue(21.09, "table 3: 87.47 - 66.38"), tolerance=5.0, stand_in_shows=SHOWN,
-    must_fail={"pairs": [{
-        "role": "codetection", "guesses": 5, "adjective_given_pair": 0.5, "pair_given_adjective": 0.5,
-        "noun_given_pair": 0.5, "pair_given_noun": 0.5, "adjective_rate": 0.5, "noun_rate": 0.5,
-    }]},
+    5,
+    "A right pair implies right parts, not the reverse.",
+    where="table 3",
+    metric="adjective given pair minus pair given adjective (%)",
+    control="independent detections",
+    paper_value=PaperValue(21.09, "table 3: 87.47 - 66.38"),
+    tolerance=5.0,
+    stand_in_shows=SHOWN,
+    must_fail={
+        "pairs": [
+            {
+                "role": "codetection",
+                "guesses": 5,
+                "adjective_given_pair": 0.5,
+                "pair_given_adjective": 0.5,
+                "noun_given_pair": 0.5,
+                "pair_given_noun": 0.5,
+                "adjective_rate": 0.5,
+                "noun_rate": 0.5,
+            }
+        ]
+    },
 )
 def codetection(pairs: Runs) -> Outcome:
     "AN-5: parts given the pair are detected more often than the pair given a part."
@@ -178,19 +224,32 @@ BOTH = "2026-11-25: the released code's bound became a row of its own, after an 
 
 # %% ../../nbs/anp/00b_claims.ipynb #e16ab0ea
 @paper.claim(
-    6, "Pairs differ in whether the adjective or the noun drives them.", where="table 4",
-    metric="share of the ratio's variance between pairs, minus shuffled", control="the Shapley share",
-    stand_in_shows=SHOWN, changed=(BOTH,),
-    must_fail={"pairs": [{
-        "role": "relevance", "anr_between": 0.1, "anr_between_null": 0.1, "rank_shapley": 0.0,
-        "above_one": 0.5,
-    }]},
+    6,
+    "Pairs differ in whether the adjective or the noun drives them.",
+    where="table 4",
+    metric="share of the ratio's variance between pairs, minus shuffled",
+    control="the Shapley share",
+    stand_in_shows=SHOWN,
+    changed=(BOTH,),
+    must_fail={
+        "pairs": [
+            {
+                "role": "relevance",
+                "anr_between": 0.1,
+                "anr_between_null": 0.1,
+                "rank_shapley": 0.0,
+                "above_one": 0.5,
+            }
+        ]
+    },
 )
 def ratio_differs(pairs: Runs) -> Outcome:
     "AN-6: the ratio differs between pairs, and agrees with the Shapley share."
     found = pairs.where(role="relevance")
     between = found["anr_between"] - found["anr_between_null"]
-    rank = Check("rank correlation of ratio and Shapley share over pairs", found["rank_shapley"], above=0)
+    rank = Check(
+        "rank correlation of ratio and Shapley share over pairs", found["rank_shapley"], above=0
+    )
     return Outcome(
         between,
         [Check("variance of the ratio between pairs, minus shuffled", between, above=0)],
@@ -203,8 +262,11 @@ CONDITION_MARGIN = 0.02  # of the ratio; the paper's own differences are at most
 
 
 @paper.claim(
-    7, "Conditions on a right adjective or noun hardly move the ratio.", where="table 4",
-    metric="mean absolute change of the ratio, lower is better", control="the spread over pairs",
+    7,
+    "Conditions on a right adjective or noun hardly move the ratio.",
+    where="table 4",
+    metric="mean absolute change of the ratio, lower is better",
+    control="the spread over pairs",
     stand_in_shows=SHOWN,
     must_fail={"pairs": [{"role": "relevance", "condition_shift": 0.1, "anr_spread": 0.1}]},
 )
@@ -220,12 +282,18 @@ def ratio_is_stable(pairs: Runs) -> Outcome:
 
 # %% ../../nbs/anp/00b_claims.ipynb #28a8b0cb
 @paper.claim(
-    8, "Pairs with objects are detected better than pairs with scenes.", where="table 2",
-    metric="top-5 (%), objects minus scenes", control="kinds permuted over nouns",
-    stand_in_shows=SHOWN, not_tested={"cpu": DIAL, "night": DIAL},
-    must_fail={"pairs": [{
-        "role": "relevance", "object_top5": 0.5, "scene_top5": 0.5, "permuted_top5_gap": 0.0,
-    }]},
+    8,
+    "Pairs with objects are detected better than pairs with scenes.",
+    where="table 2",
+    metric="top-5 (%), objects minus scenes",
+    control="kinds permuted over nouns",
+    stand_in_shows=SHOWN,
+    not_tested={"cpu": DIAL, "night": DIAL},
+    must_fail={
+        "pairs": [
+            {"role": "relevance", "object_top5": 0.5, "scene_top5": 0.5, "permuted_top5_gap": 0.0}
+        ]
+    },
 )
 def objects_before_scenes(pairs: Runs) -> Outcome | None:
     "AN-8: pairs with an object are detected more often than pairs with a scene."
@@ -255,11 +323,18 @@ def equivalence(
         [Check("equivalent pairs, minus by chance", more, above=0)],
     )
 
-
+# %% ../../nbs/anp/00b_claims.ipynb #1ae28527
 @paper.claim(
-    9, "Some pairs are visually equivalent.", where="tables 5 and 6", metric="number of equivalent pairs",
-    control="pairs by chance", stand_in_shows=SHOWN, changed=(BOTH,),
-    must_fail={"pairs": [{"role": "relevance", "equivalent_pairs": 3.0, "equivalent_pairs_null": 3.0}]},
+    9,
+    "Some pairs are visually equivalent.",
+    where="tables 5 and 6",
+    metric="number of equivalent pairs",
+    control="pairs by chance",
+    stand_in_shows=SHOWN,
+    changed=(BOTH,),
+    must_fail={
+        "pairs": [{"role": "relevance", "equivalent_pairs": 3.0, "equivalent_pairs_null": 3.0}]
+    },
 )
 def equivalent_pairs(pairs: Runs) -> Outcome:
     "AN-9: there are visually equivalent pairs, more than by chance."
@@ -283,20 +358,30 @@ def planted(
         note=f"the noun that fills the picture is among the five in {depicted:.0f} %",
     )
 
-
+# %% ../../nbs/anp/00b_claims.ipynb #eeb877e9
 @paper.claim(
-    10, "The top contributions can serve as extra labels.", where="table 7",
-    metric="second noun among five contributions, with it minus without", control="an absent noun",
+    10,
+    "The top contributions can serve as extra labels.",
+    where="table 7",
+    metric="second noun among five contributions, with it minus without",
+    control="an absent noun",
     stand_in_shows=SHOWN,
     changed=(
         "2026-11-22, after a first run: the absent noun is now drawn as often as nouns occur, as the"
         " second noun is",
         BOTH,
     ),
-    must_fail={"pairs": [{
-        "role": "planted", "second_noun_top5": 0.3, "second_noun_top5_before": 0.3,
-        "absent_noun_top5": 0.3, "first_noun_top5": 0.5,
-    }]},
+    must_fail={
+        "pairs": [
+            {
+                "role": "planted",
+                "second_noun_top5": 0.3,
+                "second_noun_top5_before": 0.3,
+                "absent_noun_top5": 0.3,
+                "first_noun_top5": 0.5,
+            }
+        ]
+    },
 )
 def extra_labels(pairs: Runs) -> Outcome:
     "AN-10: a second thing in the picture is among the top contributions; an absent one is not."
@@ -304,9 +389,13 @@ def extra_labels(pairs: Runs) -> Outcome:
 
 # %% ../../nbs/anp/00b_claims.ipynb #2bba76e7
 @paper.claim(
-    12, "With the released code's bound, the ratio tells what drives a pair (as AN-6).", where="table 4",
-    metric="rank correlation of ratio and Shapley share over pairs", control="the bounds of the z^B rule",
-    stand_in_shows=SHOWN, changed=(BOTH,),
+    12,
+    "With the released code's bound, the ratio tells what drives a pair (as AN-6).",
+    where="table 4",
+    metric="rank correlation of ratio and Shapley share over pairs",
+    control="the bounds of the z^B rule",
+    stand_in_shows=SHOWN,
+    changed=(BOTH,),
     must_fail={"pairs": [{"role": "relevance", "rank_shapley": 0.3, "rank_shapley_released": 0.3}]},
 )
 def ratio_released(pairs: Runs) -> Outcome:
@@ -320,28 +409,49 @@ def ratio_released(pairs: Runs) -> Outcome:
         [Check(f"{name}, minus the z^B rule's", rank - found["rank_shapley"], above=0)],
     )
 
-
+# %% ../../nbs/anp/00b_claims.ipynb #0981997e
 @paper.claim(
-    13, "With the released code's bound, some pairs are visually equivalent (as AN-9).",
-    where="tables 5 and 6", metric="number of equivalent pairs", control="pairs by chance",
-    stand_in_shows=SHOWN, changed=(BOTH,),
-    must_fail={"pairs": [{
-        "role": "relevance", "equivalent_pairs_released": 3.0, "equivalent_pairs_null_released": 3.0,
-    }]},
+    13,
+    "With the released code's bound, some pairs are visually equivalent (as AN-9).",
+    where="tables 5 and 6",
+    metric="number of equivalent pairs",
+    control="pairs by chance",
+    stand_in_shows=SHOWN,
+    changed=(BOTH,),
+    must_fail={
+        "pairs": [
+            {
+                "role": "relevance",
+                "equivalent_pairs_released": 3.0,
+                "equivalent_pairs_null_released": 3.0,
+            }
+        ]
+    },
 )
 def equivalent_released(pairs: Runs) -> Outcome:
     "AN-13: as AN-9, with the released bound."
     return equivalence(pairs, "_released")
 
-
+# %% ../../nbs/anp/00b_claims.ipynb #aba56937
 @paper.claim(
-    14, "With the released code's bound, top contributions can serve as extra labels (as AN-10).",
-    where="table 7", metric="second noun among five contributions, with it minus without",
-    control="an absent noun", stand_in_shows=SHOWN, changed=(BOTH,),
-    must_fail={"pairs": [{
-        "role": "planted", "second_noun_top5_released": 0.3, "second_noun_top5_before_released": 0.3,
-        "absent_noun_top5_released": 0.3, "first_noun_top5_released": 0.5,
-    }]},
+    14,
+    "With the released code's bound, top contributions can serve as extra labels (as AN-10).",
+    where="table 7",
+    metric="second noun among five contributions, with it minus without",
+    control="an absent noun",
+    stand_in_shows=SHOWN,
+    changed=(BOTH,),
+    must_fail={
+        "pairs": [
+            {
+                "role": "planted",
+                "second_noun_top5_released": 0.3,
+                "second_noun_top5_before_released": 0.3,
+                "absent_noun_top5_released": 0.3,
+                "first_noun_top5_released": 0.5,
+            }
+        ]
+    },
 )
 def extra_labels_released(pairs: Runs) -> Outcome:
     "AN-14: as AN-10, with the released bound."

@@ -14,14 +14,22 @@ from ..suite.paper import Paper, PaperValue
 
 # %% ../../nbs/exvo/00b_claims.ipynb #4be75f1e
 paper = Paper(
-    "exvo", prefix="EV", citation="belanich2022", short="Vocal bursts", arxiv="2206.12494",
+    "exvo",
+    prefix="EV",
+    citation="belanich2022",
+    short="Vocal bursts",
+    arxiv="2206.12494",
     title="Multitask vocal burst modeling with ResNets and pre-trained paralinguistic Conformers",
     authors="Josh Belanich, Krishna Somandepalli, Brian Eoff, Brendan Jou",
     venue="ExVo workshop at ICML 2022",
     idea="Image classifiers on spectrograms of vocal bursts, and whether three tasks help each other",
-    task="Emotion, country and age from a vocal burst", data="ExVo vocal bursts", real=("hume-vb",),
+    task="Emotion, country and age from a vocal burst",
+    data="ExVo vocal bursts",
+    real=("hume-vb",),
 )
-SHOWN = "whether it holds for generated bursts, whose tasks share what the generator makes them share"
+SHOWN = (
+    "whether it holds for generated bursts, whose tasks share what the generator makes them share"
+)
 
 # %% ../../nbs/exvo/00b_claims.ipynb #451544b1
 def score_of(
@@ -47,19 +55,27 @@ def resnet(
 
 # %% ../../nbs/exvo/00b_claims.ipynb #c9f57f07
 @paper.claim(
-    1, "Image classifiers on mel spectrograms beat the competition's baseline.", where="abstract",
+    1,
+    "Image classifiers on mel spectrograms beat the competition's baseline.",
+    where="abstract",
     metric="gain of S over the baseline (%), higher is better",
     control="the baseline's features and a network as large",
-    paper_value=PaperValue(21.24, "abstract: 21.24 % over the baseline's .335"), tolerance=2.0,
+    paper_value=PaperValue(21.24, "abstract: 21.24 % over the baseline's .335"),
+    tolerance=2.0,
     stand_in_shows=SHOWN,
-    must_fail={"bursts": [
-        {"world": "independent", "model": m, "variant": v, "rule": r, "exchanged": x, "S": 0.3}
-        for m, v, r, x in (
-            ("resnet", "joint", "together", None), ("functionals", "network", None, None),
-            ("functionals", "matched", None, None), ("functionals", "exchange", None, "C"),
-            ("functionals", "exchange", None, "U"), ("functionals", "exchange", None, "M"),
-        )
-    ]},
+    must_fail={
+        "bursts": [
+            {"world": "independent", "model": m, "variant": v, "rule": r, "exchanged": x, "S": 0.3}
+            for m, v, r, x in (
+                ("resnet", "joint", "together", None),
+                ("functionals", "network", None, None),
+                ("functionals", "matched", None, None),
+                ("functionals", "exchange", None, "C"),
+                ("functionals", "exchange", None, "U"),
+                ("functionals", "exchange", None, "M"),
+            )
+        ]
+    },
 )
 def gain(bursts: Runs) -> Outcome | None:
     "EV-1: a ResNet on spectrograms scores higher than pooled statistics."
@@ -79,20 +95,30 @@ def gain(bursts: Runs) -> Outcome | None:
     )
 
 # %% ../../nbs/exvo/00b_claims.ipynb #d6abd5c4
-FEW_STEPS = "185 steps of pre-training of a small Conformer cannot test what a large pre-trained one can do"
+FEW_STEPS = (
+    "185 steps of pre-training of a small Conformer cannot test what a large pre-trained one can do"
+)
 
 
 @paper.claim(
-    2, "A large pre-trained Conformer shows headroom.", where="abstract",
-    metric="S, Conformer minus ResNet", control="the Conformer with random weights",
-    stand_in_shows=SHOWN, not_tested={"cpu": FEW_STEPS, "night": FEW_STEPS},
-    must_fail={"bursts": [
-        {"world": "independent", "model": m, "variant": v, "rule": r, "layer": None, "S": 0.3}
-        for m, v, r in (
-            ("resnet", "joint", "together"), ("conformer", "pre-trained", None),
-            ("conformer", "random", None), ("conformer", "fine-tuned", None),
-        )
-    ]},
+    2,
+    "A large pre-trained Conformer shows headroom.",
+    where="abstract",
+    metric="S, Conformer minus ResNet",
+    control="the Conformer with random weights",
+    stand_in_shows=SHOWN,
+    not_tested={"cpu": FEW_STEPS, "night": FEW_STEPS},
+    must_fail={
+        "bursts": [
+            {"world": "independent", "model": m, "variant": v, "rule": r, "layer": None, "S": 0.3}
+            for m, v, r in (
+                ("resnet", "joint", "together"),
+                ("conformer", "pre-trained", None),
+                ("conformer", "random", None),
+                ("conformer", "fine-tuned", None),
+            )
+        ]
+    },
 )
 def headroom(bursts: Runs) -> Outcome:
     "EV-2: a pre-trained Conformer scores higher than the ResNet."
@@ -116,23 +142,40 @@ MARGINS = {"C": 0.02, "U": 0.02, "M": 0.1}
 
 
 @paper.claim(
-    3, "The best models are trained as single-task models.", where="abstract",
-    metric="S, single-task minus multitask", control="equal compute", stand_in_shows=SHOWN,
-    must_fail={"bursts": [
-        {
-            "world": "independent", "model": "resnet", "variant": v, "rule": r, "S": 0.3, "C": 0.4,
-            "U": 0.4, "M": 5.0,
-        }
-        for v, r in (("joint", "together"), ("single", None), ("narrow singles", None))
-    ]},
+    3,
+    "The best models are trained as single-task models.",
+    where="abstract",
+    metric="S, single-task minus multitask",
+    control="equal compute",
+    stand_in_shows=SHOWN,
+    must_fail={
+        "bursts": [
+            {
+                "world": "independent",
+                "model": "resnet",
+                "variant": v,
+                "rule": r,
+                "S": 0.3,
+                "C": 0.4,
+                "U": 0.4,
+                "M": 5.0,
+            }
+            for v, r in (("joint", "together"), ("single", None), ("narrow singles", None))
+        ]
+    },
 )
 def single_task(bursts: Runs) -> Outcome:
     "EV-3: three single-task networks score higher than one multitask network."
     joint, single = resnet(bursts), score_of(bursts, "resnet", "single")
     narrow = score_of(bursts, "resnet", "narrow singles")
-    note = "single minus multitask: " + ", ".join(compared(bursts, p, m) for p, m in MARGINS.items())
+    note = "single minus multitask: " + ", ".join(
+        compared(bursts, p, m) for p, m in MARGINS.items()
+    )
     if "related" in set(bursts.frame["world"]):
-        pair = score_of(bursts, "resnet", "single", world="related"), resnet(bursts, world="related")
+        pair = (
+            score_of(bursts, "resnet", "single", world="related"),
+            resnet(bursts, world="related"),
+        )
         difference = Check("S", pair[0] - pair[1], above=0).estimate.format(3)
         note += f"; S where emotion depends on country: {difference}"
     return Outcome(
@@ -142,7 +185,7 @@ def single_task(bursts: Runs) -> Outcome:
         note,
     )
 
-
+# %% ../../nbs/exvo/00b_claims.ipynb #c0a0be4b
 def compared(
     bursts: Runs,  # of the experiment
     part: str,  # C, U or M
@@ -156,11 +199,23 @@ def compared(
 
 # %% ../../nbs/exvo/00b_claims.ipynb #c583f2da
 @paper.claim(
-    4, "The size of the classifier matters.", where="abstract", metric="S per doubling of parameters",
-    control="parameter counts permuted", stand_in_shows=SHOWN,
-    must_fail={"bursts": [
-        {"world": "independent", "model": "resnet", "variant": "slope", "slope": 0.0, "slope_null": 0.0}
-    ]},
+    4,
+    "The size of the classifier matters.",
+    where="abstract",
+    metric="S per doubling of parameters",
+    control="parameter counts permuted",
+    stand_in_shows=SHOWN,
+    must_fail={
+        "bursts": [
+            {
+                "world": "independent",
+                "model": "resnet",
+                "variant": "slope",
+                "slope": 0.0,
+                "slope_null": 0.0,
+            }
+        ]
+    },
 )
 def size(bursts: Runs) -> Outcome:
     "EV-4: larger image classifiers score higher."

@@ -54,7 +54,7 @@ def is_install_cell(
     "Recognize the cell that `install_cell` writes."
     return '"google.colab" in sys.modules' in c["source"] and "%pip" in c["source"]
 
-
+# %% ../../nbs/site/badges.ipynb #cecc03b9
 def with_badge(
     nb: dict,  # a notebook whose first cell is its title
     notebook: str,  # path below `nbs/`

@@ -41,7 +41,7 @@ def _relative(href, folder, home):
     path, mark, fragment = href[len(home) :].partition("#")
     return posixpath.relpath(path or "index.html", folder or ".") + mark + fragment
 
-
+# %% ../../nbs/site/links.ipynb #203580d0
 def rewrite_links(
     html: str,  # a rendered page
     page: str,  # its address, such as `skiprnn/model.html`
@@ -78,7 +78,7 @@ def _finish_page(html, stamp):
     html = re.sub(r"<img[^>]*colab-badge\.svg[^>]*>", badge, html)
     return re.sub(r"(<span class=[\"']build[\"']>)[^<]*", lambda m: m[1] + escape(stamp), html)
 
-
+# %% ../../nbs/site/links.ipynb #b4a05a9e
 def finish_pages(
     docs: Path,  # a rendered site
     root: Path,  # the clone
@@ -171,7 +171,7 @@ def _target(page, link, docs):
     file = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)) if path else page
     return (f"{file}/index.html" if (docs / file).is_dir() else file), unquote(mark)
 
-
+# %% ../../nbs/site/links.ipynb #e55db988
 def check_links(
     docs: Path,  # a rendered site
 ) -> list[tuple[str, str, str]]:  # page, link, what is wrong with it; empty when all is well

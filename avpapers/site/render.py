@@ -41,7 +41,7 @@ def _merge(a, b):
         return b
     return {**a, **{k: _merge(a[k], v) if k in a else v for k, v in b.items()}}
 
-
+# %% ../../nbs/site/render.ipynb #a57f915e
 def site_config(
     root: Path | None = None,  # the clone
 ) -> dict:  # `_quarto.yml` with `nbs/nbdev.yml` merged in

@@ -286,7 +286,7 @@ def _embedded(folder, m, name):
             return {**c, "source": source}
     raise SiteError(f"{name}: {m['nb']} has no cell labeled {m['label']}")
 
-
+# %% ../../nbs/site/resolve.ipynb #50ea1461
 def expand_embeds(
     nb: dict,  # a staged notebook
     *,

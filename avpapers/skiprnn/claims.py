@@ -15,10 +15,15 @@ from ..suite.paper import Paper, PaperValue
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #5b28e073
 paper = Paper(
-    "skiprnn", prefix="SR", citation="campos2018skip", short="Skip RNN", arxiv="1708.06834",
+    "skiprnn",
+    prefix="SR",
+    citation="campos2018skip",
+    short="Skip RNN",
+    arxiv="1708.06834",
     title="Skip RNN: Learning to Skip State Updates in Recurrent Neural Networks",
     authors="Victor Campos, Brendan Jou, Xavier Giro-i-Nieto, Jordi Torres, Shih-Fu Chang",
-    venue="ICLR 2018", idea="A recurrent network that learns when not to update its state",
+    venue="ICLR 2018",
+    idea="A recurrent network that learns when not to update its state",
     task="Sequence classification and regression",
     data="Adding, frequency, MNIST by pixel, IMDB, UCF-101, Charades",
     real=("adding", "frequency", "noise", "mnist", "imdb"),
@@ -30,13 +35,16 @@ SOLVED = 1 / 600  # Var(y) / 100
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #f077b75c
 @paper.claim(
-    3, "The adding task is solved with about half of the updates.",
-    where="table 1, Skip LSTM, lambda 1e-5", metric="updates used (%), lower is better",
+    3,
+    "The adding task is solved with about half of the updates.",
+    where="table 1, Skip LSTM, lambda 1e-5",
+    metric="updates used (%), lower is better",
     control="another sequence's update times",
-    paper_value=PaperValue(53.9, f"{SOURCE}, table 1", 2.1), tolerance=5.0,
-    must_fail={"adding": [
-        {"role": "skip", "cell": "lstm", "mse": 0.02, "used": 0.5, "shuffled_mse": 0.02},
-    ]},
+    paper_value=PaperValue(53.9, f"{SOURCE}, table 1", 2.1),
+    tolerance=5.0,
+    must_fail={
+        "adding": [{"role": "skip", "cell": "lstm", "mse": 0.02, "used": 0.5, "shuffled_mse": 0.02}]
+    },
 )
 def adding_solved(adding: Runs) -> Outcome:
     "SR-3: solved, with a part of the updates; another sequence's update times would not do."
@@ -45,21 +53,34 @@ def adding_solved(adding: Runs) -> Outcome:
     own = skip["shuffled_mse"] - skip["mse"]
     return Outcome(
         used,
-        [Check("squared error", skip["mse"], below=SOLVED), Check("updates used (%)", used, below=90)],
+        [
+            Check("squared error", skip["mse"], below=SOLVED),
+            Check("updates used (%)", used, below=90),
+        ],
         [Check("error with another sequence's update times, minus own", own, above=0)],
     )
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #afa2e7cc
 @paper.claim(
-    11, "Which samples are used depends on the content.", where="figures 3, 5, 6",
+    11,
+    "Which samples are used depends on the content.",
+    where="figures 3, 5, 6",
     metric="bits about the marker in the decision, own minus shuffled, higher is better",
     control="another sequence's update times",
     must_fail={
-        "adding": [{
-            "role": "skip", "cell": "lstm", "information": 0.01, "shuffled_information": 0.01,
-            "mse": 0.01, "shuffled_mse": 0.01,
-        }],
-        "digits": [{"role": "skip", "cell": "gru", "ink_contrast": 0.1, "shuffled_ink_contrast": 0.1}],
+        "adding": [
+            {
+                "role": "skip",
+                "cell": "lstm",
+                "information": 0.01,
+                "shuffled_information": 0.01,
+                "mse": 0.01,
+                "shuffled_mse": 0.01,
+            }
+        ],
+        "digits": [
+            {"role": "skip", "cell": "gru", "ink_contrast": 0.1, "shuffled_ink_contrast": 0.1}
+        ],
     },
 )
 def content(adding: Runs, digits: Runs) -> Outcome:
@@ -71,23 +92,34 @@ def content(adding: Runs, digits: Runs) -> Outcome:
     return Outcome(
         bits,
         [
-            Check("adding: bits about the marker in u_t, own minus another sequence's", bits, above=0),
-            Check("digits: update rate on strokes minus background, own minus another image's", ink, above=0),
+            Check(
+                "adding: bits about the marker in u_t, own minus another sequence's", bits, above=0
+            ),
+            Check(
+                "digits: update rate on strokes minus background, own minus another image's",
+                ink,
+                above=0,
+            ),
         ],
         [Check("adding: error with another sequence's update times, minus own", times, above=0)],
     )
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #76c99a8b
 @paper.claim(
-    7, "With a budget, the number of updates barely depends on the sampling rate.",
+    7,
+    "With a budget, the number of updates barely depends on the sampling rate.",
     where="table 4, Skip LSTM, lambda 1e-5",
     metric="updates at twice the rate / at once the rate, 1 is independent, 2 is a plain net",
     control="the ratio without a budget",
-    paper_value=PaperValue(1.07, f"{SOURCE}, table 4: 50.7 / 47.4"), tolerance=0.3,
-    must_fail={"frequency": [
-        {"role": r, "cell": "lstm", "length": n, "updates": 1.0 * n, "accuracy": 0.99}
-        for r in ("skip", "free") for n in (50, 100)
-    ]},
+    paper_value=PaperValue(1.07, f"{SOURCE}, table 4: 50.7 / 47.4"),
+    tolerance=0.3,
+    must_fail={
+        "frequency": [
+            {"role": r, "cell": "lstm", "length": n, "updates": 1.0 * n, "accuracy": 0.99}
+            for r in ("skip", "free")
+            for n in (50, 100)
+        ]
+    },
 )
 def sampling_rate(frequency: Runs) -> Outcome:
     "SR-7: the ratio of updates at twice the sampling rate, with a budget and without."
@@ -114,17 +146,21 @@ def sampling_rate(frequency: Runs) -> Outcome:
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #1a32bfed
 @paper.claim(
-    2, "A budget term controls the number of updates.", where="abstract, eq. 8",
+    2,
+    "A budget term controls the number of updates.",
+    where="abstract, eq. 8",
     metric="Kendall's tau of cost per update and updates, -1 is full control",
     control="the same seed without a cost",
     changed=(
         "2026-11-22, after the first run: the t interval of tau is cut at its bounds -1 and 1;"
         " the threshold is 0, no verdict moved",
     ),
-    must_fail={"frequency": [
-        {"role": r, "cell": "lstm", "length": 50, "budget": b, "used": 0.5}
-        for r, b in (("free", 0.0), ("sweep", 1e-4), ("skip", 1e-3))
-    ]},
+    must_fail={
+        "frequency": [
+            {"role": r, "cell": "lstm", "length": 50, "budget": b, "used": 0.5}
+            for r, b in (("free", 0.0), ("sweep", 1e-4), ("skip", 1e-3))
+        ]
+    },
 )
 def budget(frequency: Runs) -> Outcome:
     "SR-2: the higher the cost of an update, the fewer updates."
@@ -159,14 +195,19 @@ DIGITS_MARGIN = -0.03
 
 
 @paper.claim(
-    4, "On sequential MNIST, accuracy is kept or better with about half of the updates.",
-    where="table 2, Skip GRU", metric="test accuracy, higher is better",
+    4,
+    "On sequential MNIST, accuracy is kept or better with about half of the updates.",
+    where="table 2, Skip GRU",
+    metric="test accuracy, higher is better",
     control="random skipping at as many updates",
-    paper_value=PaperValue(0.976, f"{SOURCE}, table 2", 0.003), tolerance=0.01,
-    must_fail={"digits": [
-        {"role": r, "cell": "gru", "accuracy": a, "used": 0.5}
-        for r, a in (("skip", 0.8), ("dense", 0.9), ("random", 0.8))
-    ]},
+    paper_value=PaperValue(0.976, f"{SOURCE}, table 2", 0.003),
+    tolerance=0.01,
+    must_fail={
+        "digits": [
+            {"role": r, "cell": "gru", "accuracy": a, "used": 0.5}
+            for r, a in (("skip", 0.8), ("dense", 0.9), ("random", 0.8))
+        ]
+    },
 )
 def digits_accuracy(digits: Runs) -> Outcome:
     "SR-4: accuracy not lower by three points, under 70 % of the updates, above random skipping."
@@ -183,14 +224,17 @@ def digits_accuracy(digits: Runs) -> Outcome:
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #2b456ee9
 @paper.claim(
-    5, "On sequential MNIST, training converges faster and varies less than a GRU's.",
+    5,
+    "On sequential MNIST, training converges faster and varies less than a GRU's.",
     where="figure 2",
     metric="validation accuracy averaged over training, skip minus dense, higher is better",
     control="random skipping at as many updates",
-    must_fail={"digits": [
-        {"role": r, "cell": "gru", "accuracy": 0.9, "mean_validation": v}
-        for r, v in (("skip", 0.7), ("dense", 0.8), ("random", 0.7))
-    ]},
+    must_fail={
+        "digits": [
+            {"role": r, "cell": "gru", "accuracy": 0.9, "mean_validation": v}
+            for r, v in (("skip", 0.7), ("dense", 0.8), ("random", 0.7))
+        ]
+    },
 )
 def convergence(digits: Runs) -> Outcome:
     "SR-5: higher validation accuracy on the way, and less spread over seeds."
@@ -220,8 +264,11 @@ WATCH = (
 
 
 @paper.claim(
-    6, "On Charades, clearly better than random skipping when the budget is tight.", where="table 3",
-    metric="accuracy difference, higher is better", control="every k-th step at as many updates",
+    6,
+    "On Charades, clearly better than random skipping when the budget is tight.",
+    where="table 3",
+    metric="accuracy difference, higher is better",
+    control="every k-th step at as many updates",
     stand_in_shows="whether learned skipping beats random skipping on movement data",
     not_tested={"cpu": WATCH, "night": WATCH},
     must_fail={"watch": [{"role": r, "accuracy": 0.5} for r in ("skip", "random", "stride")]},
@@ -238,11 +285,16 @@ def tight_budget(watch: Runs) -> Outcome:
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #c151cf4e
 @paper.claim(
-    9, "On UCF-101, higher accuracy with 3 to 56 % of the updates.", where="table 6",
-    metric="accuracy difference, higher is better", control="random skipping at as many updates",
+    9,
+    "On UCF-101, higher accuracy with 3 to 56 % of the updates.",
+    where="table 6",
+    metric="accuracy difference, higher is better",
+    control="random skipping at as many updates",
     stand_in_shows="whether skipping helps on long redundant movement data",
     not_tested={"cpu": WATCH, "night": WATCH},
-    must_fail={"watch": [{"role": r, "accuracy": 0.5, "used": 0.5} for r in ("skip", "random", "dense")]},
+    must_fail={
+        "watch": [{"role": r, "accuracy": 0.5, "used": 0.5} for r in ("skip", "random", "dense")]
+    },
 )
 def video(watch: Runs) -> Outcome:
     "SR-9: higher accuracy than the plain network, with at most 56 % of the updates."
@@ -260,8 +312,10 @@ def video(watch: Runs) -> Outcome:
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #ac32eab4
 @paper.claim(
-    8, "On IMDB, skipping over long text beats cropping at the same number of words read.",
-    where="table 5", metric="accuracy difference, higher is better",
+    8,
+    "On IMDB, skipping over long text beats cropping at the same number of words read.",
+    where="table 5",
+    metric="accuracy difference, higher is better",
     control="random words, last words",
     stand_in_shows="whether skipping beats cropping on newsgroup topics",
     must_fail={"text": [{"role": r, "accuracy": 0.5} for r in ("skip", "head", "random", "tail")]},
@@ -273,18 +327,33 @@ def long_text(text: Runs) -> Outcome:
         Check(f"accuracy, skip minus {name}", skip - text.where(role=role)["accuracy"], above=0)
         for role, name in (("random", "random words"), ("tail", "the last words"))
     ]
-    return Outcome(skip - head, [Check("accuracy, skip minus the first words", skip - head, above=0)], others)
+    return Outcome(
+        skip - head, [Check("accuracy, skip minus the first words", skip - head, above=0)], others
+    )
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #2104de00
 @paper.claim(
-    10, "The number of skipped steps is known right after an update; nothing need be computed in between.",
-    where="eq. 6", metric="speed-up over the same code run densely, one sequence, higher is better",
+    10,
+    "The number of skipped steps is known right after an update; nothing need be computed in between.",
+    where="eq. 6",
+    metric="speed-up over the same code run densely, one sequence, higher is better",
     control="the same at full updates",
-    must_fail={"events": [
-        {"case": "agreement", "decisions_differ": 0.0},
-        *({"case": "speed", "batch": 1, "used": u, "dense_ms": 1.0, "event_ms": 1.0, "speed_up": 1.0}
-          for u in (0.05, 1.0)),
-    ]},
+    must_fail={
+        "events": [
+            {"case": "agreement", "decisions_differ": 0.0},
+            *(
+                {
+                    "case": "speed",
+                    "batch": 1,
+                    "used": u,
+                    "dense_ms": 1.0,
+                    "event_ms": 1.0,
+                    "speed_up": 1.0,
+                }
+                for u in (0.05, 1.0)
+            ),
+        ]
+    },
 )
 def jumping(events: Runs) -> Outcome:
     "SR-10: same decisions, and time saved in proportion to the steps skipped."
@@ -303,7 +372,13 @@ def jumping(events: Runs) -> Outcome:
             Check("speed-up", speed, above=1.0),
             Check("share of decisions that differ", largest(differ), below=1e-3),
         ],
-        [Check("speed-up at few updates minus at full updates", few["speed_up"] - full["speed_up"], above=0)],
+        [
+            Check(
+                "speed-up at few updates minus at full updates",
+                few["speed_up"] - full["speed_up"],
+                above=0,
+            )
+        ],
         note=f"at {used:.1f} % of the updates; T/updates, the bound, is {bound.value:.1f}",
     )
 
@@ -313,19 +388,26 @@ def largest(
 ) -> Estimate:  # without an interval to speak of
     "The largest value seen, as an estimate: a count of errors has no use for an average."
     worst = float(values.max())
-    return Estimate(worst, worst, worst, len(values), f"{len(values)} seeds, the worst", method="largest")
+    return Estimate(
+        worst, worst, worst, len(values), f"{len(values)} seeds, the worst", method="largest"
+    )
 
 # %% ../../nbs/skiprnn/00b_claims.ipynb #3f1531c0
 @paper.claim(
-    1, "Fewer updates at preserved, sometimes better, performance.", where="abstract",
-    metric="updates saved (%), higher is better", control="random skipping at as many updates",
+    1,
+    "Fewer updates at preserved, sometimes better, performance.",
+    where="abstract",
+    metric="updates saved (%), higher is better",
+    control="random skipping at as many updates",
     must_fail={
         "adding": [{"role": "skip", "cell": "lstm", "used": 0.5, "mse": 0.02}],
         "frequency": [
-            {"role": r, "cell": "lstm", "length": 100, "used": 0.5, "accuracy": 0.9} for r in ("skip", "dense")
+            {"role": r, "cell": "lstm", "length": 100, "used": 0.5, "accuracy": 0.9}
+            for r in ("skip", "dense")
         ],
         "digits": [
-            {"role": r, "cell": "gru", "used": 0.5, "accuracy": 0.9} for r in ("skip", "dense", "random")
+            {"role": r, "cell": "gru", "used": 0.5, "accuracy": 0.9}
+            for r in ("skip", "dense", "random")
         ],
     },
 )
@@ -342,8 +424,22 @@ def summary(adding: Runs, frequency: Runs, digits: Runs) -> Outcome:
         [
             Check("updates saved (%), mean of three tasks", saved, above=10),
             Check("adding: squared error", a["mse"], below=SOLVED),
-            Check("frequency: accuracy, skip minus dense", f["accuracy"] - plain["accuracy"], above=-0.02),
-            Check("digits: accuracy, skip minus dense", skip["accuracy"] - dense["accuracy"], above=DIGITS_MARGIN),
+            Check(
+                "frequency: accuracy, skip minus dense",
+                f["accuracy"] - plain["accuracy"],
+                above=-0.02,
+            ),
+            Check(
+                "digits: accuracy, skip minus dense",
+                skip["accuracy"] - dense["accuracy"],
+                above=DIGITS_MARGIN,
+            ),
         ],
-        [Check("digits: accuracy, skip minus random skipping at as many updates", by_random, above=0)],
+        [
+            Check(
+                "digits: accuracy, skip minus random skipping at as many updates",
+                by_random,
+                above=0,
+            )
+        ],
     )

@@ -20,7 +20,12 @@ from typing import Any
 
 from .paper import Experiment, load_paper, standing_papers
 from avpapers.suite.records import (
-    Carried, Record, find_records, read_record, stale_reason, write_record
+    Carried,
+    Record,
+    find_records,
+    read_record,
+    stale_reason,
+    write_record,
 )
 from .run import config_of
 
@@ -31,6 +36,7 @@ def worktree(
     rev: str,  # a commit, branch or tag
 ) -> Iterator[Path]:  # a folder with the code of that commit, removed afterwards
     "Check an earlier commit out beside the clone."
+
     def git(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
 
@@ -38,7 +44,9 @@ def worktree(
         place = Path(folder) / "code"
         done = git("worktree", "add", "--detach", str(place), rev)
         if done.returncode:
-            raise ValueError(f"from: got {rev!r}, expected a commit of this clone; {done.stderr.strip()}")
+            raise ValueError(
+                f"from: got {rev!r}, expected a commit of this clone; {done.stderr.strip()}"
+            )
         try:
             yield place
         finally:
@@ -63,7 +71,9 @@ def smoke_runs(
 ) -> dict[str, Record]:  # by experiment; those that could not run are absent
     "Run experiments at tier `smoke` with the code in a folder."
     environment = os.environ | {
-        "PYTHONPATH": str(code), "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(code),
+        "TQDM_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     command = [sys.executable, "-c", SMOKE, paper, str(out), *experiments]
@@ -85,10 +95,11 @@ def untimed(
 ) -> list[dict[str, Any]]:  # without times and empty cells
     "The results of a run, without what differs from run to run."
     return [
-        {k: v for k, v in row.items() if v is not None and not experiment.is_timed(k)} for row in rows
+        {k: v for k, v in row.items() if v is not None and not experiment.is_timed(k)}
+        for row in rows
     ]
 
-
+# %% ../../nbs/suite/carry.ipynb #29736bbe
 def difference(
     before: Record,  # smoke run with the earlier code
     after: Record,  # smoke run with today's
@@ -142,7 +153,9 @@ def carry(
         for package in papers or standing_papers():
             stale = [r for r in find_records(committed, paper=package) if stale_reason(r)]
             offered = load_paper(package, experiments=True).experiments
-            names = sorted({r.experiment for r in stale} & {n for n, e in offered.items() if not e.benchmark})
+            names = sorted(
+                {r.experiment for r in stale} & {n for n, e in offered.items() if not e.benchmark}
+            )
             sides = [
                 smoke_runs(place, package, names, Path(folder) / side) if names else {}
                 for side, place in (("before", code), ("after", Path(root)))
@@ -151,8 +164,10 @@ def carry(
                 lines.append(_carry_one(record, offered.get(record.experiment), *sides, committed))
     return lines
 
-
-def _carry_one(record: Record, experiment, before: dict, after: dict, committed: Path) -> dict[str, str]:
+# %% ../../nbs/suite/carry.ipynb #7343e0f3
+def _carry_one(
+    record: Record, experiment, before: dict, after: dict, committed: Path
+) -> dict[str, str]:
     "Carry one record and write it, or say why not."
     name = record.experiment
     if experiment is None or experiment.benchmark:

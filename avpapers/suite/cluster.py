@@ -77,7 +77,7 @@ def connect(
             "`dask scheduler`, or leave the option out to use this machine"
         ) from None
 
-
+# %% ../../nbs/suite/cluster.ipynb #3d0befa4
 def close(
     client: Client,  # from `connect`
     *,

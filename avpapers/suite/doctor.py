@@ -46,7 +46,7 @@ def installed(
     except PackageNotFoundError:
         return ""
 
-
+# %% ../../nbs/suite/doctor.ipynb #c08c9e21
 def gpu() -> str:  # its name; empty without one
     "Look for a GPU that torch can use."
     try:

@@ -81,6 +81,7 @@ class Runs:
 @dataclass(frozen=True, eq=False)
 class Check:
     "One comparison with an interval: does all of it lie on the claimed side of the threshold?"
+
     name: str  # what is compared, in words a reader understands
     values: pd.Series | Estimate  # one number per seed, or an estimate
     above: float | None = None  # the claim needs the quantity above this
@@ -90,7 +91,9 @@ class Check:
     def __post_init__(self):
         if self.above is None and self.below is None:
             raise ValueError(f"{self.name}: got no threshold, expected above= or below=")
-        if self.at_least is not None and (self.at_least <= 0 or None not in (self.above, self.below)):
+        if self.at_least is not None and (
+            self.at_least <= 0 or None not in (self.above, self.below)
+        ):
             raise ValueError(f"{self.name}: at_least goes with one threshold and is positive")
 
     @property
@@ -124,7 +127,9 @@ class Check:
     @property
     def absent(self) -> bool:
         "Shown absent: all of the interval falls short of the smallest effect of interest."
-        return self.at_least is not None and falls_short(self.estimate, self.above, self.below, self.at_least)
+        return self.at_least is not None and falls_short(
+            self.estimate, self.above, self.below, self.at_least
+        )
 
     @property
     def side(self) -> str:
@@ -156,7 +161,7 @@ def lies_wrong(
     "Is the whole interval on the wrong side of a threshold?"
     return (above is not None and e.high < above) or (below is not None and e.low > below)
 
-
+# %% ../../nbs/suite/evidence.ipynb #24d59acf
 def falls_short(
     e: Estimate,  # with an interval
     above: float | None,  # the one threshold,
@@ -168,13 +173,15 @@ def falls_short(
         return e.high < above + at_least
     return below is not None and e.low > below - at_least
 
-
+# %% ../../nbs/suite/evidence.ipynb #c8bab6c6
 def state_of(
     check: Check,  # a comparison
 ) -> str:  # undefined, holds, reversed, shown absent or open
     "A check in one word."
     states = {
-        "undefined": bool(check.undefined), "holds": check.holds, "reversed": check.reversed,
+        "undefined": bool(check.undefined),
+        "holds": check.holds,
+        "reversed": check.reversed,
         "shown absent": check.absent,
     }
     return next((name for name, true in states.items() if true), "open")
@@ -200,6 +207,7 @@ def seeds_needed(
 @dataclass(frozen=True, eq=False)
 class Outcome:
     "What the runs say about one claim."
+
     estimate: Any  # the headline number in the claim's metric: a series per seed, or an estimate
     checks: Sequence[Check] = ()  # all must hold
     controls: Sequence[Check] = ()  # all must hold too, or the effect is not the method's
@@ -216,6 +224,7 @@ class Outcome:
 @dataclass(frozen=True)
 class Setting:
     "Where and on what the runs of a claim were made."
+
     tier: str  # size of the runs
     data: str  # names of the data
     stand_in: bool = False  # some of the data stand in for the paper's
@@ -259,6 +268,8 @@ def suspicious(
     for record in records:
         key = str([{k: v for k, v in row.items() if isinstance(v, float)} for row in record.rows])
         if key in rows and key != str([{}] * len(record.rows)):
-            found.append(f"{first.experiment}: seeds {rows[key]} and {record.seed} have equal results")
+            found.append(
+                f"{first.experiment}: seeds {rows[key]} and {record.seed} have equal results"
+            )
         rows[key] = record.seed
     return found

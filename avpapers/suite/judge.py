@@ -14,8 +14,13 @@ from .evidence import Check, Outcome, Setting, seeds_needed
 
 # %% ../../nbs/suite/judge.ipynb #c541bb3f
 VERDICTS = (
-    "reproduced", "direction reproduced", "mechanism shown", "inconclusive",
-    "mechanism not shown", "not reproduced", "not tested",
+    "reproduced",
+    "direction reproduced",
+    "mechanism shown",
+    "inconclusive",
+    "mechanism not shown",
+    "not reproduced",
+    "not tested",
 )
 SUPPORTING = VERDICTS[:3]
 MIN_SEEDS = 3  # fewer are never a verdict
@@ -24,6 +29,7 @@ MIN_SEEDS = 3  # fewer are never a verdict
 @dataclass(frozen=True)
 class Verdict:
     "One of the seven words, and why."
+
     name: str  # one of `VERDICTS`
     reason: str  # the deciding check, in words
 
@@ -69,7 +75,9 @@ def judge(
     return _decide(outcome, setting, paper_value, tolerance)
 
 # %% ../../nbs/suite/judge.ipynb #44a0492e
-def _decide(outcome: Outcome, setting: Setting, value: float | None, tolerance: float | None) -> Verdict:
+def _decide(
+    outcome: Outcome, setting: Setting, value: float | None, tolerance: float | None
+) -> Verdict:
     "The rules for an outcome that can be judged."
     everything = [*outcome.checks, *outcome.controls]
     for check in everything:
@@ -95,7 +103,7 @@ def _decide(outcome: Outcome, setting: Setting, value: float | None, tolerance: 
     name = "mechanism shown" if setting.stand_in else "direction reproduced"
     return Verdict(name, "; ".join(str(c) for c in outcome.checks))
 
-
+# %% ../../nbs/suite/judge.ipynb #200f9d8b
 def _because(check: Check, outcome: Outcome) -> str:
     is_control = any(check is c for c in outcome.controls)
     return ("control " if is_control else "") + str(check)
@@ -106,7 +114,11 @@ def _enough(check: Check) -> str:
     needed = seeds_needed(check)
     if needed is None:
         return ""
-    return f"; about {needed} seeds would decide" if needed <= 999 else "; over 999 seeds would be needed"
+    return (
+        f"; about {needed} seeds would decide"
+        if needed <= 999
+        else "; over 999 seeds would be needed"
+    )
 
 # %% ../../nbs/suite/judge.ipynb #34dd0b47
 def _judge_value(e: Estimate, value: float, tolerance: float) -> Verdict | None:

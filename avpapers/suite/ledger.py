@@ -36,14 +36,18 @@ def runs_at(
             by_name.setdefault(record.experiment, []).append(record)
     return {name: Runs(sorted(of, key=lambda r: r.seed)) for name, of in by_name.items()}
 
-
+# %% ../../nbs/suite/ledger.ipynb #4da0f879
 def common_seeds(
     runs: Mapping[str, Runs],  # of the experiments of a claim
 ) -> tuple[dict[str, Runs], list[str]]:  # cut to the seeds all have; what was left out, in words
     "Runs of the same seeds."
     seeds = set.intersection(*(set(r.seeds) for r in runs.values()))
     everything = set().union(*(set(r.seeds) for r in runs.values()))
-    notes = [f"{len(seeds)} of {len(everything)} seeds have all experiments"] if seeds != everything else []
+    notes = (
+        [f"{len(seeds)} of {len(everything)} seeds have all experiments"]
+        if seeds != everything
+        else []
+    )
     return ({n: r.of_seeds(seeds) for n, r in runs.items()} if seeds else {}), notes
 
 # %% ../../nbs/suite/ledger.ipynb #71814b7a
@@ -70,31 +74,51 @@ def rounded(
     "Six significant digits."
     return None if x is None or not math.isfinite(x) else float(f"{x:.6g}")
 
-
+# %% ../../nbs/suite/ledger.ipynb #4fa1fd65
 def _measured(outcome: Outcome, setting: Setting) -> dict[str, Any]:
     "The numbers of an outcome as the ledger stores them."
     e = outcome.headline
     return {
-        "estimate": rounded(e.value), "low": rounded(e.low), "high": rounded(e.high), "n": e.n,
-        "varies": e.varies, "tier": setting.tier, "data": setting.data,
-        "stand_in": setting.stand_in, "same_setting": setting.same_setting,
+        "estimate": rounded(e.value),
+        "low": rounded(e.low),
+        "high": rounded(e.high),
+        "n": e.n,
+        "varies": e.varies,
+        "tier": setting.tier,
+        "data": setting.data,
+        "stand_in": setting.stand_in,
+        "same_setting": setting.same_setting,
         "checks": [_checked(c, "check") for c in outcome.checks]
         + [_checked(c, "control") for c in outcome.controls],
         "note": outcome.note,
     }
 
-
+# %% ../../nbs/suite/ledger.ipynb #d413c7ce
 def _checked(check: Check, kind: str) -> dict[str, Any]:
     e = check.estimate
     return {
-        "kind": kind, "name": check.name, "estimate": rounded(e.value), "low": rounded(e.low),
-        "high": rounded(e.high), "side": check.side, "state": state_of(check),
+        "kind": kind,
+        "name": check.name,
+        "estimate": rounded(e.value),
+        "low": rounded(e.low),
+        "high": rounded(e.high),
+        "side": check.side,
+        "state": state_of(check),
     }
 
 # %% ../../nbs/suite/ledger.ipynb #f78a49ea
 _UNMEASURED = {
-    "estimate": None, "low": None, "high": None, "n": 0, "varies": "", "tier": "", "data": "",
-    "stand_in": False, "same_setting": False, "checks": [], "note": "",
+    "estimate": None,
+    "low": None,
+    "high": None,
+    "n": 0,
+    "varies": "",
+    "tier": "",
+    "data": "",
+    "stand_in": False,
+    "same_setting": False,
+    "checks": [],
+    "note": "",
 }
 
 
@@ -109,29 +133,43 @@ def claim_row(
     "Judge a claim at the strongest tier that says something, and keep the estimates of all tiers."
     value = claim.paper_value
     row: dict[str, Any] = {
-        "id": claim.id, "paper": claim.paper, "statement": claim.statement, "where": claim.where,
-        "metric": claim.metric, "control": claim.control,
+        "id": claim.id,
+        "paper": claim.paper,
+        "statement": claim.statement,
+        "where": claim.where,
+        "metric": claim.metric,
+        "control": claim.control,
         "paper_value": value.value if value else None,
         "paper_spread": value.spread if value else None,
-        "paper_source": value.source if value else "", "tolerance": claim.tolerance,
+        "paper_source": value.source if value else "",
+        "tolerance": claim.tolerance,
     }
     found = []
     for tier in tiers:
         outcome, setting, names = evidence_at(claim, runs_at(records, tier), real)
         if outcome is not None and setting is not None:
             verdict = judge(
-                outcome, setting, paper_value=value.value if value else None,
-                tolerance=claim.tolerance, not_tested=claim.not_tested.get(tier, ""),
+                outcome,
+                setting,
+                paper_value=value.value if value else None,
+                tolerance=claim.tolerance,
+                not_tested=claim.not_tested.get(tier, ""),
             )
             found.append((verdict, _measured(outcome, setting), names))
     untested = "; ".join(dict.fromkeys(claim.not_tested.values()))
-    verdict, measured, names = _strongest(found) or (Verdict("not tested", untested or reason), _UNMEASURED, [])
+    verdict, measured, names = _strongest(found) or (
+        Verdict("not tested", untested or reason),
+        _UNMEASURED,
+        [],
+    )
     row |= {"verdict": verdict.name, "reason": verdict.reason} | measured | {"records": names}
     columns = ("estimate", "low", "high", "n", "data")
-    row["tiers"] = {m["tier"]: {k: m[k] for k in columns} | {"verdict": v.name} for v, m, _ in found}
+    row["tiers"] = {
+        m["tier"]: {k: m[k] for k in columns} | {"verdict": v.name} for v, m, _ in found
+    }
     return row
 
-
+# %% ../../nbs/suite/ledger.ipynb #27b7bfc5
 def _strongest(found: list) -> tuple | None:
     "The first tier that gives a verdict; if none does, the first there is."
     tested = [f for f in found if f[0].name != "not tested"]
@@ -139,7 +177,16 @@ def _strongest(found: list) -> tuple | None:
 
 # %% ../../nbs/suite/ledger.ipynb #4ea384cc
 PERFORMANCE = (
-    "name", "peer", "ratio", "low", "high", "bound", "fraction_of_bound", "device", "threads", "sizes"
+    "name",
+    "peer",
+    "ratio",
+    "low",
+    "high",
+    "bound",
+    "fraction_of_bound",
+    "device",
+    "threads",
+    "sizes",
 )
 
 
@@ -156,7 +203,7 @@ def performance_rows(
                 rows.append({"paper": record.paper} | chosen | {"record": record.name})
     return rows
 
-
+# %% ../../nbs/suite/ledger.ipynb #86a6d5bf
 def paper_ledger(
     paper: Paper,  # its claims
     roots: Path | Iterable[Path],  # folders of records, the first that has a run wins
@@ -176,9 +223,14 @@ def paper_ledger(
             row = claim_row(claim, [], reason=f"{claim.id}: {error}")
         rows.append(row)
     carried = [r.name for r in fresh if r.carried]
-    return {"claims": rows, "performance": performance_rows(fresh), "stale": stale, "carried": carried}
+    return {
+        "claims": rows,
+        "performance": performance_rows(fresh),
+        "stale": stale,
+        "carried": carried,
+    }
 
-
+# %% ../../nbs/suite/ledger.ipynb #10aba404
 def ledger(
     papers: Iterable[str],  # package names
     roots: Path | Iterable[Path],  # folders of records
@@ -187,7 +239,13 @@ def ledger(
 ) -> dict[str, Any]:  # {"schema", "claims", "performance", "stale", "carried"}
     "Judge every claim of some papers by the records at hand."
     roots = [roots] if isinstance(roots, str | Path) else list(roots)
-    result: dict[str, Any] = {"schema": 2, "claims": [], "performance": [], "stale": [], "carried": []}
+    result: dict[str, Any] = {
+        "schema": 2,
+        "claims": [],
+        "performance": [],
+        "stale": [],
+        "carried": [],
+    }
     for package in papers:
         part = paper_ledger(load_paper(package), roots, tiers=tiers)
         for key, value in part.items():
@@ -205,9 +263,11 @@ def read_ledger(
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not a ledger ({error}); write it again with `avpapers report --save`") from error
+        raise ValueError(
+            f"{path}: not a ledger ({error}); write it again with `avpapers report --save`"
+        ) from error
 
-
+# %% ../../nbs/suite/ledger.ipynb #04422c60
 def save_ledger(
     new: Mapping[str, Any],  # from `ledger`
     path: Path,  # `nbs/records/ledger.json`
@@ -243,14 +303,19 @@ def compare(
     for row in new["claims"]:
         old = before.get(row["id"], {})
         then = old.get("tiers", {}).get(tier)
-        lines.append({
-            "claim": row["id"], "committed verdict": old.get("verdict", "(none)"), "decided at": old.get("tier", ""),
-            "this run": number_text(row), f"committed at {tier}": number_text(then) if then else "",
-            "agrees": agreement(row, then),
-        })
+        lines.append(
+            {
+                "claim": row["id"],
+                "committed verdict": old.get("verdict", "(none)"),
+                "decided at": old.get("tier", ""),
+                "this run": number_text(row),
+                f"committed at {tier}": number_text(then) if then else "",
+                "agrees": agreement(row, then),
+            }
+        )
     return lines
 
-
+# %% ../../nbs/suite/ledger.ipynb #475a82bc
 def number_text(
     row: Mapping[str, Any],  # with estimate, low, high
 ) -> str:  # "0.612 [0.598, 0.626]", "" without an estimate
@@ -264,7 +329,7 @@ def number_text(
     value, low, high = (f"{row[k]:.{digits}f}" for k in ("estimate", "low", "high"))
     return f"{value} [{low}, {high}]"
 
-
+# %% ../../nbs/suite/ledger.ipynb #3498e172
 def agreement(
     row: Mapping[str, Any],  # of a run
     then: Mapping[str, Any] | None,  # the committed numbers at the same tier; None: none
@@ -274,6 +339,8 @@ def agreement(
         return "nothing to compare with"
     pairs = ((row, then), (then, row))
     inside = [
-        b["low"] <= a["estimate"] <= b["high"] for a, b in pairs if None not in (b["low"], b["high"])
+        b["low"] <= a["estimate"] <= b["high"]
+        for a, b in pairs
+        if None not in (b["low"], b["high"])
     ]
     return "yes" if any(inside) or row["estimate"] == then["estimate"] else "no"

@@ -32,7 +32,7 @@ def check_device(
 
         pick_device(device)
 
-
+# %% ../../nbs/suite/options.ipynb #498e4187
 def check_gpu(
     tier: str,  # size
     device: str,  # as given
@@ -73,7 +73,9 @@ def read_seeds(
         first = int(match[1])
         last = first if match[2] is None else int(match[2])
         if last < first or last - first > 999:
-            raise ValueError(f"seed: got {text!r}, expected a range of at most 1000 seeds, such as 0..4")
+            raise ValueError(
+                f"seed: got {text!r}, expected a range of at most 1000 seeds, such as 0..4"
+            )
         found += range(first, last + 1)
     return list(dict.fromkeys(found))
 

@@ -29,38 +29,49 @@ def record_roots(
     "The folder of this run's records, if it is one, then the committed records."
     return ([Path(record_path)] if record_path else []) + [records_folder()]
 
-
+# %% ../../nbs/suite/pages.ipynb #1b0fd41f
 def run_table(
     records: Iterable[Record],  # of one run of the experiments
 ) -> pd.DataFrame:  # one line per record
     "What an experiments page shows of its records."
-    return pd.DataFrame([
-        {
-            "experiment": r.experiment, "rows": len(r.rows), "seconds": r.seconds,
-            "peak memory (MB)": r.peak_memory_mb, "data": ", ".join(d.name for d in r.data),
-            "code": r.code,
-        }
-        for r in records
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "experiment": r.experiment,
+                "rows": len(r.rows),
+                "seconds": r.seconds,
+                "peak memory (MB)": r.peak_memory_mb,
+                "data": ", ".join(d.name for d in r.data),
+                "code": r.code,
+            }
+            for r in records
+        ]
+    )
 
 # %% ../../nbs/suite/pages.ipynb #ea9c3272
 def claims_table(
     rows: Iterable[Mapping[str, Any]],  # claims of a ledger
 ) -> pd.DataFrame:  # one line per claim, texts ready to print
     "The claims as readers see them."
-    return pd.DataFrame([
-        {
-            "Claim": row["id"], "Verdict": row["verdict"], "In the paper": row["statement"],
-            "Where": row["where"],
-            "Ours, smaller or stand-in": "" if row["same_setting"] else number_text(row),
-            "Ours, paper's setting": number_text(row) if row["same_setting"] else "",
-            "Paper": paper_text(row), "Metric": row["metric"], "Varies": row["varies"],
-            "Data, tier": ", ".join(x for x in (row["data"], row["tier"]) if x),
-        }
-        for row in rows
-    ])
+    return pd.DataFrame(
+        [
+            {
+                "Claim": row["id"],
+                "Verdict": row["verdict"],
+                "In the paper": row["statement"],
+                "Where": row["where"],
+                "Ours, smaller or stand-in": "" if row["same_setting"] else number_text(row),
+                "Ours, paper's setting": number_text(row) if row["same_setting"] else "",
+                "Paper": paper_text(row),
+                "Metric": row["metric"],
+                "Varies": row["varies"],
+                "Data, tier": ", ".join(x for x in (row["data"], row["tier"]) if x),
+            }
+            for row in rows
+        ]
+    )
 
-
+# %% ../../nbs/suite/pages.ipynb #b5c92f97
 def paper_text(
     row: Mapping[str, Any],  # a claim of a ledger
 ) -> str:  # "53.9 (sd 2.1)"
@@ -71,7 +82,17 @@ def paper_text(
     return f"{row['paper_value']:g}{spread}"
 
 # %% ../../nbs/suite/pages.ipynb #34dc728f
-SHOWN = ("Claim", "Verdict", "In the paper", "Ours, smaller or stand-in", "Ours, paper's setting", "Paper", "Metric", "Varies", "Data, tier")
+SHOWN = (
+    "Claim",
+    "Verdict",
+    "In the paper",
+    "Ours, smaller or stand-in",
+    "Ours, paper's setting",
+    "Paper",
+    "Metric",
+    "Varies",
+    "Data, tier",
+)
 
 
 def verdict_badge(
@@ -80,7 +101,7 @@ def verdict_badge(
     "A verdict in its color."
     return f'<span class="verdict verdict-{name.replace(" ", "-")}">{escape(name)}</span>'
 
-
+# %% ../../nbs/suite/pages.ipynb #9451a5f7
 def html_table(
     frame: pd.DataFrame,  # texts
     badges: Sequence[str] = ("Verdict",),  # columns of verdicts
@@ -148,9 +169,16 @@ class Results:
     def controls(self):
         "Every check and control with its interval."
         lines = [
-            {"Claim": c["id"], "Kind": k["kind"], "Comparison": k["name"],
-             "Ours": number_text(k), "Needed": k["side"], "State": k["state"]}
-            for c in self.claims for k in c["checks"]
+            {
+                "Claim": c["id"],
+                "Kind": k["kind"],
+                "Comparison": k["name"],
+                "Ours": number_text(k),
+                "Needed": k["side"],
+                "State": k["state"],
+            }
+            for c in self.claims
+            for k in c["checks"]
         ]
         return html_table(pd.DataFrame(lines))
 
@@ -188,7 +216,7 @@ def _sentence(claim: Mapping[str, Any]) -> str:
     head = f"<strong>{claim['id']}</strong> <em>{escape(claim['statement'])}</em>"
     return f"<li>{head} <strong>{claim['verdict']}</strong>: {escape(claim['reason'])}.{note}</li>"
 
-
+# %% ../../nbs/suite/pages.ipynb #d5a8fe7d
 results = Results
 
 # %% ../../nbs/suite/pages.ipynb #b07ac74c
@@ -205,12 +233,14 @@ def cost_table(
             lines.append({"tier": tier} | _cost(records))
     return pd.DataFrame(lines)
 
-
+# %% ../../nbs/suite/pages.ipynb #c62fee10
 def _cost(records: Sequence[Record]) -> dict[str, Any]:
     "Cost of some runs together."
     seconds, seeds = sum(r.seconds for r in records), len({r.seed for r in records})
     return {
-        "runs": len(records), "seeds": seeds, "core-minutes": seconds / 60,
+        "runs": len(records),
+        "seeds": seeds,
+        "core-minutes": seconds / 60,
         "minutes per seed": seconds / 60 / seeds,
         "peak memory (MB)": round(max(r.peak_memory_mb for r in records)),
         "device": ", ".join(sorted({r.device for r in records})),
@@ -220,7 +250,7 @@ def _cost(records: Sequence[Record]) -> dict[str, Any]:
         "commit": ", ".join(sorted({r.commit for r in records})),
     }
 
-
+# %% ../../nbs/suite/pages.ipynb #0bee3ff3
 def cost_line(
     package: str,  # name of the paper
     roots: Path | Iterable[Path],  # folders of records
@@ -244,13 +274,16 @@ def speed(
     rows = pd.DataFrame([r for r in record.rows if "ratio" in r and "peer" in r])
     columns = ["name", "peer", "ratio", "low", "high", "bound", "fraction_of_bound"]
     named = {
-        "name": "what", "ratio": "times faster", "low": "95 % from", "high": "to",
+        "name": "what",
+        "ratio": "times faster",
+        "low": "95 % from",
+        "high": "to",
         "fraction_of_bound": "share of the bound",
     }
     shown = rows.reindex(columns=columns).rename(columns=named)
     return shown.style.hide().format(precision=2, na_rep="")
 
-
+# %% ../../nbs/suite/pages.ipynb #4f746bb9
 def benchmark_record(
     package: str,  # name of the paper
     record_path: str | Path = "",  # folder of a run's records
@@ -278,8 +311,12 @@ def benchmark(
     sizes = load_paper(package, experiments=True).experiments["performance"].sizes
     with tempfile.TemporaryDirectory() as folder:
         (record,) = run_experiments(
-            package, tier=tier if tier in sizes else "smoke", seed=0, device=device,
-            out=record_path or folder, only=["performance"],
+            package,
+            tier=tier if tier in sizes else "smoke",
+            seed=0,
+            device=device,
+            out=record_path or folder,
+            only=["performance"],
         )
     return record, benchmark_record(package, tier="night") or record
 
@@ -295,15 +332,20 @@ def by_seed(
         chosen = chosen[chosen[name] == value]
     if chosen.empty or chosen["seed"].duplicated().any():
         seeds = frame["seed"].nunique()
-        raise ValueError(f"where: got {len(chosen)} rows for {where}, expected one for each of {seeds} seeds")
+        raise ValueError(
+            f"where: got {len(chosen)} rows for {where}, expected one for each of {seeds} seeds"
+        )
     return chosen.set_index("seed")[column].astype(float).sort_index()
 
-
+# %% ../../nbs/suite/pages.ipynb #02a04f6f
 def labelled(
     frame: pd.DataFrame,  # rows of records
     *factors: str,  # columns to join, empty ones left out
 ) -> pd.DataFrame:  # the same with a column `label`
     "Rows with their factors as one text, for axes and legends."
     parts = frame.reindex(columns=factors)
-    labels = [", ".join(str(v) for v in row if isinstance(v, str)) for row in parts.itertuples(index=False)]
+    labels = [
+        ", ".join(str(v) for v in row if isinstance(v, str))
+        for row in parts.itertuples(index=False)
+    ]
     return frame.assign(label=labels)

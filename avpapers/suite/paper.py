@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class PaperValue:
     "A number printed in the paper."
+
     value: float  # in the claim's metric
     source: str  # table, row, edition: where it was read
     spread: float | None = None  # the paper's spread (one standard deviation), None if not given
@@ -35,6 +36,7 @@ class PaperValue:
 @dataclass(frozen=True)
 class Claim:
     "One statement of a paper that a run can support or refute."
+
     id: str  # `SR-3`
     paper: str  # package name, `skiprnn`
     statement: str  # what the paper says, in one sentence
@@ -54,7 +56,9 @@ class Claim:
             if not getattr(self, name):
                 raise ValueError(f"{self.id}: {name} is empty, expected a text")
         if (self.tolerance is None) != (self.paper_value is None):
-            raise ValueError(f"{self.id}: got one of tolerance and paper_value, expected both or none")
+            raise ValueError(
+                f"{self.id}: got one of tolerance and paper_value, expected both or none"
+            )
         if not self.experiments:
             raise ValueError(f"{self.id}: the criterion has no parameters, expected experiments")
         for tier in self.not_tested:
@@ -86,6 +90,7 @@ class Claim:
 @dataclass(frozen=True)
 class Experiment:
     "One experiment of a paper, or its benchmark."
+
     name: str  # `adding`
     paper: str  # package name
     function: Callable[[Any, Any], Any]  # (size, run) -> fills the run
@@ -113,6 +118,7 @@ class Experiment:
 @dataclass(eq=False, kw_only=True)
 class Paper:
     "A paper of the collection and all that was declared for it."
+
     package: str = field(kw_only=False)  # folder in `nbs/` and in the library, `skiprnn`
     prefix: str  # of its claims, `SR`
     title: str  # as published
@@ -140,8 +146,11 @@ class Paper:
         **fields,  # of `Claim`
     ) -> Callable:  # a decorator; the criterion stays an ordinary function
         "Declare a claim whose criterion is the function below."
+
         def declare(criterion):
-            claim = Claim(f"{self.prefix}-{number}", self.package, statement, criterion=criterion, **fields)
+            claim = Claim(
+                f"{self.prefix}-{number}", self.package, statement, criterion=criterion, **fields
+            )
             claims = self.claims | {claim.id: claim}
             self.claims = dict(sorted(claims.items(), key=lambda c: int(c[0].split("-")[1])))
             return criterion
@@ -155,6 +164,7 @@ class Paper:
         **fields,  # deterministic, timed: of `Experiment`
     ) -> Callable:  # a decorator
         "Declare an experiment; its name is the function's, or `performance` for a benchmark."
+
         def declare(function: Callable[[Any, Any], Any]):
             name = "performance" if fields.get("benchmark") else function.__name__
             self.experiments[name] = Experiment(name, self.package, function, dict(sizes), **fields)
@@ -192,19 +202,34 @@ def invent(
         }
 
     return {
-        name: Runs([
-            Record(
-                paper=paper, experiment=name, tier=tier, seed=s, module="", config={},
-                rows=[shake(row, s, k) for k, row in enumerate(given)],
-            )
-            for s in range(seeds)
-        ])
+        name: Runs(
+            [
+                Record(
+                    paper=paper,
+                    experiment=name,
+                    tier=tier,
+                    seed=s,
+                    module="",
+                    config={},
+                    rows=[shake(row, s, k) for k, row in enumerate(given)],
+                )
+                for s in range(seeds)
+            ]
+        )
         for name, given in rows.items()
     }
 
 # %% ../../nbs/suite/paper.ipynb #5892787e
 ORDER = (
-    "skiprnn", "uncertainty", "exvo", "anp", "avdit", "dissect", "lanser", "basisnet", "sentiment",
+    "skiprnn",
+    "uncertainty",
+    "exvo",
+    "anp",
+    "avdit",
+    "dissect",
+    "lanser",
+    "basisnet",
+    "sentiment",
     "crossresidual",
 )  # the ten of this collection; any other paper follows in alphabetical order
 
@@ -215,7 +240,7 @@ def standing_papers() -> list[str]:  # package names
     found = {p.parent.name for p in root.glob("*/claims.py")} - {"suite"}
     return [p for p in ORDER if p in found] + sorted(found - set(ORDER))
 
-
+# %% ../../nbs/suite/paper.ipynb #6ab65392
 def load_paper(
     package: str,  # `skiprnn`
     *,

@@ -21,6 +21,7 @@ from .tiers import TIERS
 @dataclass(frozen=True)
 class Planned:
     "A paper of the collection that does not stand yet."
+
     package: str  # folder it will have
     title: str  # as published
     venue: str  # conference, workshop or journal, and year
@@ -32,37 +33,58 @@ class Planned:
 # %% ../../nbs/suite/papers.ipynb #b905a43d
 PLANNED = (
     Planned(
-        "avdit", "A Versatile Diffusion Transformer with Mixture of Noise Levels for Audiovisual Generation",
-        "NeurIPS 2024", "2405.13762",
+        "avdit",
+        "A Versatile Diffusion Transformer with Mixture of Noise Levels for Audiovisual Generation",
+        "NeurIPS 2024",
+        "2405.13762",
         "One noise level per time and modality, so that one model fills in any part",
-        "Audiovisual generation", "Paired audio and video",
+        "Audiovisual generation",
+        "Paired audio and video",
     ),
     Planned(
-        "dissect", "DISSECT: Disentangled Simultaneous Explanations via Concept Traversals", "ICLR 2022",
-        "2105.15164", "Pictures that grow a concept until the classifier changes its mind",
-        "Counterfactual explanation of image classifiers", "3D Shapes, SynthDerm, CelebA",
+        "dissect",
+        "DISSECT: Disentangled Simultaneous Explanations via Concept Traversals",
+        "ICLR 2022",
+        "2105.15164",
+        "Pictures that grow a concept until the classifier changes its mind",
+        "Counterfactual explanation of image classifiers",
+        "3D Shapes, SynthDerm, CelebA",
     ),
     Planned(
-        "lanser", "LanSER: Language-Model Supported Speech Emotion Recognition", "Interspeech 2023",
-        "2309.03978", "A language model labels the transcript, and the audio model learns from that",
-        "Speech emotion recognition", "Unlabeled speech, then standard emotion corpora",
+        "lanser",
+        "LanSER: Language-Model Supported Speech Emotion Recognition",
+        "Interspeech 2023",
+        "2309.03978",
+        "A language model labels the transcript, and the audio model learns from that",
+        "Speech emotion recognition",
+        "Unlabeled speech, then standard emotion corpora",
     ),
     Planned(
-        "basisnet", "BasisNet: Two-stage Model Synthesis for Efficient Inference",
-        "ECV workshop at CVPR 2021", "2105.03014",
+        "basisnet",
+        "BasisNet: Two-stage Model Synthesis for Efficient Inference",
+        "ECV workshop at CVPR 2021",
+        "2105.03014",
         "A small network previews the image and mixes a specialist for it",
-        "Image classification at low cost", "ImageNet",
+        "Image classification at low cost",
+        "ImageNet",
     ),
     Planned(
-        "sentiment", "From Pixels to Sentiment: Fine-tuning CNNs for Visual Sentiment Prediction",
-        "Image and Vision Computing 2017", "1604.03489",
-        "What fine-tuning changes in an image network, layer by layer", "Visual sentiment prediction",
+        "sentiment",
+        "From Pixels to Sentiment: Fine-tuning CNNs for Visual Sentiment Prediction",
+        "Image and Vision Computing 2017",
+        "1604.03489",
+        "What fine-tuning changes in an image network, layer by layer",
+        "Visual sentiment prediction",
         "Twitter photos",
     ),
     Planned(
-        "crossresidual", "Deep Cross Residual Learning for Multitask Visual Recognition",
-        "ACM Multimedia 2016", "1604.01335", "Shortcuts between the residual networks of related tasks",
-        "Nouns, adjectives and their pairs at once", "Photos with adjective-noun pairs",
+        "crossresidual",
+        "Deep Cross Residual Learning for Multitask Visual Recognition",
+        "ACM Multimedia 2016",
+        "1604.01335",
+        "Shortcuts between the residual networks of related tasks",
+        "Nouns, adjectives and their pairs at once",
+        "Photos with adjective-noun pairs",
     ),
 )
 
@@ -72,7 +94,10 @@ def collection() -> dict[str, Paper | Planned]:  # by package name, in the order
     standing = {name: load_paper(name) for name in standing_papers()}
     planned = {p.package: p for p in PLANNED if p.package not in standing}
     known = [name for name in ORDER if name in standing or name in planned]
-    return {name: standing.get(name) or planned[name] for name in [*known, *sorted(set(standing) - set(ORDER))]}
+    return {
+        name: standing.get(name) or planned[name]
+        for name in [*known, *sorted(set(standing) - set(ORDER))]
+    }
 
 # %% ../../nbs/suite/papers.ipynb #7b07b8c6
 def paper_notebooks(
@@ -116,16 +141,21 @@ def papers_table(
     known = read_json(path) if path.exists() else {}
     return pd.DataFrame([_row(p, known, nbs) for p in collection().values()]).set_index("Paper")
 
-
+# %% ../../nbs/suite/papers.ipynb #195f2983
 def _row(paper: Paper | Planned, ledger: Mapping[str, Any], nbs: Path | None) -> dict[str, str]:
     pages = paper_notebooks(nbs, paper.package) if nbs else []
     tiers = {c.get("tier") for c in ledger.get("claims", []) if c["paper"] == paper.package}
     return {
-        "Paper": paper.title.split(":")[0], "Idea": paper.idea, "Task": paper.task,
-        "Data of the paper": paper.data, "Tier": ", ".join(t for t in TIERS if t in tiers) or "-",
+        "Paper": paper.title.split(":")[0],
+        "Idea": paper.idea,
+        "Task": paper.task,
+        "Data of the paper": paper.data,
+        "Tier": ", ".join(t for t in TIERS if t in tiers) or "-",
         "State": paper_state(paper.package, ledger),
-        "Verdicts": count_text(ledger, paper.package) or "-", "package": paper.package,
-        "venue": paper.venue, "first": pages[0] if pages else "",
+        "Verdicts": count_text(ledger, paper.package) or "-",
+        "package": paper.package,
+        "venue": paper.venue,
+        "first": pages[0] if pages else "",
     }
 
 # %% ../../nbs/suite/papers.ipynb #0f1a1de1
@@ -141,16 +171,18 @@ def papers_html(
     table = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>"
     return f'<table class="dataframe papers">\n{table}\n</table>'
 
-
+# %% ../../nbs/suite/papers.ipynb #10954016
 def _html_row(row: Mapping[str, str]) -> str:
     first = row["first"]
     name = f'<a href="{first}">{escape(row["Paper"])}</a>' if first else escape(row["Paper"])
     colab = "<br>" + colab_badge(first).partition("</a>")[0] + "</a>" if first else ""
     pill = f'<span class="pill state-{row["State"].split()[-1]}">{row["State"]}</span>'
-    tier = f'<br><small>tier {row["Tier"]}</small>' if row["Tier"] != "-" else ""
+    tier = f"<br><small>tier {row['Tier']}</small>" if row["Tier"] != "-" else ""
     cells = (
-        f"{name}<br><small>{escape(row['venue'])}</small>{colab}", escape(row["Idea"]),
-        f"{escape(row['Task'])}<br><small>{escape(row['Data of the paper'])}</small>", pill + tier,
+        f"{name}<br><small>{escape(row['venue'])}</small>{colab}",
+        escape(row["Idea"]),
+        f"{escape(row['Task'])}<br><small>{escape(row['Data of the paper'])}</small>",
+        pill + tier,
         row["Verdicts"].replace(", ", "<br>"),
     )
     return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
@@ -166,7 +198,7 @@ def sidebar_lines(
         lines += [f"          - {name}" for name in paper_notebooks(nbs, package)]
     return lines
 
-
+# %% ../../nbs/suite/papers.ipynb #fc39a519
 def menu_lines(
     nbs: Path,  # the folder of notebooks
 ) -> list[str]:  # YAML, one entry per paper
@@ -175,17 +207,22 @@ def menu_lines(
     for package in standing_papers():
         pages = paper_notebooks(nbs, package)
         if pages:
-            lines += [f'          - text: "{load_paper(package).short}"', f"            href: {pages[0]}"]
+            lines += [
+                f'          - text: "{load_paper(package).short}"',
+                f"            href: {pages[0]}",
+            ]
     return lines
 
-
+# %% ../../nbs/suite/papers.ipynb #4ee58ff2
 def readme_lines(
     ledger: Mapping[str, Any],  # as saved
 ) -> list[str]:  # Markdown, one line per paper
     "The table of papers in the README."
     lines = ["| package | paper | state |", "|---|---|---|"]
     for package, paper in collection().items():
-        lines.append(f"| `{package}` | {paper.title} ({paper.venue}) | {paper_state(package, ledger)} |")
+        lines.append(
+            f"| `{package}` | {paper.title} ({paper.venue}) | {paper_state(package, ledger)} |"
+        )
     return lines
 
 # %% ../../nbs/suite/papers.ipynb #e4001eaf
@@ -196,13 +233,17 @@ def between_marks(
 ) -> str:  # the file with the lines replaced
     "Replace the lines between two marks; `ValueError` if a mark is missing."
     old = text.split("\n")
-    ends = [next((i for i, x in enumerate(old) if f"{name}: {w}" in x), None) for w in ("begin", "end")]
+    ends = [
+        next((i for i, x in enumerate(old) if f"{name}: {w}" in x), None) for w in ("begin", "end")
+    ]
     first, last = ends
     if first is None or last is None or last < first:
-        raise ValueError(f"{name}: got no pair of marks, expected lines with '{name}: begin' and '{name}: end'")
+        raise ValueError(
+            f"{name}: got no pair of marks, expected lines with '{name}: begin' and '{name}: end'"
+        )
     return "\n".join([*old[: first + 1], *lines, *old[last:]])
 
-
+# %% ../../nbs/suite/papers.ipynb #47fe7ca9
 def synced(
     root: Path,  # the clone
 ) -> dict[Path, str]:  # file -> what it should hold
@@ -211,7 +252,9 @@ def synced(
     path = nbs / "records" / "ledger.json"
     ledger = read_json(path) if path.exists() else {}
     settings, readme = Path(root) / "_quarto.yml", Path(root) / "README.md"
-    text = between_marks(settings.read_text(encoding="utf8"), "sidebar of papers", sidebar_lines(nbs))
+    text = between_marks(
+        settings.read_text(encoding="utf8"), "sidebar of papers", sidebar_lines(nbs)
+    )
     text = between_marks(text, "menu of papers", menu_lines(nbs))
     table = between_marks(readme.read_text(encoding="utf8"), "papers", readme_lines(ledger))
     return {settings: text, readme: table}

@@ -27,6 +27,7 @@ Value = bool | int | float | str | None  # what a row may hold
 
 class DataSource(BaseModel):
     "A data set that a run read."
+
     model_config = ConfigDict(extra="forbid")
     name: str  # `mnist`
     checksum: str  # identity: hash of ids, labels and splits, or "generated"
@@ -35,6 +36,7 @@ class DataSource(BaseModel):
 # %% ../../nbs/suite/records.ipynb #fabea057
 class Carried(BaseModel):
     "One change of code that this record survived, as shown by equal smoke runs."
+
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
     from_: str = Field(alias="from")  # fingerprint before
     to: str  # fingerprint after
@@ -47,6 +49,7 @@ SCHEMA = 2
 
 class Record(BaseModel):
     "The result of one run and everything needed to believe it."
+
     model_config = ConfigDict(extra="forbid")
     paper: str  # package name, `skiprnn`
     experiment: str  # name of the experiment, `adding`
@@ -103,9 +106,14 @@ class Record(BaseModel):
 
 # %% ../../nbs/suite/records.ipynb #831139ad
 BOUNDS = {  # start of a column's name -> smallest and largest value
-    r"(shuffled_)?accuracy(_group|_common)?$": (0, 1), r"top[15]$|macro_top": (0, 1),
-    r"auroc": (0, 1), r"used$": (0, 1), r"(adaptive_)?ece$": (0, 1),
-    r"(r|spearman|partial)_": (-1, 1), r"[CU]$": (-1, 1), r"contested_": (0, 1),
+    r"(shuffled_)?accuracy(_group|_common)?$": (0, 1),
+    r"top[15]$|macro_top": (0, 1),
+    r"auroc": (0, 1),
+    r"used$": (0, 1),
+    r"(adaptive_)?ece$": (0, 1),
+    r"(r|spearman|partial)_": (-1, 1),
+    r"[CU]$": (-1, 1),
+    r"contested_": (0, 1),
 }
 
 
@@ -156,7 +164,7 @@ def write_record(
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
     return write_atomic(Path(root) / record.name, text)
 
-
+# %% ../../nbs/suite/records.ipynb #0bd38a7a
 def read_record(
     path: Path,  # a record's file
 ) -> Record:  # the record
@@ -167,7 +175,9 @@ def read_record(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if record.name != f"{path.parent.name}/{path.name}":
-        raise ValueError(f"{path}: the file holds {record.name}, expected the run that its name says")
+        raise ValueError(
+            f"{path}: the file holds {record.name}, expected the run that its name says"
+        )
     return record
 
 # %% ../../nbs/suite/records.ipynb #9c7516ab
@@ -183,7 +193,7 @@ def stale_reason(
         return ""
     return f"code changed since {record.started[:10]} ({record.code} then, {today} now)"
 
-
+# %% ../../nbs/suite/records.ipynb #ff579768
 def split_stale(
     records: Iterable[Record],  # as read
 ) -> tuple[list[Record], list[str]]:  # the fresh ones; why the others are not
@@ -220,7 +230,7 @@ def scan_records(
                 damaged.append(str(error))
     return [found[k] for k in sorted(found)], damaged
 
-
+# %% ../../nbs/suite/records.ipynb #102bef3e
 def find_records(
     roots: Path | Iterable[Path],  # folders of records, the first that has a run wins
     *,
@@ -239,8 +249,10 @@ def to_frame(
     records: Iterable[Record],  # records to put together
 ) -> pd.DataFrame:  # one line per row, with experiment, tier and seed
     "All rows of all records as one data frame."
-    return pd.DataFrame([
-        {"experiment": r.experiment, "tier": r.tier, "seed": r.seed, **row}
-        for r in records
-        for row in r.rows
-    ])
+    return pd.DataFrame(
+        [
+            {"experiment": r.experiment, "tier": r.tier, "seed": r.seed, **row}
+            for r in records
+            for row in r.rows
+        ]
+    )

@@ -22,14 +22,19 @@ from ..core.fingerprint import fingerprint
 from .paper import Experiment, Paper, load_paper
 from .project import commit
 from avpapers.suite.records import (
-    DataSource, Record, plain, read_record, stale_reason, write_record,
+    DataSource,
+    Record,
+    plain,
+    read_record,
+    stale_reason,
+    write_record,
 )
 from .tiers import get_tier
 
 if TYPE_CHECKING:
     import torch
 
-# %% ../../nbs/suite/run.ipynb #d2d19a75
+# %% ../../nbs/suite/run.ipynb #242d96b9
 class Run:
     "One run of an experiment: what it may use, and what it has found so far."
 
@@ -47,20 +52,9 @@ class Run:
         self.folder, self.progress, self.only = folder, progress, only
         self.left_out: list[str] = []  # variants that were neither run nor read back
 
-    @property
-    def seed(self) -> int:
-        "Seed of the run."
-        return self.record.seed
-
-    @property
-    def tier(self) -> str:
-        "Size of the run."
-        return self.record.tier
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        "Rows so far."
-        return self.record.rows
+    seed = property(lambda self: self.record.seed, doc="Seed of the run.")
+    tier = property(lambda self: self.record.tier, doc="Size of the run.")
+    rows = property(lambda self: self.record.rows, doc="Rows so far.")
 
     def generator(self, stream: str) -> "torch.Generator":
         "A random stream of this seed; equal names give equal numbers."
@@ -130,7 +124,7 @@ def store(
         new = {k: v for k, v in run.record.extras.items() if k not in extras}
         write_atomic(path, json.dumps(plain({"rows": run.rows[rows:], "extras": new})))
 
-
+# %% ../../nbs/suite/run.ipynb #dbf831b8
 def restore(
     run: Run,  # that goes through variants
     name: str,  # of the variant
@@ -184,10 +178,17 @@ def execute(
         size = experiment.sizes[tier]
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else ""
     record = Record(
-        paper=paper.package, experiment=experiment.name, tier=tier, seed=seed,
-        module=experiment.module, config=config_of(size), fingerprint=fingerprint(experiment.module),
-        same_setting=getattr(size, "paper_size", tier == "paper"), commit=commit(),
-        versions=package_versions(), threads=torch.get_num_threads(),
+        paper=paper.package,
+        experiment=experiment.name,
+        tier=tier,
+        seed=seed,
+        module=experiment.module,
+        config=config_of(size),
+        fingerprint=fingerprint(experiment.module),
+        same_setting=getattr(size, "paper_size", tier == "paper"),
+        commit=commit(),
+        versions=package_versions(),
+        threads=torch.get_num_threads(),
         device=gpu or str(describe_machine()["cpu"]),
         started=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -216,7 +217,8 @@ def run_experiments(
     only: Iterable[str] | None = None,  # names of experiments; None: all but the benchmark
     force: bool = False,  # run even what has a fresh record
     progress: bool = False,  # show bars
-    variants: Sequence[str] | None = None,  # which variants to run, at tiers with checkpoints; None: all
+    variants: Sequence[str]
+    | None = None,  # which variants to run, at tiers with checkpoints; None: all
 ) -> Iterator[Record]:  # one per experiment that is complete, already written
     "Run a paper's experiments, one record each; what has a fresh record is read instead."
     from avpapers.core.environment import pick_device
@@ -225,7 +227,9 @@ def run_experiments(
     if seed < 0 or seed >= 2**31:
         raise ValueError(f"seed: got {seed}, expected 0 to {2**31 - 1}")
     if variants is not None and tier not in KEEPS_CHECKPOINTS:
-        raise ValueError(f"variants: got tier {tier}, expected one of {', '.join(KEEPS_CHECKPOINTS)}")
+        raise ValueError(
+            f"variants: got tier {tier}, expected one of {', '.join(KEEPS_CHECKPOINTS)}"
+        )
     paper = load_paper(package, experiments=True)
     chosen = choose(paper, only)
     device = str(pick_device(device))
@@ -235,10 +239,20 @@ def run_experiments(
         path = record_path(Path(out), experiment, tier, seed)
         record = None if force else fresh_record(path)
         if record is None:
-            folder = Path(out) / "checkpoints" / f"{paper.package}-{path.stem}-{fingerprint(experiment.module)}"
+            folder = (
+                Path(out)
+                / "checkpoints"
+                / f"{paper.package}-{path.stem}-{fingerprint(experiment.module)}"
+            )
             kept = folder if tier in KEEPS_CHECKPOINTS else None
             record = execute(
-                paper, experiment, tier=tier, seed=seed, device=device, folder=kept, progress=progress,
+                paper,
+                experiment,
+                tier=tier,
+                seed=seed,
+                device=device,
+                folder=kept,
+                progress=progress,
                 variants=variants,
             )
             if record is None:

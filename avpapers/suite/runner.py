@@ -154,7 +154,7 @@ class Result:
     host: str = ""  # where it ran
     peak_memory_mb: float = 0.0  # of the kernel
 
-
+# %% ../../nbs/suite/runner.ipynb #2b714ae8
 def _prepare(text: str):
     "The notebook, with the cells tagged that must not run, and no saved outputs."
     import nbformat
@@ -190,7 +190,7 @@ def _announce(
         "timeout_func": lambda cell: max(1, int(deadline - time.monotonic())),
     }
 
-
+# %% ../../nbs/suite/runner.ipynb #072d787b
 def _quiet_environment() -> None:
     "One thread a process, no bars in saved outputs."
     os.environ.update(
@@ -273,7 +273,7 @@ def _execute(payload, folder: Path, records: Path, result: Result, report) -> No
     result.log = log.read_text(encoding="utf8")
     result.notebook = out.read_text(encoding="utf8") if out.exists() else ""
 
-
+# %% ../../nbs/suite/runner.ipynb #e32af5ce
 def _cluster_report() -> Callable[[dict], None]:
     "Send progress through the cluster, if this is a worker of one."
     try:
@@ -408,7 +408,7 @@ def _check(jobs: list[Job], workspace: Workspace, workers: int | None) -> None:
             raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
     check_writable(workspace.base, name="_runs")
 
-
+# %% ../../nbs/suite/runner.ipynb #010ac628
 def run_all(
     jobs: list[Job],  # from `plan`
     workspace: Workspace,  # where they read and write
@@ -450,8 +450,12 @@ def run_page(
 ) -> Result:  # with the executed notebook
     "Execute one notebook as it stands."
     payload = {
-        "key": notebook, "notebook": (workspace.root / "nbs" / notebook).read_text(encoding="utf8"),
-        "parameters": {}, "inputs": {}, "records": None, "limit_seconds": 60 * limit_minutes,
+        "key": notebook,
+        "notebook": (workspace.root / "nbs" / notebook).read_text(encoding="utf8"),
+        "parameters": {},
+        "inputs": {},
+        "records": None,
+        "limit_seconds": 60 * limit_minutes,
     }
     return Result(**run_job(payload, lambda event: None))
 
@@ -547,7 +551,7 @@ class Bars(Lines):
     def end(self) -> None:
         self.progress.stop()
 
-
+# %% ../../nbs/suite/runner.ipynb #a2f81e11
 def progress_display() -> Lines:
     "Bars on a terminal, lines elsewhere."
     return Bars() if sys.stdout.isatty() else Lines()

@@ -22,19 +22,25 @@ def template_notebooks(
     title: str,  # of its pages
 ) -> dict[str, dict]:  # file name -> notebook
     "The notebooks of the template, filled in."
-    text = (Path(avpapers.__file__).parent / "suite" / "files" / "paper.txt").read_text(encoding="utf8")
+    text = (Path(avpapers.__file__).parent / "suite" / "files" / "paper.txt").read_text(
+        encoding="utf8"
+    )
     for key, value in {"name": name, "prefix": prefix, "title": title}.items():
         text = text.replace("{" + key + "}", value)
     parts = re.split(r"^#### (\w+)\n", text, flags=re.M)[1:]
-    return {f"{n}.ipynb": _notebook(n, body) for n, body in zip(parts[::2], parts[1::2], strict=True)}
+    return {
+        f"{n}.ipynb": _notebook(n, body) for n, body in zip(parts[::2], parts[1::2], strict=True)
+    }
 
-
+# %% ../../nbs/suite/template.ipynb #cb56487c
 def _notebook(name: str, text: str) -> dict:
     "One notebook out of its text."
     cells = []
     parts = re.split(r"^# %%(.*)\n", text, flags=re.M)[1:]
     for k, (mark, body) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
-        made = cell(body.strip("\n"), "markdown" if "md" in mark else "code", name=f"{name[:3]}{k:02d}")
+        made = cell(
+            body.strip("\n"), "markdown" if "md" in mark else "code", name=f"{name[:3]}{k:02d}"
+        )
         if "parameters" in mark:
             made["metadata"] = {"tags": ["parameters"]}
         made["source"] = made["source"].splitlines(keepends=True)
@@ -52,10 +58,14 @@ def new_paper(
 ) -> list[Path]:  # the notebooks written
     "Write the notebooks of a new paper and its package."
     if not re.fullmatch(r"[a-z][a-z0-9]*", name) or keyword.iskeyword(name):
-        raise ValueError(f"name: got {name!r}, expected lower case letters and digits, such as 'demo'")
+        raise ValueError(
+            f"name: got {name!r}, expected lower case letters and digits, such as 'demo'"
+        )
     folder, package = Path(root) / "nbs" / name, Path(root) / "avpapers" / name
     if folder.exists() or package.exists() or name in standing_papers():
-        raise ValueError(f"name: got {name!r}, which is there already, expected a new name; choose another")
+        raise ValueError(
+            f"name: got {name!r}, which is there already, expected a new name; choose another"
+        )
     prefix = prefix or name[:2].upper()
     written = []
     for file, notebook in template_notebooks(name, prefix, title or name.capitalize()).items():

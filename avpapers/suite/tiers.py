@@ -12,6 +12,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Tier:
     "A size of run, the same for all papers."
+
     name: str  # `smoke`, `cpu`, `night`, `gpu` or `paper`
     device: str  # `cpu` or `cuda`: what the run asks for
     minutes: float  # budget of one paper, all seeds together, in minutes
@@ -25,8 +26,22 @@ TIERS = {
     for t in (
         Tier("smoke", "cpu", 0.5, 1, "2 CPU cores", "tiny: it shows that every line runs"),
         Tier("cpu", "cpu", 3, 3, "2 CPU cores", "embedded: packaged real data, generators"),
-        Tier("night", "cpu", 120, 5, "2 CPU cores, over night", "real data at hand, the paper's generators"),
-        Tier("gpu", "cuda", 60, 5, "one GPU, Colab T4 to H100", "public real data, the paper's generators"),
+        Tier(
+            "night",
+            "cpu",
+            120,
+            5,
+            "2 CPU cores, over night",
+            "real data at hand, the paper's generators",
+        ),
+        Tier(
+            "gpu",
+            "cuda",
+            60,
+            5,
+            "one GPU, Colab T4 to H100",
+            "public real data, the paper's generators",
+        ),
         Tier("paper", "cuda", 600, 4, "as published", "as published"),
     )
 }

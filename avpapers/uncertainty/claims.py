@@ -14,7 +14,11 @@ from ..suite.paper import Paper, PaperValue
 
 # %% ../../nbs/uncertainty/00b_claims.ipynb #cb6b7478
 paper = Paper(
-    "uncertainty", prefix="UN", citation="ghandeharioun2019", short="Uncertainty", arxiv="1909.09285",
+    "uncertainty",
+    prefix="UN",
+    citation="ghandeharioun2019",
+    short="Uncertainty",
+    arxiv="1909.09285",
     title=(
         "Characterizing Sources of Uncertainty to Proxy Calibration and Disambiguate Annotator"
         " and Data Bias"
@@ -22,8 +26,10 @@ paper = Paper(
     authors="Asma Ghandeharioun, Brian Eoff, Brendan Jou, Rosalind W. Picard",
     venue="VXAI workshop at ICCV 2019",
     idea="Two kinds of uncertainty tell annotator disagreement from missing data",
-    task="Facial expression recognition", data="Faces labeled by several annotators",
-    real=("ferplus",), extras=("text", "avatars"),
+    task="Facial expression recognition",
+    data="Faces labeled by several annotators",
+    real=("ferplus",),
+    extras=("text", "avatars"),
 )
 SHOWN = "whether it holds for what people say about words and tweets"
 
@@ -47,10 +53,14 @@ def first(
 
 # %% ../../nbs/uncertainty/00b_claims.ipynb #58a225a2
 @paper.claim(
-    1, "Aleatoric uncertainty correlates with the disagreement of annotators.", where="abstract",
+    1,
+    "Aleatoric uncertainty correlates with the disagreement of annotators.",
+    where="abstract",
     metric="Pearson r of learned variance and disagreement, higher is better",
     control="a network trained on shuffled votes; 1 - confidence of a plain network",
-    paper_value=PaperValue(0.3, "abstract: 'about .3'"), tolerance=0.1, stand_in_shows=SHOWN,
+    paper_value=PaperValue(0.3, "abstract: 'about .3'"),
+    tolerance=0.1,
+    stand_in_shows=SHOWN,
     changed=(
         "2026-11-25: 1 - confidence of a plain network became a control, after an audit; it was in"
         " the note before",
@@ -72,21 +82,31 @@ def disagreement(
     if not sets:
         return None
     r = {n: s.where(role="both", variant=None)["r_learned"] for n, s in sets.items()}
-    shuffled = {n: s.where(role="both", variant="shuffled votes")["r_learned"] for n, s in sets.items()}
+    shuffled = {
+        n: s.where(role="both", variant="shuffled votes")["r_learned"] for n, s in sets.items()
+    }
     plain = {n: s.where(role="none", variant=None)["r_confidence"] for n, s in sets.items()}
     expected = {n: s.where(role="both", variant=None)["r_expected"] for n, s in sets.items()}
     return Outcome(
         first(r),
         [Check(f"{n}: r of learned variance and disagreement", r[n], above=0) for n in sets],
-        [Check(f"{n}: r, own votes minus shuffled votes", r[n] - shuffled[n], above=0) for n in sets]
-        + [Check(f"{n}: r, learned variance minus 1 - confidence", r[n] - plain[n], above=0) for n in sets],
+        [
+            Check(f"{n}: r, own votes minus shuffled votes", r[n] - shuffled[n], above=0)
+            for n in sets
+        ]
+        + [
+            Check(f"{n}: r, learned variance minus 1 - confidence", r[n] - plain[n], above=0)
+            for n in sets
+        ],
         note="; ".join(f"{n}: expected entropy {expected[n].mean():.2f}" for n in sets),
     )
 
 # %% ../../nbs/uncertainty/00b_claims.ipynb #c07f425a
 @paper.claim(
-    2, "Difficult or subjective training items can be found by their aleatoric uncertainty.",
-    where="abstract", metric="contested among the top tenth minus among all, higher is better",
+    2,
+    "Difficult or subjective training items can be found by their aleatoric uncertainty.",
+    where="abstract",
+    metric="contested among the top tenth minus among all, higher is better",
     control="a network trained on shuffled votes; 1 - confidence of a plain network",
     stand_in_shows=SHOWN,
     changed=(
@@ -127,14 +147,19 @@ def ranking(
 
 # %% ../../nbs/uncertainty/00b_claims.ipynb #3680ac4a
 @paper.claim(
-    3, "Epistemic uncertainty reveals a bias of the data that could make predictions unfair.",
-    where="abstract", metric="AUROC of the rare group by mutual information, higher is better",
+    3,
+    "Epistemic uncertainty reveals a bias of the data that could make predictions unfair.",
+    where="abstract",
+    metric="AUROC of the rare group by mutual information, higher is better",
     control="the group seen half of the time",
     stand_in_shows="whether it marks a look that is rare in drawn faces",
     must_fail={
         name: [
             {
-                "role": r, "auroc_mutual": 0.9, "auroc_expected": 0.9, "accuracy_group": 0.7,
+                "role": r,
+                "auroc_mutual": 0.9,
+                "auroc_expected": 0.9,
+                "accuracy_group": 0.7,
                 "auroc_released": 0.5,
             }
             for r in ("rare", "balanced")
@@ -165,12 +190,16 @@ def rare_group(faces: Runs, avatars: Runs) -> Outcome:
 
 # %% ../../nbs/uncertainty/00b_claims.ipynb #7293e137
 @paper.claim(
-    4, "Total uncertainty is a surrogate for calibration.", where="abstract",
+    4,
+    "Total uncertainty is a surrogate for calibration.",
+    where="abstract",
     metric="calibration gap, most uncertain fifth minus least, higher supports the claim",
-    control="a perfectly calibrated model", stand_in_shows=SHOWN,
+    control="a perfectly calibrated model",
+    stand_in_shows=SHOWN,
     must_fail={
         name: [
-            {"role": "both", "variant": "by fifth", "fifth": k, "gap": 0.05, "gap_calibrated": 0.05} for k in (1, 5)
+            {"role": "both", "variant": "by fifth", "fifth": k, "gap": 0.05, "gap_calibrated": 0.05}
+            for k in (1, 5)
         ]
         for name in ("tweets", "words")
     },
@@ -188,10 +217,13 @@ def calibration(
     return Outcome(
         first(gap),
         [Check(f"{n}: {name}", gap[n], above=0) for n in sets],
-        [Check(f"{n}: that difference, minus a calibrated model's", more[n], above=0) for n in sets],
+        [
+            Check(f"{n}: that difference, minus a calibrated model's", more[n], above=0)
+            for n in sets
+        ],
     )
 
-
+# %% ../../nbs/uncertainty/00b_claims.ipynb #b28e9038
 def growth(
     runs: Runs,  # of a set of judged items
     column: str,  # a gap
@@ -205,8 +237,11 @@ BOOST = 0.01  # one point of accuracy
 
 
 @paper.claim(
-    5, "Modeling uncertainty gives a modest boost of performance.", where="abstract",
-    metric="accuracy, both minus none, higher is better", control="a second plain network",
+    5,
+    "Modeling uncertainty gives a modest boost of performance.",
+    where="abstract",
+    metric="accuracy, both minus none, higher is better",
+    control="a second plain network",
     stand_in_shows=SHOWN,
     changed=(
         "2026-11-25: one point of accuracy, the margin of equality so far, became the smallest effect"
@@ -229,16 +264,23 @@ def boost(
         return None
     both = {n: s.where(role="both", variant=None)["accuracy"] for n, s in sets.items()}
     gain = {n: both[n] - s.where(role="none", variant=None)["accuracy"] for n, s in sets.items()}
-    again = {n: both[n] - s.where(role="none", variant="again")["accuracy"] for n, s in sets.items()}
+    again = {
+        n: both[n] - s.where(role="none", variant="again")["accuracy"] for n, s in sets.items()
+    }
     return Outcome(
         first(gain),
         [Check(f"{n}: accuracy, both minus none", gain[n], above=0, at_least=BOOST) for n in sets],
-        [Check(f"{n}: accuracy, both minus a second plain network", again[n], above=0) for n in sets],
+        [
+            Check(f"{n}: accuracy, both minus a second plain network", again[n], above=0)
+            for n in sets
+        ],
     )
 
 # %% ../../nbs/uncertainty/00b_claims.ipynb #ce8831d4
 @paper.claim(
-    6, "It takes only a simple change to classical inference.", where="abstract",
+    6,
+    "It takes only a simple change to classical inference.",
+    where="abstract",
     metric="AUROC of errors by mutual information, higher is better",
     control="a network trained on shuffled votes; 1 - confidence of the plain network",
     stand_in_shows=SHOWN,
@@ -265,7 +307,10 @@ def retrofit(
         return None
     checks, kept, controls = [], [], []
     for name, runs in sets.items():
-        many, plain = runs.where(role="epistemic", variant=None), runs.where(role="none", variant=None)
+        many, plain = (
+            runs.where(role="epistemic", variant=None),
+            runs.where(role="none", variant=None),
+        )
         found = many["auroc_error_mutual"]
         shuffled = runs.where(role="both", variant="shuffled votes")["auroc_error_mutual"]
         confidence = plain["auroc_error_confidence"]
@@ -274,5 +319,7 @@ def retrofit(
         kept.append(Check(f"{name}: accuracy, mean of passes minus one pass", lost, above=-BOOST))
         own = f"{name}: that AUROC, own votes minus shuffled votes"
         controls.append(Check(own, found - shuffled, above=0))
-        controls.append(Check(f"{name}: that AUROC, minus by 1 - confidence", found - confidence, above=0))
+        controls.append(
+            Check(f"{name}: that AUROC, minus by 1 - confidence", found - confidence, above=0)
+        )
     return Outcome(checks[0].values, checks + kept, controls)
