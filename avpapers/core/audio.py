@@ -28,7 +28,9 @@ __all__ = ['resample', 'load_audio', 'pad_waves', 'length_mask', 'masked_mean', 
            'player', 'players', 'show_spectrogram']
 
 # %% ../../nbs/core/audio.ipynb #d9902d22
-def _decode(source: str | bytes, name: str, max_seconds: float | None) -> tuple[np.ndarray, int, int]:
+def _decode(
+    source: str | bytes, name: str, max_seconds: float | None
+) -> tuple[np.ndarray, int, int]:
     "Samples (frames, channels), their rate, and how many frames the file says it has."
     import soundfile
 
@@ -39,11 +41,14 @@ def _decode(source: str | bytes, name: str, max_seconds: float | None) -> tuple[
             return file.read(wanted, dtype="float32", always_2d=True), file.samplerate, promised
     except (soundfile.LibsndfileError, RuntimeError) as error:
         found = _decode_elsewhere(source, max_seconds) if isinstance(source, str) else None
-        if found is not None: return found
-        raise ValueError(f"{name} cannot be read as audio ({_reason(error)}); expected a whole wav, flac, ogg, mp3 or aiff "
-                         "file. Convert it, or fetch it again if it was cut off") from error
+        if found is not None:
+            return found
+        raise ValueError(
+            f"{name} cannot be read as audio ({_reason(error)}); expected a whole wav, flac, ogg, mp3 or aiff "
+            "file. Convert it, or fetch it again if it was cut off"
+        ) from error
 
-
+# %% ../../nbs/core/audio.ipynb #88503ecc
 def _reason(error: Exception) -> str:
     "libsndfile's own words, without the address of a buffer."
     return str(error).split(": ", 1)[-1].removeprefix("Error : ").strip().rstrip(".")
@@ -51,17 +56,24 @@ def _reason(error: Exception) -> str:
 # %% ../../nbs/core/audio.ipynb #6dd04c9c
 def _decode_elsewhere(path: str, max_seconds: float | None) -> tuple[np.ndarray, int, int] | None:
     "The same through audioread, or None if that cannot do it either."
-    try: import audioread
-    except ImportError: return None
+    try:
+        import audioread
+    except ImportError:
+        return None
     try:
         with audioread.audio_open(path) as file:
             rate, channels, data, enough = file.samplerate, file.channels, b"", np.inf
-            if max_seconds is not None: enough = 2 * channels * max(1, round(max_seconds * rate))
+            if max_seconds is not None:
+                enough = 2 * channels * max(1, round(max_seconds * rate))
             for block in file:
                 data += block
-                if len(data) >= enough: break
-    except (audioread.DecodeError, EOFError, OSError): return None
-    samples = np.frombuffer(data[: len(data) // (2 * channels) * 2 * channels], "<i2").reshape(-1, channels)
+                if len(data) >= enough:
+                    break
+    except (audioread.DecodeError, EOFError, OSError):
+        return None
+    samples = np.frombuffer(data[: len(data) // (2 * channels) * 2 * channels], "<i2").reshape(
+        -1, channels
+    )
     samples = samples[: None if max_seconds is None else int(enough) // (2 * channels)]
     return samples.astype(np.float32) / 32768, rate, len(samples)
 
@@ -71,36 +83,45 @@ def _is_cut(file: IO[bytes]) -> bool:
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(12)
-    if head[:4] == b"OggS": return not _ogg_ends(file, size)
+    if head[:4] == b"OggS":
+        return not _ogg_ends(file, size)
     kind = {b"RIFF": ("<I", b"data"), b"FORM": (">I", b"SSND")}.get(head[:4])
-    if kind is None: return False
+    if kind is None:
+        return False
     while len(chunk := file.read(8)) == 8:
         length = struct.unpack(kind[0], chunk[4:])[0]
-        if chunk[:4] == kind[1]: return length < 0xFFFFFF00 and file.tell() + length > size
+        if chunk[:4] == kind[1]:
+            return length < 0xFFFFFF00 and file.tell() + length > size
         file.seek(length + length % 2, os.SEEK_CUR)
     return True
 
-
+# %% ../../nbs/core/audio.ipynb #c9e26a29
 def _ogg_ends(file: IO[bytes], size: int) -> bool:
     "Is the last page of an ogg file whole and marked as the last?"
     start = max(0, size - 70_000)  # a page has 65,307 bytes at most
     file.seek(start)
     tail = file.read()
     at = tail.rfind(b"OggS")
-    if at < 0 or len(tail) < at + 27 or not tail[at + 5] & 4: return False
+    if at < 0 or len(tail) < at + 27 or not tail[at + 5] & 4:
+        return False
     table = tail[at + 27 : at + 27 + tail[at + 26]]
     return len(tail) >= at + 27 + len(table) + sum(table)
 
 # %% ../../nbs/core/audio.ipynb #82d9a849
 def _checked(samples: np.ndarray, name: str) -> np.ndarray:
     "Samples that are numbers from -1 to 1."
-    if not len(samples): raise ValueError(f"{name} holds no samples; expected at least one")
+    if not len(samples):
+        raise ValueError(f"{name} holds no samples; expected at least one")
     bad = ~np.isfinite(samples)
     if bad.any():
-        raise ValueError(f"{name} has {int(bad.sum())} samples that are NaN or infinite, the first at {int(bad.any(1).argmax())}; "
-                         "expected finite values. Write it again from its source")
+        raise ValueError(
+            f"{name} has {int(bad.sum())} samples that are NaN or infinite, the first at {int(bad.any(1).argmax())}; "
+            "expected finite values. Write it again from its source"
+        )
     if (peak := float(np.abs(samples).max())) > 4:
-        raise ValueError(f"{name} has samples up to {peak:.4g}; expected -1 to 1. Floats in a file must be divided by full scale")
+        raise ValueError(
+            f"{name} has samples up to {peak:.4g}; expected -1 to 1. Floats in a file must be divided by full scale"
+        )
     return samples.clip(-1, 1)
 
 # %% ../../nbs/core/audio.ipynb #b9b7d6cb
@@ -111,13 +132,18 @@ def resample(
 ) -> Float[Tensor, "*C S"]:  # S = T * to_rate / from_rate, rounded up
     "The same sound at another sampling rate."
     for name, rate in (("from_rate", from_rate), ("to_rate", to_rate)):
-        if rate < 1 or rate != int(rate): raise ValueError(f"{name} must be a whole number of Hz, at least 1; got {rate}")
-    if not wave.is_floating_point(): raise ValueError(f"wave must hold floats from -1 to 1; got {wave.dtype}")
-    if from_rate == to_rate: return wave
+        if rate < 1 or rate != int(rate):
+            raise ValueError(f"{name} must be a whole number of Hz, at least 1; got {rate}")
+    if not wave.is_floating_point():
+        raise ValueError(f"wave must hold floats from -1 to 1; got {wave.dtype}")
+    if from_rate == to_rate:
+        return wave
     import soxr
 
     flat = np.ascontiguousarray(wave.detach().cpu().reshape(-1, wave.shape[-1]).T.numpy())
-    made = torch.from_numpy(np.ascontiguousarray(soxr.resample(flat, from_rate, to_rate, quality="HQ").T))
+    made = torch.from_numpy(
+        np.ascontiguousarray(soxr.resample(flat, from_rate, to_rate, quality="HQ").T)
+    )
     length = -(-wave.shape[-1] * int(to_rate) // int(from_rate))
     made = torch.nn.functional.pad(made[:, :length], (0, max(0, length - made.shape[1])))
     return made.reshape(*wave.shape[:-1], length)
@@ -132,32 +158,45 @@ def load_audio(
     allow_cut: bool = False,  # take what there is of a file that was cut off
 ) -> Float[Tensor, "*C T"]:  # (T,), or (C, T) if not mono; float32 from -1 to 1
     "A sound file as a waveform."
-    if max_seconds is not None and not max_seconds > 0: raise ValueError(f"max_seconds must be above 0; got {max_seconds}")
+    if max_seconds is not None and not max_seconds > 0:
+        raise ValueError(f"max_seconds must be above 0; got {max_seconds}")
     what, name = _opened(source)
     with open(what, "rb") if isinstance(what, str) else io.BytesIO(what) as file:
         cut = not allow_cut and _is_cut(file)
     samples, rate, promised = _decode(what, name, max_seconds)
     if not allow_cut and len(samples) and (cut or len(samples) < promised):
-        raise ValueError(f"{name} is cut off: it holds less sound than its header promises. Fetch it again, or pass "
-                         f"allow_cut=True to take what is there, {len(samples) / rate:.3f} s")
+        raise ValueError(
+            f"{name} is cut off: it holds less sound than its header promises. Fetch it again, or pass "
+            f"allow_cut=True to take what is there, {len(samples) / rate:.3f} s"
+        )
     samples = _checked(samples, name)
     wave = torch.from_numpy(samples.mean(1) if mono else np.ascontiguousarray(samples.T))
     return resample(wave, rate, sample_rate).clamp(-1, 1)
 
-
+# %% ../../nbs/core/audio.ipynb #ff756f4f
 def _opened(source: Any) -> tuple[str | bytes, str]:
     "A path as text or a file's content, and what to call it in a message."
     if isinstance(source, str | Path):
         path = Path(source)
-        if path.is_dir(): raise ValueError(f"{path} is a folder; expected a sound file")
-        if not path.is_file(): raise FileNotFoundError(f"{path} is not there; expected a sound file")
-        if not path.stat().st_size: raise ValueError(f"{path} has 0 bytes; expected a sound file. Fetch it again")
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; expected a sound file")
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not there; expected a sound file")
+        if not path.stat().st_size:
+            raise ValueError(f"{path} has 0 bytes; expected a sound file. Fetch it again")
         return str(path), path.name
-    name = Path(str(getattr(source, "name", "the open file"))).name if hasattr(source, "read") else "the given content"
+    name = (
+        Path(str(getattr(source, "name", "the open file"))).name
+        if hasattr(source, "read")
+        else "the given content"
+    )
     data = source.read() if hasattr(source, "read") else source
     if not isinstance(data, bytes | bytearray | memoryview):
-        raise ValueError(f"source must be a path, bytes or a file opened with 'rb'; got {type(data).__name__}")
-    if not len(data): raise ValueError(f"{name} has 0 bytes; expected a sound file")
+        raise ValueError(
+            f"source must be a path, bytes or a file opened with 'rb'; got {type(data).__name__}"
+        )
+    if not len(data):
+        raise ValueError(f"{name} has 0 bytes; expected a sound file")
     return bytes(data), name
 
 # %% ../../nbs/core/audio.ipynb #0d901aa9
@@ -165,15 +204,23 @@ def pad_waves(
     waves: Sequence[Float[Tensor, "..."]],  # clips of any length, each (T,)
     *,
     max_length: int | None = None,  # samples; longer clips are cut to it
-) -> tuple[Float[Tensor, "B T"], Int[Tensor, "B"]]:  # clips with zeros at the end, and their true lengths
+) -> tuple[
+    Float[Tensor, "B T"], Int[Tensor, "B"]
+]:  # clips with zeros at the end, and their true lengths
     "Clips of unequal length as one batch."
-    if not len(waves): raise ValueError("waves must hold at least one clip; got none")
+    if not len(waves):
+        raise ValueError("waves must hold at least one clip; got none")
     odd = [tuple(w.shape) for w in waves if w.ndim != 1 or not len(w)]
-    if odd: raise ValueError(f"waves must be (T,) clips with at least one sample each; got one of shape {odd[0]}")
+    if odd:
+        raise ValueError(
+            f"waves must be (T,) clips with at least one sample each; got one of shape {odd[0]}"
+        )
     cut = [w[:max_length] for w in waves]
-    return nn.utils.rnn.pad_sequence(cut, batch_first=True), torch.tensor([len(w) for w in cut], device=cut[0].device)
+    return nn.utils.rnn.pad_sequence(cut, batch_first=True), torch.tensor(
+        [len(w) for w in cut], device=cut[0].device
+    )
 
-
+# %% ../../nbs/core/audio.ipynb #f6b6c465
 def length_mask(
     lengths: Int[Tensor, "B"],  # how much of each row is real
     size: int,  # T, of the rows
@@ -181,16 +228,22 @@ def length_mask(
     "Which places are real and which are padding."
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
-
+# %% ../../nbs/core/audio.ipynb #5b307763
 def masked_mean(
-    x: Float[Tensor, "B ..."],  # padded along `dim`; what stands in the padding does not matter, not even NaN
+    x: Float[
+        Tensor, "B ..."
+    ],  # padded along `dim`; what stands in the padding does not matter, not even NaN
     lengths: Int[Tensor, "B"],  # how much of each row is real
     dim: int = -1,  # the padded dimension
 ) -> Float[Tensor, "B ..."]:  # without `dim`; 0 for a row of length 0
     "Mean over the real part of each row."
-    if lengths.shape != x.shape[:1]: raise ValueError(f"lengths must be ({x.shape[0]},), one a row of x; got shape {tuple(lengths.shape)}")
+    if lengths.shape != x.shape[:1]:
+        raise ValueError(
+            f"lengths must be ({x.shape[0]},), one a row of x; got shape {tuple(lengths.shape)}"
+        )
     dim = dim % x.ndim
-    if dim == 0: raise ValueError("dim must not be 0, which counts the clips of the batch")
+    if dim == 0:
+        raise ValueError("dim must not be 0, which counts the clips of the batch")
     shape = [1] * x.ndim
     shape[0], shape[dim] = x.shape[0], x.shape[dim]
     kept = length_mask(lengths, x.shape[dim]).view(shape)
@@ -198,7 +251,9 @@ def masked_mean(
 
 # %% ../../nbs/core/audio.ipynb #211b5cfd
 @lru_cache(maxsize=32)
-def _mel_basis(num_mels: int, sample_rate: int, n_fft: int, f_min: float, f_max: float) -> np.ndarray:
+def _mel_basis(
+    num_mels: int, sample_rate: int, n_fft: int, f_min: float, f_max: float
+) -> np.ndarray:
     "librosa's filters, (num_mels, n_fft // 2 + 1)."
     import warnings
 
@@ -212,7 +267,8 @@ def _mel_basis(num_mels: int, sample_rate: int, n_fft: int, f_min: float, f_max:
 def _fft_size(window: int, num_mels: int, sample_rate: int, f_min: float, f_max: float) -> int:
     "The smallest power of two that holds the window and leaves no filter empty."
     size = 1 << max(window - 1, 1).bit_length()
-    while not _mel_basis(num_mels, sample_rate, size, f_min, f_max).any(1).all(): size *= 2
+    while not _mel_basis(num_mels, sample_rate, size, f_min, f_max).any(1).all():
+        size *= 2
     return size
 
 # %% ../../nbs/core/audio.ipynb #562b8a75
@@ -240,7 +296,9 @@ def _grouped_filters(basis: Float[Tensor, "F bins"], groups: int = 4) -> list[tu
     for rows in basis.chunk(groups):
         seen = rows.any(0).nonzero()
         first, last = int(seen.min()), int(seen.max()) + 1
-        found.append((slice(2 * first, 2 * last), rows[:, first:last].T.repeat_interleave(2, 0).contiguous()))
+        found.append(
+            (slice(2 * first, 2 * last), rows[:, first:last].T.repeat_interleave(2, 0).contiguous())
+        )
     return found
 
 # %% ../../nbs/core/audio.ipynb #0db9200b
@@ -250,7 +308,9 @@ def portions(
     samples: int = 200_000,  # at once on a CPU; elsewhere all
 ) -> tuple[Tensor, ...]:
     "Clips in portions that suit the device."
-    return wave.split(max(1, samples // wave.shape[1]) if wave.device.type == "cpu" else max(1, len(wave)))
+    return wave.split(
+        max(1, samples // wave.shape[1]) if wave.device.type == "cpu" else max(1, len(wave))
+    )
 
 # %% ../../nbs/core/audio.ipynb #e3e639d0
 class LogMel(nn.Module):
@@ -266,7 +326,8 @@ class LogMel(nn.Module):
         sample_rate: int = 16_000,  # Hz, of the waveforms
         window_ms: float = 25.0,  # length of a window, milliseconds
         hop_ms: float = 10.0,  # from one window to the next, milliseconds
-        n_fft: int | None = None,  # of the transform, samples; None: a power of two, long enough for all filters
+        n_fft: int
+        | None = None,  # of the transform, samples; None: a power of two, long enough for all filters
         f_min: float = 0.0,  # Hz, where the lowest filter begins
         f_max: float | None = None,  # Hz, where the highest ends; half the sampling rate if None
         power: float = 2.0,  # 2: power, 1: magnitude
@@ -275,37 +336,73 @@ class LogMel(nn.Module):
     ):
         super().__init__()
         f_max = sample_rate / 2 if f_max is None else f_max
-        self.window_length, self.hop = round(window_ms * sample_rate / 1000), round(hop_ms * sample_rate / 1000)
-        _check_front_end(num_mels, sample_rate, self.window_length, self.hop, f_min, f_max, power, floor)
+        self.window_length, self.hop = (
+            round(window_ms * sample_rate / 1000),
+            round(hop_ms * sample_rate / 1000),
+        )
+        _check_front_end(
+            num_mels, sample_rate, self.window_length, self.hop, f_min, f_max, power, floor
+        )
         self.n_fft = n_fft or _fft_size(self.window_length, num_mels, sample_rate, f_min, f_max)
-        if self.n_fft < self.window_length: raise ValueError(f"n_fft must hold the window of {self.window_length} samples; got {n_fft}")
+        if self.n_fft < self.window_length:
+            raise ValueError(
+                f"n_fft must hold the window of {self.window_length} samples; got {n_fft}"
+            )
         basis = _mel_basis(num_mels, sample_rate, self.n_fft, f_min, f_max)
         if empty := int((~basis.any(1)).sum()):
-            raise ValueError(f"{empty} of {num_mels} filters see no frequency; raise n_fft from {self.n_fft}, or lower num_mels")
-        self.num_mels, self.sample_rate, self.f_min, self.f_max = num_mels, sample_rate, f_min, f_max
+            raise ValueError(
+                f"{empty} of {num_mels} filters see no frequency; raise n_fft from {self.n_fft}, or lower num_mels"
+            )
+        self.num_mels, self.sample_rate, self.f_min, self.f_max = (
+            num_mels,
+            sample_rate,
+            f_min,
+            f_max,
+        )
         self.power, self.floor, self.center = power, floor, center
         self.register_buffer("window", _window(self.window_length, self.n_fft), persistent=False)
         self.register_buffer("basis", torch.from_numpy(basis.copy()), persistent=False)
         self.stretches, weights = zip(*_grouped_filters(self.basis), strict=True)
-        for k, group in enumerate(weights): self.register_buffer(f"group{k}", group, persistent=False)
+        for k, group in enumerate(weights):
+            self.register_buffer(f"group{k}", group, persistent=False)
 
     def forward(
         self,
         wave: Float[Tensor, "*B T"],  # from -1 to 1
     ) -> Float[Tensor, "*B F frames"]:  # natural logarithm
         "Log-mel spectrogram of each clip."
-        if not wave.is_floating_point(): raise ValueError(f"wave must hold floats from -1 to 1; got {wave.dtype}")
+        if not wave.is_floating_point():
+            raise ValueError(f"wave must hold floats from -1 to 1; got {wave.dtype}")
         if wave.shape[-1] < (1 if self.center else self.n_fft):
-            raise ValueError(f"wave must have at least {1 if self.center else self.n_fft} samples; got {wave.shape[-1]}")
-        with torch.autocast(wave.device.type, enabled=False):  # half precision has no room for power
+            raise ValueError(
+                f"wave must have at least {1 if self.center else self.n_fft} samples; got {wave.shape[-1]}"
+            )
+        with torch.autocast(
+            wave.device.type, enabled=False
+        ):  # half precision has no room for power
             flat = wave.reshape(-1, wave.shape[-1]).to(self.basis.dtype)
             mel = torch.cat([self._log_mel(part) for part in portions(flat)])
             return mel.reshape(*wave.shape[:-1], *mel.shape[-2:])
 
     def _log_mel(self, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B F frames"]:
-        squares = torch.view_as_real(spectra(wave, self.window, self.hop, center=self.center)).flatten(-2).square()
-        if self.power == 2: mel = torch.cat([squares[..., part] @ getattr(self, f"group{k}") for k, part in enumerate(self.stretches)], -1)
-        else: mel = squares.unflatten(-1, (-1, 2)).sum(-1).clamp_min(1e-30).pow(self.power / 2) @ self.basis.T
+        squares = (
+            torch.view_as_real(spectra(wave, self.window, self.hop, center=self.center))
+            .flatten(-2)
+            .square()
+        )
+        if self.power == 2:
+            mel = torch.cat(
+                [
+                    squares[..., part] @ getattr(self, f"group{k}")
+                    for k, part in enumerate(self.stretches)
+                ],
+                -1,
+            )
+        else:
+            mel = (
+                squares.unflatten(-1, (-1, 2)).sum(-1).clamp_min(1e-30).pow(self.power / 2)
+                @ self.basis.T
+            )
         return mel.clamp_min(self.floor).log().transpose(-1, -2)
 
     def frame_lengths(
@@ -313,20 +410,33 @@ class LogMel(nn.Module):
         lengths: Int[Tensor, "B"],  # samples
     ) -> Int[Tensor, "B"]:  # frames
         "How many frames of a padded batch belong to each clip."
-        return (lengths if self.center else (lengths - self.n_fft).clamp_min(-self.hop)) // self.hop + 1
+        return (
+            lengths if self.center else (lengths - self.n_fft).clamp_min(-self.hop)
+        ) // self.hop + 1
 
     def extra_repr(self) -> str:
-        return (f"num_mels={self.num_mels}, sample_rate={self.sample_rate}, window={self.window_length}, hop={self.hop}, "
-                f"n_fft={self.n_fft}, f_min={self.f_min}, f_max={self.f_max}, power={self.power}, floor={self.floor}, center={self.center}")
+        return (
+            f"num_mels={self.num_mels}, sample_rate={self.sample_rate}, window={self.window_length}, hop={self.hop}, "
+            f"n_fft={self.n_fft}, f_min={self.f_min}, f_max={self.f_max}, power={self.power}, floor={self.floor}, center={self.center}"
+        )
 
 # %% ../../nbs/core/audio.ipynb #d35b6d5a
 def _check_front_end(num_mels, sample_rate, window, hop, f_min, f_max, power, floor) -> None:
     "Values that make sense, or an error that names the argument."
-    for name, value in (("num_mels", num_mels), ("sample_rate", sample_rate), ("window_ms, in samples,", window), ("hop_ms, in samples,", hop)):
-        if value < 1: raise ValueError(f"{name} must be at least 1; got {value}")
+    for name, value in (
+        ("num_mels", num_mels),
+        ("sample_rate", sample_rate),
+        ("window_ms, in samples,", window),
+        ("hop_ms, in samples,", hop),
+    ):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1; got {value}")
     if not 0 <= f_min < f_max <= sample_rate / 2:
-        raise ValueError(f"f_min and f_max must satisfy 0 <= f_min < f_max <= {sample_rate / 2:g} Hz; got {f_min} and {f_max}")
-    if not power > 0 or not floor > 0: raise ValueError(f"power and floor must be above 0; got {power} and {floor}")
+        raise ValueError(
+            f"f_min and f_max must satisfy 0 <= f_min < f_max <= {sample_rate / 2:g} Hz; got {f_min} and {f_max}"
+        )
+    if not power > 0 or not floor > 0:
+        raise ValueError(f"power and floor must be above 0; got {power} and {floor}")
 
 # %% ../../nbs/core/audio.ipynb #6f0e1bc9
 def spec_augment(
@@ -341,21 +451,31 @@ def spec_augment(
     fill: float | str = "mean",  # what hidden places hold: the mean of the clip, or this number
 ) -> Float[Tensor, "B F T"]:  # a copy
     "Spectrograms with random bands and stretches hidden."
-    if mel.ndim != 3: raise ValueError(f"mel must be (B, F, T); got shape {tuple(mel.shape)}")
+    if mel.ndim != 3:
+        raise ValueError(f"mel must be (B, F, T); got shape {tuple(mel.shape)}")
     if min(freq_mask, time_mask, num_freq, num_time) < 0 or freq_mask > mel.shape[1]:
-        raise ValueError(f"masks must not be negative, and freq_mask at most {mel.shape[1]}; got {freq_mask}, {time_mask}, {num_freq}, {num_time}")
-    if isinstance(fill, str) and fill != "mean": raise ValueError(f"fill must be 'mean' or a number; got {fill!r}")
+        raise ValueError(
+            f"masks must not be negative, and freq_mask at most {mel.shape[1]}; got {freq_mask}, {time_mask}, {num_freq}, {num_time}"
+        )
+    if isinstance(fill, str) and fill != "mean":
+        raise ValueError(f"fill must be 'mean' or a number; got {fill!r}")
     b, bands, frames = mel.shape
     true = torch.full((b,), frames, device=mel.device) if lengths is None else lengths
     low = _random_spans(torch.full_like(true, bands), bands, freq_mask, num_freq, generator)
     when = _random_spans(true, frames, time_mask, num_time, generator)
-    value = masked_mean(mel.mean(1), true)[:, None, None] if fill == "mean" else mel.new_tensor(fill)
+    value = (
+        masked_mean(mel.mean(1), true)[:, None, None] if fill == "mean" else mel.new_tensor(fill)
+    )
     return torch.where(low[:, :, None] | when[:, None, :], value, mel)
 
-
-def _random_spans(lengths: Tensor, size: int, widest: int, num: int, generator: torch.Generator) -> Tensor:
+# %% ../../nbs/core/audio.ipynb #0072e1ec
+def _random_spans(
+    lengths: Tensor, size: int, widest: int, num: int, generator: torch.Generator
+) -> Tensor:
     "(B, size), True inside `num` random spans a row, each up to `widest` long and within the row's length."
-    draw = torch.rand(2, len(lengths), num, generator=generator, device=generator.device).to(lengths.device)
+    draw = torch.rand(2, len(lengths), num, generator=generator, device=generator.device).to(
+        lengths.device
+    )
     width = (draw[0] * (lengths[:, None].clamp(max=widest) + 1)).floor()
     start = (draw[1] * (lengths[:, None] - width + 1)).floor()
     place = torch.arange(size, device=lengths.device)[:, None, None]
@@ -373,7 +493,7 @@ def player(
     found.mimetype = "audio/mpeg"
     return found
 
-
+# %% ../../nbs/core/audio.ipynb #081a7282
 def players(
     waves: Mapping[str, Float[Tensor, "T"]],  # caption -> clip
     rate: int = 16_000,  # Hz
@@ -384,19 +504,28 @@ def players(
 
     from IPython.display import HTML
 
-    one = ('<figure style="margin:0 .6em .4em 0"><figcaption style="font-size:.85em">{}</figcaption>'
-           '<audio controls preload="metadata" style="width:11em;height:2.2em" src="data:audio/mpeg;base64,{}"></audio></figure>')
-    cells = [one.format(escape(caption), b64encode(_as_mp3(wave, rate)).decode()) for caption, wave in waves.items()]
+    one = (
+        '<figure style="margin:0 .6em .4em 0"><figcaption style="font-size:.85em">{}</figcaption>'
+        '<audio controls preload="metadata" style="width:11em;height:2.2em" src="data:audio/mpeg;base64,{}"></audio></figure>'
+    )
+    cells = [
+        one.format(escape(caption), b64encode(_as_mp3(wave, rate)).decode())
+        for caption, wave in waves.items()
+    ]
     return HTML(f'<div style="display:flex;flex-wrap:wrap">{"".join(cells)}</div>')
 
-
+# %% ../../nbs/core/audio.ipynb #0ade6849
 def _as_mp3(wave: Tensor, rate: int) -> bytes:
     "The clip as the content of an mp3 file."
     import soundfile
 
     if wave.ndim not in (1, 2) or not wave.is_floating_point():
-        raise ValueError(f"wave must be (T,) or (C, T) floats from -1 to 1; got shape {tuple(wave.shape)}, {wave.dtype}")
-    soundfile.write(file := io.BytesIO(), wave.detach().cpu().clamp(-1, 1).numpy().T, rate, format="MP3")
+        raise ValueError(
+            f"wave must be (T,) or (C, T) floats from -1 to 1; got shape {tuple(wave.shape)}, {wave.dtype}"
+        )
+    soundfile.write(
+        file := io.BytesIO(), wave.detach().cpu().clamp(-1, 1).numpy().T, rate, format="MP3"
+    )
     return file.getvalue()
 
 # %% ../../nbs/core/audio.ipynb #a06c6d46
@@ -416,19 +545,35 @@ def show_spectrogram(
     "A log-mel spectrogram over seconds and Hz."
     from avpapers.core.plotting import axis_label, new_axes
 
-    if mel.ndim != 2: raise ValueError(f"mel must be (F, T), one clip; got shape {tuple(mel.shape)}")
+    if mel.ndim != 2:
+        raise ValueError(f"mel must be (F, T), one clip; got shape {tuple(mel.shape)}")
     ax = new_axes(height=2.2)[1] if ax is None else ax
     level = mel.detach().cpu().float() * (20 / power / np.log(10))
     step = hop / sample_rate
-    image = ax.imshow((level - level.max()).numpy(), origin="lower", aspect="auto", cmap="magma", vmin=-range_db, vmax=0,
-                      interpolation="nearest", extent=(-step / 2, (mel.shape[1] - 0.5) * step, -0.5, mel.shape[0] - 0.5))
-    marks = [f for f in (500, 1000, 2000, 4000, 8000, 16_000) if f_min < f <= (f_max or sample_rate / 2)]
-    ax.set_yticks(_mel_places(marks, mel.shape[0], f_min, f_max or sample_rate / 2), [f"{f:,}" for f in marks])
-    ax.set(xlabel=axis_label("time", unit="s"), ylabel=axis_label("frequency", unit="Hz"), title=title)
-    if colorbar: ax.figure.colorbar(image, ax=ax, label="dB below the loudest")
+    image = ax.imshow(
+        (level - level.max()).numpy(),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=-range_db,
+        vmax=0,
+        interpolation="nearest",
+        extent=(-step / 2, (mel.shape[1] - 0.5) * step, -0.5, mel.shape[0] - 0.5),
+    )
+    marks = [
+        f for f in (500, 1000, 2000, 4000, 8000, 16_000) if f_min < f <= (f_max or sample_rate / 2)
+    ]
+    ax.set_yticks(
+        _mel_places(marks, mel.shape[0], f_min, f_max or sample_rate / 2), [f"{f:,}" for f in marks]
+    )
+    ax.set(
+        xlabel=axis_label("time", unit="s"), ylabel=axis_label("frequency", unit="Hz"), title=title
+    )
+    if colorbar:
+        ax.figure.colorbar(image, ax=ax, label="dB below the loudest")
     return ax
 
-
+# %% ../../nbs/core/audio.ipynb #09ce3328
 def _mel_places(hertz: Sequence[float], num_mels: int, f_min: float, f_max: float) -> np.ndarray:
     "The row, as a real number, at which a frequency lies."
     from librosa import hz_to_mel

@@ -21,28 +21,32 @@ __all__ = ['Seconds', 'time_interleaved', 'Case', 'time_case', 'speedup_row', 's
 
 # %% ../../nbs/core/benchmark.ipynb #f363d71c
 def time_interleaved(
-    variants: Mapping[str, Callable[[], Any]],   # what to time, by name
-    reference: str | None = None,    # the one that ratios are taken to; None: the first
+    variants: Mapping[str, Callable[[], Any]],  # what to time, by name
+    reference: str | None = None,  # the one that ratios are taken to; None: the first
     *,
-    rounds: int = 20,                # at most
-    least: int = 7,                  # rounds before an early stop
-    width: float = 0.05,             # of the 95 % interval of each ratio, relative: known well enough
-    device: str = "cpu",             # "cuda...": waits for the GPU
-    shortest: float = 0.0,           # seconds; a quicker call is repeated for as long within its round
-) -> dict[str, list[float]]:         # seconds of one call in each round, without the warm-up
+    rounds: int = 20,  # at most
+    least: int = 7,  # rounds before an early stop
+    width: float = 0.05,  # of the 95 % interval of each ratio, relative: known well enough
+    device: str = "cpu",  # "cuda...": waits for the GPU
+    shortest: float = 0.0,  # seconds; a quicker call is repeated for as long within its round
+) -> dict[str, list[float]]:  # seconds of one call in each round, without the warm-up
     "Time several variants of the same work, in turn."
     reference = next(iter(variants), "") if reference is None else reference
     if reference not in variants:
         raise ValueError(f"reference: got {reference!r}, expected one of {', '.join(variants)}")
-    if rounds < 1: raise ValueError(f"rounds: got {rounds}, expected at least 1")
+    if rounds < 1:
+        raise ValueError(f"rounds: got {rounds}, expected at least 1")
     counts = {name: _repeats(call, shortest, device) for name, call in variants.items()}
     times: dict[str, list[float]] = {name: [] for name in variants}
     for done in range(rounds + 1):
         for name, call in variants.items():
             took = _seconds(partial(_repeat, call, counts[name]), device) / counts[name]
-            if done: times[name].append(took)
-        if done >= least and all(_settled(t, times[reference], width)
-                                 for name, t in times.items() if name != reference): break
+            if done:
+                times[name].append(took)
+        if done >= least and all(
+            _settled(t, times[reference], width) for name, t in times.items() if name != reference
+        ):
+            break
     return times
 
 # %% ../../nbs/core/benchmark.ipynb #b4287418
@@ -57,12 +61,14 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
 
 
 def _repeat(call: Callable[[], Any], count: int) -> None:
-    for _ in range(count): call()
+    for _ in range(count):
+        call()
 
 
 def _repeats(call: Callable[[], Any], shortest: float, device: str) -> int:
     "Calls that together take the shortest time."
-    if not shortest or _seconds(call, device) >= 10 * shortest: return 1
+    if not shortest or _seconds(call, device) >= 10 * shortest:
+        return 1
     return max(1, int(shortest / min(_seconds(call, device), _seconds(call, device))))
 
 
@@ -71,20 +77,21 @@ def _settled(peer: list[float], ours: list[float], width: float) -> bool:
     return (ratio.high - ratio.low) < width * ratio.value
 
 # %% ../../nbs/core/benchmark.ipynb #d289aa8e
-Seconds = Mapping[str, list[float]]      # of each round, by variant
+Seconds = Mapping[str, list[float]]  # of each round, by variant
 
 
 @dataclass(frozen=True)
 class Case:
     "Variants of the same work."
-    name: str                            # what is done
-    variants: Mapping[str, Callable[[], Any]]    # "ours" and the peers
-    sizes: str = ""                      # of the case: "B=64, 1.5 s"
+
+    name: str  # what is done
+    variants: Mapping[str, Callable[[], Any]]  # "ours" and the peers
+    sizes: str = ""  # of the case: "B=64, 1.5 s"
     # name of the variant that is the bound, or its seconds in each round from the measured ones
     lower_bound: str | Callable[[Seconds], list[float]] | None = None
-    references: tuple[str, ...] = ()     # variants that are measured for the bound only
-    items: int | Mapping[str, int] = 1   # what one call works through; by variant if they differ
-    whole: int | None = None             # items that times are given for; None: those of a call
+    references: tuple[str, ...] = ()  # variants that are measured for the bound only
+    items: int | Mapping[str, int] = 1  # what one call works through; by variant if they differ
+    whole: int | None = None  # items that times are given for; None: those of a call
 
     @property
     def peers(self) -> list[str]:
@@ -97,70 +104,90 @@ class Case:
 
     def bound(self, times: Seconds) -> list[float] | None:
         "Least seconds of each round, or None if nothing is known of it."
-        if self.lower_bound is None: return None
-        return times[self.lower_bound] if isinstance(self.lower_bound, str) else self.lower_bound(times)
+        if self.lower_bound is None:
+            return None
+        return (
+            times[self.lower_bound]
+            if isinstance(self.lower_bound, str)
+            else self.lower_bound(times)
+        )
 
 # %% ../../nbs/core/benchmark.ipynb #08729c13
 def time_case(
-    case: Case,                      # variants, one of them named "ours"
-    **how: Any,                      # as `time_interleaved` takes it: rounds, device, shortest
-) -> dict[str, list[float]]:         # seconds of each round for the whole work
+    case: Case,  # variants, one of them named "ours"
+    **how: Any,  # as `time_interleaved` takes it: rounds, device, shortest
+) -> dict[str, list[float]]:  # seconds of each round for the whole work
     "Time the variants of a case."
     raw = time_interleaved(case.variants, "ours", **how)
-    if case.whole is None: return raw
+    if case.whole is None:
+        return raw
     return {v: [t * case.whole / case.items_of(v) for t in seconds] for v, seconds in raw.items()}
 
 # %% ../../nbs/core/benchmark.ipynb #8d8ce069
 def speedup_row(
-    name: str,                       # of the row
-    peer: str,                       # what ours is compared with
-    theirs: Sequence[float],         # seconds of each round
-    ours: Sequence[float],           # seconds of the same rounds
+    name: str,  # of the row
+    peer: str,  # what ours is compared with
+    theirs: Sequence[float],  # seconds of each round
+    ours: Sequence[float],  # seconds of the same rounds
     *,
-    bound: float | None = None,      # the ratio that could be reached at most
-    **columns: Any,                  # more columns: case, sizes, threads
-) -> dict[str, Any]:                 # ratio with its interval, rounds, our median in milliseconds
+    bound: float | None = None,  # the ratio that could be reached at most
+    **columns: Any,  # more columns: case, sizes, threads
+) -> dict[str, Any]:  # ratio with its interval, rounds, our median in milliseconds
     "A peer's time divided by ours, as a row."
     ratio = ratio_interval(theirs, ours, varies="rounds")
-    row = {"name": name, "peer": peer, "ratio": ratio.value, "low": ratio.low, "high": ratio.high,
-           "rounds": len(ours), "ours_ms": 1000 * median_high(ours), **columns}
-    return row if bound is None else row | {"bound": bound, "fraction_of_bound": ratio.value / bound}
+    row = {
+        "name": name,
+        "peer": peer,
+        "ratio": ratio.value,
+        "low": ratio.low,
+        "high": ratio.high,
+        "rounds": len(ours),
+        "ours_ms": 1000 * median_high(ours),
+        **columns,
+    }
+    return (
+        row if bound is None else row | {"bound": bound, "fraction_of_bound": ratio.value / bound}
+    )
 
 # %% ../../nbs/core/benchmark.ipynb #2eb7e8d9
 def speedup_rows(
-    case: Case,                      # that was timed
-    times: Seconds,                  # by `time_case`
-    **columns: Any,                  # more columns, or another name
-) -> list[dict[str, Any]]:           # a row per peer
+    case: Case,  # that was timed
+    times: Seconds,  # by `time_case`
+    **columns: Any,  # more columns, or another name
+) -> list[dict[str, Any]]:  # a row per peer
     "The peers' times divided by ours."
     least, rows = case.bound(times), []
     for peer in case.peers:
         limit = least and ratio_interval(times[peer], least, varies="rounds").value
         about = {"name": case.name, "case": case.name, "way": peer, "sizes": case.sizes} | columns
-        rows.append(speedup_row(peer=peer, theirs=times[peer], ours=times["ours"], bound=limit, **about))
+        rows.append(
+            speedup_row(peer=peer, theirs=times[peer], ours=times["ours"], bound=limit, **about)
+        )
     return rows
 
 # %% ../../nbs/core/benchmark.ipynb #873bb3f3
 @contextmanager
 def torch_threads(
-    count: int,                      # threads, at least 1
-) -> Iterator[None]:                 # torch uses as many inside
+    count: int,  # threads, at least 1
+) -> Iterator[None]:  # torch uses as many inside
     "This many CPU threads for torch inside a block."
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(count)
-    try: yield
-    finally: torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../../nbs/core/benchmark.ipynb #359896eb
 def throughput_rows(
-    case: Case,                      # with a variant "ours"
+    case: Case,  # with a variant "ours"
     *,
     threads: Sequence[int] = (1, 2),
-    rounds: int = 7,                 # at most
-    device: str = "cpu",             # as in `time_interleaved`
-) -> list[dict[str, Any]]:           # a row per number of threads
+    rounds: int = 7,  # at most
+    device: str = "cpu",  # as in `time_interleaved`
+) -> list[dict[str, Any]]:  # a row per number of threads
     "Items a second of our variant."
     rows = []
     for count in threads:
@@ -168,16 +195,23 @@ def throughput_rows(
             how: dict[str, Any] = {"rounds": min(7, rounds), "device": device}
             seconds = median(time_interleaved({"ours": case.variants["ours"]}, **how)["ours"])
         name = f"{case.name}: {count} thread{'s' * (count > 1)}"
-        rows.append({"name": name, "case": case.name, "threads": count,
-                     "items_per_second": case.items_of("ours") / seconds})
+        rows.append(
+            {
+                "name": name,
+                "case": case.name,
+                "threads": count,
+                "items_per_second": case.items_of("ours") / seconds,
+            }
+        )
     return rows
 
 # %% ../../nbs/core/benchmark.ipynb #b837cd53
 def flops(
-    call: Callable[[], Any],         # uses torch
-) -> int:                            # two for each multiplication with its addition
+    call: Callable[[], Any],  # uses torch
+) -> int:  # two for each multiplication with its addition
     "Floating-point operations of the products and convolutions of a call."
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter: call()
+    with FlopCounterMode(display=False) as counter:
+        call()
     return counter.get_total_flops()

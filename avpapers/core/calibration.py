@@ -24,13 +24,25 @@ __all__ = ['negative_log_likelihood', 'brier_score', 'expected_calibration_error
 def _check(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     "Both as given, or an error that names the argument."
     if probs.ndim != 2 or probs.shape[1] < 2 or not len(probs):
-        raise ValueError(f"probs must be (N, K) with at least one item and two classes; got shape {tuple(probs.shape)}")
-    if not torch.isfinite(probs).all() or (probs < -1e-6).any() or (probs.sum(1) - 1).abs().max() > 1e-3:
-        raise ValueError("probs must be finite, not negative, and sum to 1 in each row; pass logits through softmax first")
+        raise ValueError(
+            f"probs must be (N, K) with at least one item and two classes; got shape {tuple(probs.shape)}"
+        )
+    if (
+        not torch.isfinite(probs).all()
+        or (probs < -1e-6).any()
+        or (probs.sum(1) - 1).abs().max() > 1e-3
+    ):
+        raise ValueError(
+            "probs must be finite, not negative, and sum to 1 in each row; pass logits through softmax first"
+        )
     if target.shape != probs.shape[:1] or target.is_floating_point():
-        raise ValueError(f"target must be ({len(probs)},) class numbers; got shape {tuple(target.shape)}, {target.dtype}")
+        raise ValueError(
+            f"target must be ({len(probs)},) class numbers; got shape {tuple(target.shape)}, {target.dtype}"
+        )
     if target.min() < 0 or target.max() >= probs.shape[1]:
-        raise ValueError(f"target must lie from 0 to {probs.shape[1] - 1}; got {target.min()} to {target.max()}")
+        raise ValueError(
+            f"target must lie from 0 to {probs.shape[1] - 1}; got {target.min()} to {target.max()}"
+        )
     return probs.float(), target.long()
 
 # %% ../../nbs/core/calibration.ipynb #3d4aefa0
@@ -49,7 +61,9 @@ def brier_score(
 ) -> float:  # from 0 to 2, lower is better
     "Mean squared distance of the probabilities to the true class, summed over classes (Brier 1950)."
     probs, target = _check(probs, target)
-    return float((probs - torch.nn.functional.one_hot(target, probs.shape[1])).square().sum(1).mean())
+    return float(
+        (probs - torch.nn.functional.one_hot(target, probs.shape[1])).square().sum(1).mean()
+    )
 
 # %% ../../nbs/core/calibration.ipynb #aff86c40
 def expected_calibration_error(
@@ -62,7 +76,9 @@ def expected_calibration_error(
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     probs, target = _check(probs, target)
-    return float(multiclass_calibration_error(probs, target, probs.shape[1], n_bins=num_bins, norm="l1"))
+    return float(
+        multiclass_calibration_error(probs, target, probs.shape[1], n_bins=num_bins, norm="l1")
+    )
 
 # %% ../../nbs/core/calibration.ipynb #f37c16c3
 def reliability_table(
@@ -82,11 +98,19 @@ def reliability_table(
         bins[confidence.argsort(stable=True)] = torch.arange(len(probs)) * num_bins // len(probs)
     else:
         bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    items = pd.DataFrame({"bin": bins.numpy(), "confidence": confidence.numpy(), "accuracy": (label == target).double().numpy()})
-    table = items.groupby("bin").agg(confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), count=("accuracy", "size"))
+    items = pd.DataFrame(
+        {
+            "bin": bins.numpy(),
+            "confidence": confidence.numpy(),
+            "accuracy": (label == target).double().numpy(),
+        }
+    )
+    table = items.groupby("bin").agg(
+        confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), count=("accuracy", "size")
+    )
     return table.assign(gap=table["accuracy"] - table["confidence"])
 
-
+# %% ../../nbs/core/calibration.ipynb #a172eebb
 def calibration_error(
     table: pd.DataFrame,  # from `reliability_table`
 ) -> float:  # from 0 to 1, lower is better
@@ -118,6 +142,13 @@ def reliability_diagram(
     color = role(role_name)["color"]
     ax.plot([0, 1], [0, 1], ls=":", lw=1, color="0.5")
     ax.plot(table["confidence"], table["accuracy"], color=color, lw=1)
-    ax.scatter(table["confidence"], table["accuracy"], s=120 * np.sqrt(table["count"] / table["count"].max()), color=color, alpha=0.7, label=label)
+    ax.scatter(
+        table["confidence"],
+        table["accuracy"],
+        s=120 * np.sqrt(table["count"] / table["count"].max()),
+        color=color,
+        alpha=0.7,
+        label=label,
+    )
     ax.set(xlabel=axis_label("confidence"), ylabel=axis_label("accuracy"), xlim=(0, 1), ylim=(0, 1))
     return ax

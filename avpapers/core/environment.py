@@ -21,42 +21,55 @@ __all__ = ['pick_device', 'single_thread', 'peak_memory_mb', 'describe_machine',
 
 # %% ../../nbs/core/environment.ipynb #e74f0eaa
 def pick_device(
-    name: str = "auto",          # "auto", "cpu", "cuda", "cuda:1" or "mps"
-) -> torch.device:               # a device that exists on this machine
+    name: str = "auto",  # "auto", "cpu", "cuda", "cuda:1" or "mps"
+) -> torch.device:  # a device that exists on this machine
     "The device to run on."
     import torch
+
     found = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available(): found.append("mps")
-    if name == "auto": return torch.device(found[1].replace(":0", "") if len(found) > 1 else "cpu")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    if name == "auto":
+        return torch.device(found[1].replace(":0", "") if len(found) > 1 else "cpu")
     wanted = "cuda:0" if name == "cuda" else name
-    if wanted in found: return torch.device(name)
+    if wanted in found:
+        return torch.device(name)
     if wanted.split(":")[0] in ("cuda", "mps"):
         raise ValueError(
             f"device {name!r} was asked for, but this machine has {', '.join(found)}. On Colab: Runtime > Change "
             "runtime type > GPU. Otherwise pass device='cpu' and a smaller tier."
         )
-    raise ValueError(f"device must be 'auto', 'cpu', 'cuda', 'cuda:<number>' or 'mps'; got {name!r}")
+    raise ValueError(
+        f"device must be 'auto', 'cpu', 'cuda', 'cuda:<number>' or 'mps'; got {name!r}"
+    )
 
 # %% ../../nbs/core/environment.ipynb #3393a61d
 @contextmanager
-def single_thread() -> Iterator[None]:   # torch uses one CPU thread inside
+def single_thread() -> Iterator[None]:  # torch uses one CPU thread inside
     "One CPU thread for torch inside a block; the former number afterwards."
     import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 # %% ../../nbs/core/environment.ipynb #d40e25fa
 def peak_memory_mb(
-    device: str | torch.device = "cpu",  # "cpu": resident memory; a CUDA device: memory torch allocated there
-) -> float:                               # in MiB
+    device: str
+    | torch.device = "cpu",  # "cpu": resident memory; a CUDA device: memory torch allocated there
+) -> float:  # in MiB
     "The most memory this process has held so far."
     if str(device).startswith("cuda"):
         import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try: import resource
-    except ImportError: return float("nan")     # Windows has no getrusage
+    try:
+        import resource
+    except ImportError:
+        return float("nan")  # Windows has no getrusage
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -65,7 +78,9 @@ def _cpu_model() -> str:
     "The processor's name, as far as the system tells."
     try:
         with open("/proc/cpuinfo") as f:
-            return next(line.split(":", 1)[1].strip() for line in f if line.startswith("model name"))
+            return next(
+                line.split(":", 1)[1].strip() for line in f if line.startswith("model name")
+            )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
 
@@ -75,7 +90,7 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../../nbs/core/environment.ipynb #f18d8c6b
-def describe_machine() -> dict[str, str | int | None]:   # plain values for a JSON record
+def describe_machine() -> dict[str, str | int | None]:  # plain values for a JSON record
     "Processor, cores, threads, accelerator and system."
     machine: dict[str, str | int | None] = {
         "cpu": _cpu_model(),
@@ -86,6 +101,7 @@ def describe_machine() -> dict[str, str | int | None]:   # plain values for a JS
     }
     if "torch" in sys.modules:
         import torch
+
         machine["threads"] = torch.get_num_threads()
         machine["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return machine
@@ -95,20 +111,25 @@ _PACKAGES = ("avpapers", "torch", "numpy", "pandas", "scipy", "accelerate")
 
 
 def package_versions(
-    packages: tuple[str, ...] = _PACKAGES,   # names as they are installed
-) -> dict[str, str]:                         # version by name; "not installed" where it is missing
+    packages: tuple[str, ...] = _PACKAGES,  # names as they are installed
+) -> dict[str, str]:  # version by name; "not installed" where it is missing
     "Installed versions, without importing anything."
     from importlib.metadata import PackageNotFoundError, version
+
     def find(name):
-        try: return version(name)
-        except PackageNotFoundError: return "not installed"
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
     return {"python": platform.python_version(), **{name: find(name) for name in packages}}
 
 # %% ../../nbs/core/environment.ipynb #6bb30c4b
 def versions(
-    *extra: str,                 # further packages to list
-) -> pd.DataFrame:               # one row a package, and the device
+    *extra: str,  # further packages to list
+) -> pd.DataFrame:  # one row a package, and the device
     "Versions of what made this page, and the device it ran on."
     import pandas as pd
+
     rows = package_versions(_PACKAGES + extra) | {"device": str(pick_device())}
     return pd.Series(rows, name="version").to_frame()

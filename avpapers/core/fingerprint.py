@@ -90,7 +90,7 @@ def read_code(
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     return mark, frozenset(imported(tree, package))
 
-
+# %% ../../nbs/core/fingerprint.ipynb #4e424281
 @cache
 def reached(
     module: str,  # `avpapers.skiprnn.experiments`

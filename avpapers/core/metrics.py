@@ -31,9 +31,11 @@ def _check_same_shape(a: Tensor, b: Tensor, names: str) -> None:
 
 # %% ../../nbs/core/metrics.ipynb #e59d1658
 def accuracy(
-    logits: Float[Tensor, "N K"],    # one score a class; the largest is the answer, the first one if tied
-    target: Int[Tensor, "N"],        # class numbers from 0 to K - 1
-) -> float:                          # in [0, 1], higher is better
+    logits: Float[
+        Tensor, "N K"
+    ],  # one score a class; the largest is the answer, the first one if tied
+    target: Int[Tensor, "N"],  # class numbers from 0 to K - 1
+) -> float:  # in [0, 1], higher is better
     "Share of examples whose largest logit is at the target."
     if logits.ndim != 2 or target.shape != logits.shape[:1] or len(logits) == 0:
         raise ValueError(
@@ -57,19 +59,20 @@ def _check_labels(target: Tensor, num_classes: int) -> None:
 
 # %% ../../nbs/core/metrics.ipynb #a8b0567a
 def mean_squared_error(
-    pred: Float[Tensor, "..."],      # predictions
-    target: Float[Tensor, "..."],    # what they should be, in the same shape and unit
-) -> float:                          # at least 0, lower is better, in the unit squared
+    pred: Float[Tensor, "..."],  # predictions
+    target: Float[Tensor, "..."],  # what they should be, in the same shape and unit
+) -> float:  # at least 0, lower is better, in the unit squared
     "Mean of the squared differences, over all values."
     _check_same_shape(pred, target, "pred and target")
-    _check_finite(pred, "pred"); _check_finite(target, "target")
+    _check_finite(pred, "pred")
+    _check_finite(target, "target")
     return (pred.double() - target.double()).square().mean().item()
 
 # %% ../../nbs/core/metrics.ipynb #31df4655
 def average_precision(
-    scores: Float[Tensor, "N K"],    # higher means more likely; any monotone scale
-    targets: Int[Tensor, "N K"],     # 1 where the class is present, else 0; boolean works too
-) -> Float[Tensor, "K"]:             # AP of each class in [0, 1]; nan for a class with no positive
+    scores: Float[Tensor, "N K"],  # higher means more likely; any monotone scale
+    targets: Int[Tensor, "N K"],  # 1 where the class is present, else 0; boolean works too
+) -> Float[Tensor, "K"]:  # AP of each class in [0, 1]; nan for a class with no positive
     "Average precision of each class."
     from sklearn.metrics import average_precision_score
 
@@ -80,14 +83,19 @@ def average_precision(
     if not ((targets == 0) | (targets == 1)).all():
         raise ValueError("targets must hold only 0 and 1, one column a class")
     s, t = scores.detach().double().cpu().numpy(), targets.cpu().numpy().astype(int)
-    ap = [average_precision_score(t[:, k], s[:, k]) if t[:, k].any() else math.nan for k in range(t.shape[1])]
+    ap = [
+        average_precision_score(t[:, k], s[:, k]) if t[:, k].any() else math.nan
+        for k in range(t.shape[1])
+    ]
     return torch.tensor(ap, dtype=torch.float64)
 
 # %% ../../nbs/core/metrics.ipynb #335088ae
 def mean_average_precision(
     scores: Float[Tensor, "N K"],  # higher means more likely; any monotone scale
     targets: Int[Tensor, "N K"],  # 1 where the class is present, else 0
-) -> tuple[float, int]:  # mean over classes in [0, 1], higher is better; number of classes it is over
+) -> tuple[
+    float, int
+]:  # mean over classes in [0, 1], higher is better; number of classes it is over
     "Mean of the average precision over the classes that occur."
     ap = average_precision(scores, targets)
     present = ap[~ap.isnan()]

@@ -24,7 +24,7 @@ __all__ = ['INK', 'ROLES', 'VERDICT_COLORS', 'SIZES', 'STYLE', 'role', 'shades',
            'scatter_with_intervals', 'chance_line', 'forest_plot', 'raster', 'heat_map']
 
 # %% ../../nbs/core/plotting.ipynb #4a16ee0b
-INK = "#7d7d7d"                                     # text and axes, on light and dark pages alike
+INK = "#7d7d7d"  # text and axes, on light and dark pages alike
 ROLES = {
     "ours": {"color": "#1f83c4", "marker": "o", "linestyle": "-"},
     "baseline": {"color": "#e08214", "marker": "s", "linestyle": "-"},
@@ -32,73 +32,105 @@ ROLES = {
     "paper": {"color": "#6e6e6e", "marker": "D", "linestyle": "none", "fillstyle": "none"},
     "chance": {"color": INK, "marker": "none", "linestyle": ":"},
 }
-VERDICT_COLORS = {"reproduced": "#2a9d5c", "direction reproduced": "#1f83c4", "mechanism shown": "#8f7fc0", "mechanism not shown": "#b9805f",
-                  "inconclusive": "#b8860b", "not reproduced": "#cf4b3f", "not tested": INK}
-SIZES = {"single": 3.5, "wide": 7.0}                # inches
+VERDICT_COLORS = {
+    "reproduced": "#2a9d5c",
+    "direction reproduced": "#1f83c4",
+    "mechanism shown": "#8f7fc0",
+    "mechanism not shown": "#b9805f",
+    "inconclusive": "#b8860b",
+    "not reproduced": "#cf4b3f",
+    "not tested": INK,
+}
+SIZES = {"single": 3.5, "wide": 7.0}  # inches
 
 # %% ../../nbs/core/plotting.ipynb #1463db06
 def role(
-    name: str,                   # ours, baseline, control, paper or chance
-) -> dict:                       # color, marker and line style, as matplotlib takes them
+    name: str,  # ours, baseline, control, paper or chance
+) -> dict:  # color, marker and line style, as matplotlib takes them
     "How a role is drawn."
-    if name not in ROLES: raise ValueError(f"role must be one of {', '.join(ROLES)}; got {name!r}")
+    if name not in ROLES:
+        raise ValueError(f"role must be one of {', '.join(ROLES)}; got {name!r}")
     return dict(ROLES[name])
 
 # %% ../../nbs/core/plotting.ipynb #71abbb6f
 def shades(
-    name: str,                   # the role
-    n: int,                      # how many
-) -> list[tuple]:                # from light to the role's own color
+    name: str,  # the role
+    n: int,  # how many
+) -> list[tuple]:  # from light to the role's own color
     "Shades of one role, for variants of it."
     from matplotlib.colors import to_rgb
+
     rgb, toward = np.array(to_rgb(role(name)["color"])), np.ones(3)
     return [tuple(rgb + (toward - rgb) * mix) for mix in np.linspace(0.55, 0, n)]
 
 # %% ../../nbs/core/plotting.ipynb #e54b7f84
 STYLE: dict[Any, Any] = {
-    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none", "legend.framealpha": 0,
-    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
-    "axes.titlecolor": INK, "axes.titlesize": 9, "axes.labelsize": 9, "font.size": 9, "legend.fontsize": 8,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
-    "figure.figsize": (SIZES["single"], 2.4), "figure.dpi": 100, "savefig.dpi": 100,
-    "figure.constrained_layout.use": True, "lines.linewidth": 1.5, "lines.markersize": 5, "svg.fonttype": "path",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "legend.framealpha": 0,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.figsize": (SIZES["single"], 2.4),
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "figure.constrained_layout.use": True,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    "svg.fonttype": "path",
     "svg.hashsalt": "avpapers",
 }
 
 
 def use_style(
     figure_format: str = "svg",  # of figures in a notebook: "svg" for lines, "png" for images
-) -> None:                       # matplotlib's settings are changed for this process
+) -> None:  # matplotlib's settings are changed for this process
     "The look of every figure of this project."
     if figure_format not in ("svg", "png"):
         raise ValueError(f"figure_format must be 'svg' or 'png'; got {figure_format!r}")
     plt.rcParams.update(STYLE)
-    try: from IPython import get_ipython
-    except ImportError: return
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return
     if get_ipython() is not None:
         from matplotlib_inline.backend_inline import set_matplotlib_formats
+
         fixed = {"metadata": {"Date": None}} if figure_format == "svg" else {}
         set_matplotlib_formats(figure_format, **fixed)
 
 # %% ../../nbs/core/plotting.ipynb #5b304636
 def new_axes(
-    size: str = "single",        # "single" (3.5 in) or "wide" (7 in)
+    size: str = "single",  # "single" (3.5 in) or "wide" (7 in)
     *,
-    height: float = 2.4,         # inches
-    ncols: int = 1,              # panels side by side
-    **kwargs,                    # for `plt.subplots`, such as sharey=True
-) -> tuple[Figure, Any]:   # the figure, and its axes (an array if ncols > 1)
+    height: float = 2.4,  # inches
+    ncols: int = 1,  # panels side by side
+    **kwargs,  # for `plt.subplots`, such as sharey=True
+) -> tuple[Figure, Any]:  # the figure, and its axes (an array if ncols > 1)
     "A figure of one of the two widths."
-    if size not in SIZES: raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
     return plt.subplots(1, ncols, figsize=(SIZES[size], height), **kwargs)
 
 # %% ../../nbs/core/plotting.ipynb #f10e62b5
 def axis_label(
-    quantity: str,               # such as "updates"
+    quantity: str,  # such as "updates"
     *,
-    unit: str | None = None,     # such as "s" or "% of steps"
-    better: str | None = None,   # "higher" or "lower"
-) -> str:                        # "updates (% of steps, lower is better)"
+    unit: str | None = None,  # such as "s" or "% of steps"
+    better: str | None = None,  # "higher" or "lower"
+) -> str:  # "updates (% of steps, lower is better)"
     "Text of an axis label."
     if better not in (None, "higher", "lower"):
         raise ValueError(f"better must be 'higher', 'lower' or None; got {better!r}")
@@ -108,21 +140,24 @@ def axis_label(
 
 def _columns(df: pd.DataFrame, *names: str) -> None:
     missing = [name for name in names if name not in df.columns]
-    if missing: raise ValueError(f"the table needs columns {missing}; it has {list(df.columns)}")
-    if df.empty: raise ValueError("the table has no rows, so there is nothing to draw")
+    if missing:
+        raise ValueError(f"the table needs columns {missing}; it has {list(df.columns)}")
+    if df.empty:
+        raise ValueError("the table has no rows, so there is nothing to draw")
 
 # %% ../../nbs/core/plotting.ipynb #4dc49224
 def curves(
-    df: pd.DataFrame,                # long form: one row a run and a point on x
+    df: pd.DataFrame,  # long form: one row a run and a point on x
     *,
-    x: str,                          # column: step, epoch
-    y: str,                          # column: what is measured
-    hue: str,                        # column: model; each gets a line
-    run: str = "seed",               # column: what tells runs of one model apart
-    roles: Mapping[str, str] | None = None,   # role of each model; colors in order for the others
-    band: str | None = "interval",   # "interval" (95 % t over runs), "range" (smallest to largest) or None
-    ax: Axes | None = None,          # where to draw; a new one if None
-) -> Axes:                           # the axes
+    x: str,  # column: step, epoch
+    y: str,  # column: what is measured
+    hue: str,  # column: model; each gets a line
+    run: str = "seed",  # column: what tells runs of one model apart
+    roles: Mapping[str, str] | None = None,  # role of each model; colors in order for the others
+    band: str
+    | None = "interval",  # "interval" (95 % t over runs), "range" (smallest to largest) or None
+    ax: Axes | None = None,  # where to draw; a new one if None
+) -> Axes:  # the axes
     "Mean over runs with a band, and the single runs thin."
     _columns(df, x, y, hue, run)
     if band not in ("interval", "range", None):
@@ -131,7 +166,8 @@ def curves(
     for name, look in _looks(df[hue], roles).items():
         wide = df[df[hue] == name].pivot(index=x, columns=run, values=y)
         color = look["color"]
-        if 1 < wide.shape[1] <= 10: ax.plot(wide.index, wide, color=color, lw=0.5, alpha=0.5)
+        if 1 < wide.shape[1] <= 10:
+            ax.plot(wide.index, wide, color=color, lw=0.5, alpha=0.5)
         if band and wide.shape[1] > 1:
             ax.fill_between(wide.index, *_band(wide, band), color=color, alpha=0.2, lw=0)
         ax.plot(wide.index, wide.mean(axis=1), color=color, ls=look["linestyle"], label=name)
@@ -144,39 +180,53 @@ def _looks(names: pd.Series, roles: Mapping[str, str] | None) -> dict:
     "Style by name, in order of appearance."
     given = dict(roles or {})
     spare = iter(["#8f7fc0", "#2a9d5c", "#cf4b3f", "#b8860b", "#5fb3b3", "#a0699c"] * 5)
-    return {n: role(given[n]) if n in given else {"color": next(spare), "marker": "o", "linestyle": "-"}
-            for n in names.drop_duplicates()}
+    return {
+        n: role(given[n]) if n in given else {"color": next(spare), "marker": "o", "linestyle": "-"}
+        for n in names.drop_duplicates()
+    }
 
 # %% ../../nbs/core/plotting.ipynb #325a2c99
 def _band(wide: pd.DataFrame, band: str) -> tuple[np.ndarray, np.ndarray]:
     "Lower and upper edge at each point of x."
-    if band == "range": return wide.min(axis=1).to_numpy(), wide.max(axis=1).to_numpy()
+    if band == "range":
+        return wide.min(axis=1).to_numpy(), wide.max(axis=1).to_numpy()
     bounds = [mean_interval(row.dropna()) for _, row in wide.iterrows()]
     return np.array([b.low for b in bounds]), np.array([b.high for b in bounds])
 
 # %% ../../nbs/core/plotting.ipynb #9bb2637b
 def scatter_with_intervals(
-    df: pd.DataFrame,                # one row a point
+    df: pd.DataFrame,  # one row a point
     *,
-    x: str,                          # column; f"{x}_low" and f"{x}_high" are drawn if present
-    y: str,                          # column; the same
-    hue: str,                        # column: model; each gets a color
-    roles: Mapping[str, str] | None = None,   # role of each model
-    label: str | None = None,        # column with a short text to write beside the point
-    connect: bool = False,           # join the points of a model in the order of x
-    ax: Axes | None = None,          # where to draw; a new one if None
-) -> Axes:                           # the axes
+    x: str,  # column; f"{x}_low" and f"{x}_high" are drawn if present
+    y: str,  # column; the same
+    hue: str,  # column: model; each gets a color
+    roles: Mapping[str, str] | None = None,  # role of each model
+    label: str | None = None,  # column with a short text to write beside the point
+    connect: bool = False,  # join the points of a model in the order of x
+    ax: Axes | None = None,  # where to draw; a new one if None
+) -> Axes:  # the axes
     "Points with their intervals in both directions."
     _columns(df, x, y, hue, *([label] if label else []))
-    _errors(df, x), _errors(df, y)       # refuse wrong bounds before drawing
+    _errors(df, x), _errors(df, y)  # refuse wrong bounds before drawing
     ax = new_axes()[1] if ax is None else ax
     for name, look in _looks(df[hue], roles).items():
         rows = df[df[hue] == name].sort_values(x)
-        if not connect: look["linestyle"] = "none"
-        ax.errorbar(rows[x], rows[y], xerr=_errors(rows, x), yerr=_errors(rows, y),
-                    label=name, capsize=2, elinewidth=1, **look)
+        if not connect:
+            look["linestyle"] = "none"
+        ax.errorbar(
+            rows[x],
+            rows[y],
+            xerr=_errors(rows, x),
+            yerr=_errors(rows, y),
+            label=name,
+            capsize=2,
+            elinewidth=1,
+            **look,
+        )
         for _, r in rows.iterrows() if label else ():
-            ax.annotate(str(r[label]), (r[x], r[y]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            ax.annotate(
+                str(r[label]), (r[x], r[y]), xytext=(4, 4), textcoords="offset points", fontsize=7
+            )
     ax.set(xlabel=x.replace("_", " "), ylabel=y.replace("_", " "))
     ax.legend()
     return ax
@@ -184,7 +234,8 @@ def scatter_with_intervals(
 # %% ../../nbs/core/plotting.ipynb #3db8dcab
 def _errors(rows: pd.DataFrame, name: str) -> np.ndarray | None:
     "Distances from the value to its bounds, or None if the table has no bounds."
-    if f"{name}_low" not in rows or f"{name}_high" not in rows: return None
+    if f"{name}_low" not in rows or f"{name}_high" not in rows:
+        return None
     value = rows[name].to_numpy(float)
     bounds = np.stack(
         [value - rows[f"{name}_low"].to_numpy(float), rows[f"{name}_high"].to_numpy(float) - value]
@@ -195,12 +246,12 @@ def _errors(rows: pd.DataFrame, name: str) -> np.ndarray | None:
 
 # %% ../../nbs/core/plotting.ipynb #8b0200c9
 def chance_line(
-    ax: Axes,                        # where to draw
-    value: float,                    # chance level, or another fixed reference
+    ax: Axes,  # where to draw
+    value: float,  # chance level, or another fixed reference
     *,
-    label: str = "chance",           # in the legend
-    along: str = "x",                # "x": horizontal; "y": vertical
-) -> Axes:                           # the same axes
+    label: str = "chance",  # in the legend
+    along: str = "x",  # "x": horizontal; "y": vertical
+) -> Axes:  # the same axes
     "A dotted reference line."
     look = {k: v for k, v in role("chance").items() if k != "marker"}
     (ax.axhline if along == "x" else ax.axvline)(value, label=label, lw=1, zorder=0, **look)
@@ -208,21 +259,25 @@ def chance_line(
 
 # %% ../../nbs/core/plotting.ipynb #b31b3322
 def forest_plot(
-    df: pd.DataFrame,                # columns claim, estimate, low, high, paper_value, tolerance, verdict
+    df: pd.DataFrame,  # columns claim, estimate, low, high, paper_value, tolerance, verdict
     *,
-    scale: str = "value",            # "value": the metric itself; "tolerance": (x - paper_value) / tolerance
-    ax: Axes | None = None,          # where to draw; a new one if None
-) -> Axes:                           # the axes
+    scale: str = "value",  # "value": the metric itself; "tolerance": (x - paper_value) / tolerance
+    ax: Axes | None = None,  # where to draw; a new one if None
+) -> Axes:  # the axes
     "One row a claim: ours with its interval, the paper's value, the tolerance, the verdict."
     _columns(df, "claim", "estimate", "low", "high", "paper_value", "tolerance", "verdict")
     if scale not in ("value", "tolerance"):
         raise ValueError(f"scale must be 'value' or 'tolerance'; got {scale!r}")
     rows = _forest_rows(df, scale)
     ax = new_axes("wide", height=0.6 + 0.3 * len(df))[1] if ax is None else ax
-    for i, r in enumerate(rows.itertuples()): _forest_row(ax, -i, r)
+    for i, r in enumerate(rows.itertuples()):
+        _forest_row(ax, -i, r)
     ax.set(yticks=-np.arange(len(rows)), yticklabels=rows.claim, ylim=(0.6 - len(rows), 0.6))
-    ax.set_xlabel("metric" if scale == "value" else "distance from the paper's value (in tolerances)")
-    if scale == "tolerance": chance_line(ax, 0, label="the paper", along="y")
+    ax.set_xlabel(
+        "metric" if scale == "value" else "distance from the paper's value (in tolerances)"
+    )
+    if scale == "tolerance":
+        chance_line(ax, 0, label="the paper", along="y")
     return ax
 
 # %% ../../nbs/core/plotting.ipynb #bea8e2b4
@@ -230,9 +285,11 @@ def _forest_rows(df: pd.DataFrame, scale: str) -> pd.DataFrame:
     "Numbers as floats, on the chosen scale."
     numbers = ["estimate", "low", "high", "paper_value", "tolerance"]
     rows = df[["claim", "verdict", *numbers]].astype(dict.fromkeys(numbers, float))
-    if scale == "value": return rows
+    if scale == "value":
+        return rows
     center, unit = rows.paper_value.copy(), rows.tolerance.where(rows.tolerance > 0)
-    for name in numbers[:4]: rows[name] = (rows[name] - center) / unit
+    for name in numbers[:4]:
+        rows[name] = (rows[name] - center) / unit
     rows["tolerance"] = unit / unit
     return rows
 
@@ -241,10 +298,21 @@ def _forest_row(ax: Axes, y: int, r) -> None:
     "One claim at height y; what is missing is not drawn."
     ours, color = role("ours"), VERDICT_COLORS.get(r.verdict, INK)
     if np.isfinite([r.paper_value, r.tolerance]).all():
-        ax.barh(y, 2 * r.tolerance, left=r.paper_value - r.tolerance, height=0.7, color=INK, alpha=0.2, lw=0)
-    if np.isfinite([r.low, r.high]).all(): ax.plot([r.low, r.high], [y, y], color=ours["color"])
-    if np.isfinite(r.estimate): ax.plot(r.estimate, y, **ours)
-    if np.isfinite(r.paper_value): ax.plot(r.paper_value, y, **role("paper"))
+        ax.barh(
+            y,
+            2 * r.tolerance,
+            left=r.paper_value - r.tolerance,
+            height=0.7,
+            color=INK,
+            alpha=0.2,
+            lw=0,
+        )
+    if np.isfinite([r.low, r.high]).all():
+        ax.plot([r.low, r.high], [y, y], color=ours["color"])
+    if np.isfinite(r.estimate):
+        ax.plot(r.estimate, y, **ours)
+    if np.isfinite(r.paper_value):
+        ax.plot(r.paper_value, y, **role("paper"))
     ax.annotate(
         r.verdict,
         (1.01, y),
@@ -257,12 +325,12 @@ def _forest_row(ax: Axes, y: int, r) -> None:
 
 # %% ../../nbs/core/plotting.ipynb #0045558d
 def raster(
-    gates,                           # (B, T) array or tensor: 1 or True where the step was used
+    gates,  # (B, T) array or tensor: 1 or True where the step was used
     *,
-    ax: Axes | None = None,          # where to draw; a new wide one if None
+    ax: Axes | None = None,  # where to draw; a new wide one if None
     labels: list[str] | None = None,  # one a sequence, at the left
-    color: str | None = None,        # of used steps; ours if None
-) -> Axes:                           # the axes, with time steps counted from 0
+    color: str | None = None,  # of used steps; ours if None
+) -> Axes:  # the axes, with time steps counted from 0
     "Which steps each sequence used."
     g = _array(gates)
     if g.ndim != 2 or g.size == 0:
@@ -270,29 +338,41 @@ def raster(
     if not np.isin(g, (0, 1)).all():
         raise ValueError("gates must hold only 0 and 1; round update probabilities first")
     ax = new_axes("wide", height=0.6 + 0.16 * len(g))[1] if ax is None else ax
-    ax.imshow(g, aspect="auto", interpolation="nearest", vmin=0, vmax=1,
-              cmap=ListedColormap(["#00000000", color or ROLES["ours"]["color"]]))
-    ax.set(xlabel="time step", yticks=range(len(g)) if labels else [], ylabel="" if labels else "sequence")
-    if labels: ax.set_yticklabels(labels)
+    ax.imshow(
+        g,
+        aspect="auto",
+        interpolation="nearest",
+        vmin=0,
+        vmax=1,
+        cmap=ListedColormap(["#00000000", color or ROLES["ours"]["color"]]),
+    )
+    ax.set(
+        xlabel="time step",
+        yticks=range(len(g)) if labels else [],
+        ylabel="" if labels else "sequence",
+    )
+    if labels:
+        ax.set_yticklabels(labels)
     return ax
 
-
+# %% ../../nbs/core/plotting.ipynb #5786355a
 def _array(x) -> np.ndarray:
     "A numpy array from an array, a list or a tensor on any device."
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
 # %% ../../nbs/core/plotting.ipynb #b881308b
 def heat_map(
-    values,                          # (H, W) array or tensor
+    values,  # (H, W) array or tensor
     *,
-    label: str,                      # quantity and unit, for the color bar
-    signed: bool = False,            # a diverging map centered on zero
-    ax: Axes | None = None,          # where to draw; a new one if None
-    vmax: float | None = None,       # end of the scale; the largest magnitude if None
-) -> Axes:                           # the axes
+    label: str,  # quantity and unit, for the color bar
+    signed: bool = False,  # a diverging map centered on zero
+    ax: Axes | None = None,  # where to draw; a new one if None
+    vmax: float | None = None,  # end of the scale; the largest magnitude if None
+) -> Axes:  # the axes
     "Values on a grid with their color bar."
     v = _array(values).astype(float)
-    if v.ndim != 2 or v.size == 0: raise ValueError(f"values must be (H, W); got shape {v.shape}")
+    if v.ndim != 2 or v.size == 0:
+        raise ValueError(f"values must be (H, W); got shape {v.shape}")
     ax = new_axes()[1] if ax is None else ax
     top = vmax if vmax is not None else (np.nanmax(np.abs(v)) or 1.0)
     image = ax.imshow(

@@ -18,29 +18,33 @@ __all__ = ['seeded_generator', 'seeded_globals']
 
 # %% ../../nbs/core/random.ipynb #437eff14
 def seeded_generator(
-    seed: int,                   # any integer >= 0
+    seed: int,  # any integer >= 0
     *,
-    stream: str = "",            # a name such as "data" or "weights" gives an independent stream
-    device: str | torch.device = "cpu",   # where the numbers are drawn
-) -> torch.Generator:            # a generator in its starting state
+    stream: str = "",  # a name such as "data" or "weights" gives an independent stream
+    device: str | torch.device = "cpu",  # where the numbers are drawn
+) -> torch.Generator:  # a generator in its starting state
     "A torch generator with a seed and nothing else."
     import zlib
 
     import torch
+
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed must be an integer of at least 0; got {seed!r}")
-    mixed = random.Random(f"{seed}/{zlib.crc32(stream.encode())}").getrandbits(62) if stream else seed
+    mixed = (
+        random.Random(f"{seed}/{zlib.crc32(stream.encode())}").getrandbits(62) if stream else seed
+    )
     return torch.Generator(device=device).manual_seed(mixed)
 
 # %% ../../nbs/core/random.ipynb #81c3bf8d
 @contextmanager
 def seeded_globals(
-    seed: int,                   # any integer >= 0
+    seed: int,  # any integer >= 0
     *,
-    stream: str = "weights",     # as in `seeded_generator`
-) -> Iterator[None]:             # torch's global generators are as before on leaving
+    stream: str = "weights",  # as in `seeded_generator`
+) -> Iterator[None]:  # torch's global generators are as before on leaving
     "Seed torch's global generator inside a block, for layers that draw their own initial weights."
     import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seeded_generator(seed, stream=stream).initial_seed())
         yield

@@ -29,27 +29,33 @@ __all__ = ['ModelCard', 'register_model', 'list_models', 'model_card', 'save_wei
 @dataclass(frozen=True)
 class ModelCard:
     "Where a model and its weights come from."
-    paper: str                       # package of the paper, such as "skiprnn"
-    citation: str                    # key in references.bib
-    section: str                     # where the paper defines it: "Section 3.1, Eq. 2-5"
-    claims: tuple[str, ...] = ()     # ids that these weights bear on
-    records: tuple[str, ...] = ()    # run records they come from
-    data: str = ""                   # what they were trained on; empty for an untrained model
+
+    paper: str  # package of the paper, such as "skiprnn"
+    citation: str  # key in references.bib
+    section: str  # where the paper defines it: "Section 3.1, Eq. 2-5"
+    claims: tuple[str, ...] = ()  # ids that these weights bear on
+    records: tuple[str, ...] = ()  # run records they come from
+    data: str = ""  # what they were trained on; empty for an untrained model
     license: str = ""  # of those data
     input_statistics: dict[str, Any] = field(
         default_factory=dict
     )  # scaling of the input: {"mean": 0.13, "std": 0.31}
-    num_parameters: int | None = None    # with the default arguments
-    config: dict[str, Any] = field(default_factory=dict)    # arguments of create_model for these weights
-    url: str = ""                    # where pretrained weights can be had, if anywhere
-    sha256: str = ""                 # of that file
+    num_parameters: int | None = None  # with the default arguments
+    config: dict[str, Any] = field(
+        default_factory=dict
+    )  # arguments of create_model for these weights
+    url: str = ""  # where pretrained weights can be had, if anywhere
+    sha256: str = ""  # of that file
 
     def __post_init__(self):
         if not (self.paper and self.citation and self.section):
             raise ValueError("a card needs at least paper, citation and section")
         if bool(self.url) != bool(self.sha256):
-            raise ValueError("url and sha256 must be given together, so that what comes can be checked")
-        for name in ("claims", "records"): object.__setattr__(self, name, tuple(getattr(self, name)))
+            raise ValueError(
+                "url and sha256 must be given together, so that what comes can be checked"
+            )
+        for name in ("claims", "records"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def to_json(self) -> str:
         "One line of JSON."
@@ -71,8 +77,8 @@ _MODELS: dict[str, tuple[Callable[..., nn.Module], ModelCard]] = {}
 
 
 def register_model(
-    card: ModelCard,                 # where the model comes from
-) -> Callable:                       # decorator for a function that builds the model
+    card: ModelCard,  # where the model comes from
+) -> Callable:  # decorator for a function that builds the model
     "Make a model available under the name of the function that builds it."
     if not isinstance(card, ModelCard):
         raise ValueError(f"write @register_model(ModelCard(...)); got {type(card).__name__}")
@@ -80,7 +86,9 @@ def register_model(
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         name, known = build.__name__, _MODELS.get(build.__name__)
         homes = {build.__module__} | ({known[0].__module__} if known else set())
-        if known and len({home for home in homes if "." in home}) > 1:  # a notebook may define a module's model again
+        if (
+            known and len({home for home in homes if "." in home}) > 1
+        ):  # a notebook may define a module's model again
             raise ValueError(
                 f"a model named {name!r} is already registered by {known[0].__module__}; choose another name"
             )
@@ -94,11 +102,13 @@ def _discover() -> None:
     "Import the model module of every paper."
     for package in pkgutil.iter_modules(avpapers.__path__):
         name = f"avpapers.{package.name}.model"
-        if package.ispkg and importlib.util.find_spec(name): importlib.import_module(name)
+        if package.ispkg and importlib.util.find_spec(name):
+            importlib.import_module(name)
 
 # %% ../../nbs/core/registry.ipynb #36ffee04
 def _entry(name: str) -> tuple[Callable[..., nn.Module], ModelCard]:
-    if name not in _MODELS: _discover()
+    if name not in _MODELS:
+        _discover()
     if name not in _MODELS:
         near = get_close_matches(name, _MODELS, n=3)
         raise ValueError(
@@ -109,30 +119,33 @@ def _entry(name: str) -> tuple[Callable[..., nn.Module], ModelCard]:
 
 # %% ../../nbs/core/registry.ipynb #1d28f374
 def list_models(
-    pattern: str = "*",              # shell pattern, such as "skip_*"
-) -> list[str]:                      # names, sorted
+    pattern: str = "*",  # shell pattern, such as "skip_*"
+) -> list[str]:  # names, sorted
     "Names of the models there are."
     _discover()
     return sorted(name for name in _MODELS if fnmatch(name, pattern))
 
 
 def model_card(
-    name: str,                       # of a registered model
-) -> ModelCard:                      # its card
+    name: str,  # of a registered model
+) -> ModelCard:  # its card
     "Where a registered model comes from."
     return _entry(name)[1]
 
 # %% ../../nbs/core/registry.ipynb #e521a422
 def save_weights(
-    model: nn.Module,                # any module; tied weights are stored once
-    path: str | Path,                # ends in .safetensors
-    card: ModelCard,                 # stored in the file
-) -> Path:                           # the file
+    model: nn.Module,  # any module; tied weights are stored once
+    path: str | Path,  # ends in .safetensors
+    card: ModelCard,  # stored in the file
+) -> Path:  # the file
     "Weights and card in one safetensors file."
     from safetensors.torch import save_model
+
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, the only format written here; got {path.name}")
+        raise ValueError(
+            f"path must end in .safetensors, the only format written here; got {path.name}"
+        )
     with atomic_path(path) as part:
         save_model(model, str(part), metadata={"format": "pt", "card": card.to_json()})
     return path
@@ -141,8 +154,11 @@ def save_weights(
 def _open(path: Path):
     "The file, or why it is not read."
     from safetensors import SafetensorError, safe_open
-    if not path.is_file(): raise FileNotFoundError(f"there is no weight file at {path}")
-    with open(path, "rb") as file: start = file.read(4)
+
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weight file at {path}")
+    with open(path, "rb") as file:
+        start = file.read(4)
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or path.suffix in (
         ".pt",
         ".pth",
@@ -163,23 +179,26 @@ def _open(path: Path):
 
 # %% ../../nbs/core/registry.ipynb #d3c6a7e8
 def read_card(
-    path: str | Path,                # a file of `save_weights`
-) -> ModelCard:                      # its card
+    path: str | Path,  # a file of `save_weights`
+) -> ModelCard:  # its card
     "The card in a weight file, without reading the weights."
-    with _open(Path(path)) as file: metadata = file.metadata() or {}
+    with _open(Path(path)) as file:
+        metadata = file.metadata() or {}
     if "card" not in metadata:
         raise ValueError(f"{Path(path).name} has no card; it was not written by save_weights")
     return ModelCard.from_json(metadata["card"])
 
 # %% ../../nbs/core/registry.ipynb #fc5da0b7
 def load_weights(
-    model: nn.Module,                # of the same architecture; changed in place
-    path: str | Path,                # a file of `save_weights`
-) -> ModelCard:                      # the card of the weights
+    model: nn.Module,  # of the same architecture; changed in place
+    path: str | Path,  # a file of `save_weights`
+) -> ModelCard:  # the card of the weights
     "Weights from a safetensors file into a model."
     from safetensors.torch import load_model
+
     path = Path(path)
-    with _open(path) as file: stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    with _open(path) as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
     own = {name: tuple(t.shape) for name, t in model.state_dict(keep_vars=True).items()}
     _compare(stored, own, _tied(model), path.name)
     card = read_card(path)
@@ -213,12 +232,12 @@ def _compare(stored: dict, own: dict, storage: dict, file: str) -> None:
 
 # %% ../../nbs/core/registry.ipynb #117d7230
 def create_model(
-    name: str,                       # see `list_models`
-    pretrained: bool = False,        # load the weights that the card points to
+    name: str,  # see `list_models`
+    pretrained: bool = False,  # load the weights that the card points to
     *,
-    weights: str | Path | None = None,   # load a file of `save_weights` instead; needs no network
-    **kwargs,                        # arguments of the model; those in the weights' card are the default
-) -> nn.Module:                      # in training mode, on the CPU
+    weights: str | Path | None = None,  # load a file of `save_weights` instead; needs no network
+    **kwargs,  # arguments of the model; those in the weights' card are the default
+) -> nn.Module:  # in training mode, on the CPU
     "Build a registered model, with weights if wanted."
     build, card = _entry(name)
     if pretrained and weights is None:
@@ -228,7 +247,8 @@ def create_model(
                 "weights='file.safetensors'."
             )
         weights = fetch_url(card.url, card.sha256)
-    if weights is None: return build(**kwargs)
+    if weights is None:
+        return build(**kwargs)
     stored = read_card(weights)
     if stored.paper != card.paper:
         raise ValueError(

@@ -24,21 +24,23 @@ __all__ = ['Estimate', 'mean_interval', 'paired_difference', 'difference', 'rati
 @dataclass(frozen=True, repr=False)
 class Estimate:
     "A number, the interval around it and what the interval is over."
-    value: float                 # the estimate
-    low: float                   # lower end of the interval; nan if there is none
-    high: float                  # upper end of the interval; nan if there is none
-    n: int                       # how many independent units: seeds, speakers
-    varies: str                  # what differs between them, with counts: "5 seeds"
-    confidence: float = 0.95     # share of such intervals that hold the truth
-    p: float | None = None       # p value of the test that goes with the interval
-    method: str = ""             # how the interval was made
+
+    value: float  # the estimate
+    low: float  # lower end of the interval; nan if there is none
+    high: float  # upper end of the interval; nan if there is none
+    n: int  # how many independent units: seeds, speakers
+    varies: str  # what differs between them, with counts: "5 seeds"
+    confidence: float = 0.95  # share of such intervals that hold the truth
+    p: float | None = None  # p value of the test that goes with the interval
+    method: str = ""  # how the interval was made
 
     def format(
         self,
-        decimals: int = 3,       # digits after the point, as many as the paper prints
-    ) -> str:                    # "0.612 [0.598, 0.626]"
+        decimals: int = 3,  # digits after the point, as many as the paper prints
+    ) -> str:  # "0.612 [0.598, 0.626]"
         "The way a number is written in every table of this project."
-        if not self.has_interval: return f"{self.value:.{decimals}f} [no interval]"
+        if not self.has_interval:
+            return f"{self.value:.{decimals}f} [no interval]"
         return f"{self.value:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
 
     __str__ = format
@@ -58,14 +60,19 @@ class Estimate:
 
     def as_dict(self) -> dict:
         "Plain values for a JSON file, where a missing bound is null."
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        return {
+            k: None if isinstance(v, float) and math.isnan(v) else v
+            for k, v in asdict(self).items()
+        }
 
 # %% ../../nbs/core/stats.ipynb #e57d99f9
 def _values(x: ArrayLike, name: str) -> np.ndarray:
     "One-dimensional finite float64 values, or an error that says what came."
     values = np.asarray(x, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"{name} must be a non-empty list of numbers, one a run; got shape {values.shape}")
+        raise ValueError(
+            f"{name} must be a non-empty list of numbers, one a run; got shape {values.shape}"
+        )
     if not np.isfinite(values).all():
         bad = np.flatnonzero(~np.isfinite(values)).tolist()
         raise ValueError(
@@ -87,26 +94,40 @@ def _check_confidence(confidence: float) -> None:
 def _t_estimate(mean: float, se: float, dof: float, **fields) -> Estimate:
     "Interval and two-sided p value of mean = 0 from a standard error."
     from scipy.stats import t
+
     confidence = fields["confidence"]
     half = t.ppf(0.5 + confidence / 2, dof) * se if dof > 0 else math.nan
-    if dof <= 0: p = None
-    elif se == 0: p = 1.0 if mean == 0 else 0.0
-    else: p = float(2 * t.sf(abs(mean) / se, dof))
+    if dof <= 0:
+        p = None
+    elif se == 0:
+        p = 1.0 if mean == 0 else 0.0
+    else:
+        p = float(2 * t.sf(abs(mean) / se, dof))
     return Estimate(float(mean), float(mean - half), float(mean + half), p=p, **fields)
 
 # %% ../../nbs/core/stats.ipynb #0ddcbe32
 def mean_interval(
-    values: ArrayLike,           # one number a run, such as test accuracy by seed
+    values: ArrayLike,  # one number a run, such as test accuracy by seed
     *,
-    varies: str = "seeds",       # what differs between the runs, in the plural
-    confidence: float = 0.95,    # of the interval
-) -> Estimate:                   # mean with a t interval; no interval after one run
+    varies: str = "seeds",  # what differs between the runs, in the plural
+    confidence: float = 0.95,  # of the interval
+) -> Estimate:  # mean with a t interval; no interval after one run
     "Mean of independent runs with Student's t interval."
     _check_confidence(confidence)
     x = _values(values, "values")
     se = x.std(ddof=1) / math.sqrt(x.size) if x.size > 1 else math.nan
-    return replace(_t_estimate(x.mean(), se, x.size - 1, n=x.size, varies=_count(x.size, varies),
-                               confidence=confidence, method="t interval"), p=None)
+    return replace(
+        _t_estimate(
+            x.mean(),
+            se,
+            x.size - 1,
+            n=x.size,
+            varies=_count(x.size, varies),
+            confidence=confidence,
+            method="t interval",
+        ),
+        p=None,
+    )
 
 # %% ../../nbs/core/stats.ipynb #d62c68f4
 def _pairs(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -119,38 +140,48 @@ def _pairs(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
         b = b.reindex(a.index)
     x, y = _values(a, "a"), _values(b, "b")
     if x.size != y.size:
-        raise ValueError(f"a and b must be pairs: {x.size} and {y.size} values came; "
-                         "use difference(a, b) for runs that are not paired")
+        raise ValueError(
+            f"a and b must be pairs: {x.size} and {y.size} values came; "
+            "use difference(a, b) for runs that are not paired"
+        )
     return x, y
 
 # %% ../../nbs/core/stats.ipynb #bb57edaa
 def paired_difference(
-    a: ArrayLike,                # one number a run; a series is matched by its index (the seed)
-    b: ArrayLike,                # the other model in the same runs
+    a: ArrayLike,  # one number a run; a series is matched by its index (the seed)
+    b: ArrayLike,  # the other model in the same runs
     *,
-    varies: str = "seeds",       # what differs between the pairs, in the plural
-    confidence: float = 0.95,    # of the interval
-) -> Estimate:                   # mean of a - b, t interval, p of "no difference"
+    varies: str = "seeds",  # what differs between the pairs, in the plural
+    confidence: float = 0.95,  # of the interval
+) -> Estimate:  # mean of a - b, t interval, p of "no difference"
     "Mean of a - b over pairs of runs with Student's t interval."
     _check_confidence(confidence)
     x, y = _pairs(a, b)
     d = x - y
     se = d.std(ddof=1) / math.sqrt(d.size) if d.size > 1 else math.nan
-    return _t_estimate(d.mean(), se, d.size - 1, n=d.size, varies=_count(d.size, varies),
-                       confidence=confidence, method="paired t interval")
+    return _t_estimate(
+        d.mean(),
+        se,
+        d.size - 1,
+        n=d.size,
+        varies=_count(d.size, varies),
+        confidence=confidence,
+        method="paired t interval",
+    )
 
 # %% ../../nbs/core/stats.ipynb #f6274747
 def difference(
-    a: ArrayLike,                # one number a run
-    b: ArrayLike,                # one number a run, not matched to a
+    a: ArrayLike,  # one number a run
+    b: ArrayLike,  # one number a run, not matched to a
     *,
-    varies: str = "seeds",       # what differs between runs, in the plural
-    confidence: float = 0.95,    # of the interval
-) -> Estimate:                   # mean(a) - mean(b), Welch's interval, p of "no difference"
+    varies: str = "seeds",  # what differs between runs, in the plural
+    confidence: float = 0.95,  # of the interval
+) -> Estimate:  # mean(a) - mean(b), Welch's interval, p of "no difference"
     "Difference of two independent means with Welch's t interval."
     _check_confidence(confidence)
     x, y = _values(a, "a"), _values(b, "b")
-    if min(x.size, y.size) < 2: va, vb, dof = math.nan, math.nan, 0.0
+    if min(x.size, y.size) < 2:
+        va, vb, dof = math.nan, math.nan, 0.0
     else:
         va, vb = x.var(ddof=1) / x.size, y.var(ddof=1) / y.size
         spread = va**2 / (x.size - 1) + vb**2 / (y.size - 1)
@@ -168,48 +199,65 @@ def difference(
 
 # %% ../../nbs/core/stats.ipynb #232d6f08
 def ratio_interval(
-    a: ArrayLike,                # positive numbers, such as seconds by repeat
-    b: ArrayLike,                # positive numbers to divide by
+    a: ArrayLike,  # positive numbers, such as seconds by repeat
+    b: ArrayLike,  # positive numbers to divide by
     *,
-    paired: bool = True,         # a[i] and b[i] were measured side by side
-    varies: str = "repeats",     # what differs between them, in the plural
-    confidence: float = 0.95,    # of the interval
-) -> Estimate:                   # geometric mean of a/b; p of "the ratio is 1"
+    paired: bool = True,  # a[i] and b[i] were measured side by side
+    varies: str = "repeats",  # what differs between them, in the plural
+    confidence: float = 0.95,  # of the interval
+) -> Estimate:  # geometric mean of a/b; p of "the ratio is 1"
     "Ratio of two positive quantities, averaged and bounded on the log scale."
     for name, x in (("a", _values(a, "a")), ("b", _values(b, "b"))):
         if (x <= 0).any():
-            raise ValueError(f"{name} must be positive for a ratio; the smallest value is {x.min()}")
+            raise ValueError(
+                f"{name} must be positive for a ratio; the smallest value is {x.min()}"
+            )
     compare = paired_difference if paired else difference
     log = compare(np.log(a), np.log(b), varies=varies, confidence=confidence)
-    return replace(log, value=math.exp(log.value), low=math.exp(log.low), high=math.exp(log.high),
-                   method=log.method + " of logs")
+    return replace(
+        log,
+        value=math.exp(log.value),
+        low=math.exp(log.low),
+        high=math.exp(log.high),
+        method=log.method + " of logs",
+    )
 
 # %% ../../nbs/core/stats.ipynb #4169b424
 def _tail(n: int, confidence: float) -> float:
     "Probability below the expanded percentile interval for n units."
     from scipy.stats import norm, t
+
     return float(norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf(0.5 + confidence / 2, n - 1)))
 
-
-def _percentile_estimate(value: float, draws: np.ndarray, n: int, confidence: float, varies: str) -> Estimate:
+# %% ../../nbs/core/stats.ipynb #4ddc7e1c
+def _percentile_estimate(
+    value: float, draws: np.ndarray, n: int, confidence: float, varies: str
+) -> Estimate:
     "Interval from resampled statistics, expanded for the n units of the smallest level."
     low = high = math.nan
     if n > 1:
         tail = _tail(n, confidence)
         low, high = np.quantile(draws, [tail, 1 - tail])
-    return Estimate(float(value), float(low), float(high), n=n, varies=varies, confidence=confidence,
-                    method=f"expanded percentile bootstrap, {len(draws)} resamples")
+    return Estimate(
+        float(value),
+        float(low),
+        float(high),
+        n=n,
+        varies=varies,
+        confidence=confidence,
+        method=f"expanded percentile bootstrap, {len(draws)} resamples",
+    )
 
 # %% ../../nbs/core/stats.ipynb #105d2219
 def bootstrap_interval(
-    values: ArrayLike,                                 # one number a unit
+    values: ArrayLike,  # one number a unit
     statistic: Callable[[np.ndarray], float] = np.mean,  # from resampled values to a number
     *,
-    varies: str = "units",                             # what the units are, in the plural
-    n_resamples: int = 2000,                           # draws
-    confidence: float = 0.95,                          # of the interval
-    seed: int = 0,                                     # of the draws
-) -> Estimate:                                         # statistic of the values with its interval
+    varies: str = "units",  # what the units are, in the plural
+    n_resamples: int = 2000,  # draws
+    confidence: float = 0.95,  # of the interval
+    seed: int = 0,  # of the draws
+) -> Estimate:  # statistic of the values with its interval
     "Any statistic of independent units with a bootstrap interval."
     _check_confidence(confidence)
     x, rng = _values(values, "values"), np.random.default_rng(seed)
@@ -226,10 +274,13 @@ def _crossed_rows(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.repeat(np.arange(len(codes)), times)
 
 
-def _nested_rows(codes: np.ndarray, rng: np.random.Generator, rows: np.ndarray | None = None) -> np.ndarray:
+def _nested_rows(
+    codes: np.ndarray, rng: np.random.Generator, rows: np.ndarray | None = None
+) -> np.ndarray:
     "Draw the first level, then the next inside each drawn one."
     rows = np.arange(len(codes)) if rows is None else rows
-    if codes.shape[1] == 0: return rows
+    if codes.shape[1] == 0:
+        return rows
     level = codes[rows, 0]
     drawn = rng.choice(units := np.unique(level), size=len(units))
     return np.concatenate([_nested_rows(codes[:, 1:], rng, rows[level == unit]) for unit in drawn])
@@ -244,7 +295,7 @@ def hierarchical_bootstrap(
     n_resamples: int = 2000,  # draws
     confidence: float = 0.95,  # of the interval
     seed: int = 0,  # of the draws
-) -> Estimate:                                      # n is the smallest level with more than one unit
+) -> Estimate:  # n is the smallest level with more than one unit
     "Any statistic of a table whose rows vary by several sampled levels."
     _check_confidence(confidence)
     codes = _level_codes(table, levels)
@@ -252,12 +303,19 @@ def hierarchical_bootstrap(
     draws: list[float] = []
     while len(draws) < n_resamples:
         rows = resample(codes, rng)
-        if len(rows): draws.append(float(statistic(table.iloc[rows])))
+        if len(rows):
+            draws.append(float(statistic(table.iloc[rows])))
     counts = [int(level.max()) + 1 for level in codes.T]
-    varies = ", ".join(_count(k, name if name.endswith("s") else name.replace("_id", "") + "s")
-                       for k, name in zip(counts, levels, strict=True))
+    varies = ", ".join(
+        _count(k, name if name.endswith("s") else name.replace("_id", "") + "s")
+        for k, name in zip(counts, levels, strict=True)
+    )
     return _percentile_estimate(
-        statistic(table), np.array(draws), min([k for k in counts if k > 1], default=1), confidence, varies
+        statistic(table),
+        np.array(draws),
+        min([k for k in counts if k > 1], default=1),
+        confidence,
+        varies,
     )
 
 # %% ../../nbs/core/stats.ipynb #fe6de4e2
@@ -268,7 +326,8 @@ def _level_codes(table: pd.DataFrame, levels: Sequence[str]) -> np.ndarray:
         raise ValueError(
             f"levels must be columns of the table; missing {missing}, it has {list(table.columns)}"
         )
-    if not len(table): raise ValueError("table has no rows; nothing was scored")
+    if not len(table):
+        raise ValueError("table has no rows; nothing was scored")
     if table[list(levels)].isna().any().any():
         raise ValueError(f"levels {list(levels)} hold missing values; every row needs its unit")
     return np.stack([table[name].factorize()[0] for name in levels], axis=1)
@@ -277,11 +336,12 @@ def _level_codes(table: pd.DataFrame, levels: Sequence[str]) -> np.ndarray:
 @dataclass(frozen=True)
 class MarginTest:
     "A decision about a difference against a margin that was set beforehand."
-    estimate: Estimate           # of the difference, with the interval that decides
-    margin: float                # largest difference that does not matter
-    p: float                     # of "the difference is at least the margin"
-    holds: bool                  # equivalent, or not worse, at the chosen level
-    kind: str                    # "equivalence" or "noninferiority"
+
+    estimate: Estimate  # of the difference, with the interval that decides
+    margin: float  # largest difference that does not matter
+    p: float  # of "the difference is at least the margin"
+    holds: bool  # equivalent, or not worse, at the chosen level
+    kind: str  # "equivalence" or "noninferiority"
 
     @property
     def equivalent(self) -> bool:
@@ -293,8 +353,10 @@ def _margin_estimate(
     a: ArrayLike, b: ArrayLike, margin: float, alpha: float, paired: bool, varies: str
 ) -> Estimate:
     "Difference with the interval at 1 - 2 alpha, after the checks both margin tests share."
-    if not margin > 0: raise ValueError(f"margin must be positive, in the metric's unit; got {margin}")
-    if not 0 < alpha < 0.5: raise ValueError(f"alpha must lie between 0 and 0.5; got {alpha}")
+    if not margin > 0:
+        raise ValueError(f"margin must be positive, in the metric's unit; got {margin}")
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha must lie between 0 and 0.5; got {alpha}")
     compare = paired_difference if paired else difference
     estimate = compare(a, b, varies=varies, confidence=1 - 2 * alpha)
     if not estimate.has_interval:
@@ -305,52 +367,60 @@ def _margin_estimate(
 def _one_sided(a: ArrayLike, b: ArrayLike, bound: float, alternative: str, paired: bool) -> float:
     "p value of mean(a) - mean(b) = bound against 'larger' or 'smaller'."
     from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
+
     if not paired:
         compare = CompareMeans(DescrStatsW(_values(a, "a")), DescrStatsW(_values(b, "b")))
         return float(compare.ttest_ind(alternative, usevar="unequal", value=bound)[1])
     x, y = _pairs(a, b)
-    if np.ptp(x - y) == 0: return 0.0 if ((x - y)[0] > bound) == (alternative == "larger") else 1.0
+    if np.ptp(x - y) == 0:
+        return 0.0 if ((x - y)[0] > bound) == (alternative == "larger") else 1.0
     return float(DescrStatsW(x - y).ttest_mean(bound, alternative)[1])
 
 # %% ../../nbs/core/stats.ipynb #034e7bd1
 def equivalence(
-    a: ArrayLike,                # one number a run
-    b: ArrayLike,                # the other model
+    a: ArrayLike,  # one number a run
+    b: ArrayLike,  # the other model
     *,
-    margin: float,               # largest difference that does not matter, in the metric's unit
-    paired: bool = True,         # a[i] and b[i] share a seed
-    varies: str = "seeds",       # what differs between runs, in the plural
-    alpha: float = 0.05,         # level of each one-sided test
-) -> MarginTest:                 # holds if |difference| < margin is shown
+    margin: float,  # largest difference that does not matter, in the metric's unit
+    paired: bool = True,  # a[i] and b[i] share a seed
+    varies: str = "seeds",  # what differs between runs, in the plural
+    alpha: float = 0.05,  # level of each one-sided test
+) -> MarginTest:  # holds if |difference| < margin is shown
     "Two one-sided tests that the difference lies within the margin."
     estimate = _margin_estimate(a, b, margin, alpha, paired, varies)
-    p = max(_one_sided(a, b, -margin, "larger", paired), _one_sided(a, b, margin, "smaller", paired))
+    p = max(
+        _one_sided(a, b, -margin, "larger", paired), _one_sided(a, b, margin, "smaller", paired)
+    )
     return MarginTest(estimate, margin, p, p < alpha, "equivalence")
 
 # %% ../../nbs/core/stats.ipynb #d617b47e
 def noninferiority(
-    a: ArrayLike,                    # the cheaper model, one number a run
-    b: ArrayLike,                    # the model it should not fall behind
+    a: ArrayLike,  # the cheaper model, one number a run
+    b: ArrayLike,  # the model it should not fall behind
     *,
-    margin: float,                   # largest loss that does not matter, in the metric's unit
-    higher_is_better: bool = True,   # False for an error or a loss
-    paired: bool = True,             # a[i] and b[i] share a seed
-    varies: str = "seeds",           # what differs between runs, in the plural
-    alpha: float = 0.05,             # level of the one-sided test
-) -> MarginTest:                     # holds if "worse by the margin" is ruled out
+    margin: float,  # largest loss that does not matter, in the metric's unit
+    higher_is_better: bool = True,  # False for an error or a loss
+    paired: bool = True,  # a[i] and b[i] share a seed
+    varies: str = "seeds",  # what differs between runs, in the plural
+    alpha: float = 0.05,  # level of the one-sided test
+) -> MarginTest:  # holds if "worse by the margin" is ruled out
     "One-sided test that a is not worse than b by the margin."
     estimate = _margin_estimate(a, b, margin, alpha, paired, varies)
     p = _one_sided(
-        a, b, -margin if higher_is_better else margin, "larger" if higher_is_better else "smaller", paired
+        a,
+        b,
+        -margin if higher_is_better else margin,
+        "larger" if higher_is_better else "smaller",
+        paired,
     )
     return MarginTest(estimate, margin, p, p < alpha, "noninferiority")
 
 # %% ../../nbs/core/stats.ipynb #01db7980
 def holm(
-    pvalues: Mapping[str, float] | Sequence[float],   # by claim id, or in a list
+    pvalues: Mapping[str, float] | Sequence[float],  # by claim id, or in a list
     *,
-    alpha: float = 0.05,                              # chance of any false rejection in the family
-) -> pd.DataFrame:                                    # columns p, p_holm, rejected; the order that came in
+    alpha: float = 0.05,  # chance of any false rejection in the family
+) -> pd.DataFrame:  # columns p, p_holm, rejected; the order that came in
     "Holm's correction for a family of tests."
     import pandas as pd
     from statsmodels.stats.multitest import multipletests

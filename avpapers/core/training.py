@@ -37,11 +37,12 @@ class ShuffledBatches:
 
     def __init__(
         self,
-        *tensors: Tensor,            # same first dimension N: inputs, targets, lengths
-        batch_size: int,             # rows in a batch, at most N
+        *tensors: Tensor,  # same first dimension N: inputs, targets, lengths
+        batch_size: int,  # rows in a batch, at most N
     ):
         sizes = [len(t) for t in tensors]
-        if len(set(sizes)) != 1: raise ValueError(f"tensors must share their first dimension; got {sizes}")
+        if len(set(sizes)) != 1:
+            raise ValueError(f"tensors must share their first dimension; got {sizes}")
         if not 1 <= batch_size <= sizes[0]:
             raise ValueError(
                 f"batch_size must lie between 1 and {sizes[0]}, the number of examples; got {batch_size}"
@@ -52,9 +53,13 @@ class ShuffledBatches:
     def __call__(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         "The next batch; a new order is drawn when the current one is used up."
         if self.position + self.batch_size > len(self.order):
-            self.order = torch.randperm(len(self.tensors[0]), generator=generator, device=generator.device)
+            self.order = torch.randperm(
+                len(self.tensors[0]), generator=generator, device=generator.device
+            )
             self.position = 0
-        rows = self.order[self.position:self.position + self.batch_size].to(self.tensors[0].device)
+        rows = self.order[self.position : self.position + self.batch_size].to(
+            self.tensors[0].device
+        )
         self.position += self.batch_size
         return tuple(t[rows] for t in self.tensors)
 
@@ -68,19 +73,23 @@ class ShuffledBatches:
 
 # %% ../../nbs/core/training.ipynb #5e24315e
 def cosine_schedule(
-    optimizer: Optimizer,        # its learning rate is the peak, eta
-    num_steps: int,              # K, all optimizer steps
+    optimizer: Optimizer,  # its learning rate is the peak, eta
+    num_steps: int,  # K, all optimizer steps
     *,
-    warmup: int = 0,             # w, steps of the linear rise
-    final: float = 0.1,          # r, the last learning rate as a fraction of the peak
-) -> LRScheduler:                # to be stepped once an optimizer step
+    warmup: int = 0,  # w, steps of the linear rise
+    final: float = 0.1,  # r, the last learning rate as a fraction of the peak
+) -> LRScheduler:  # to be stepped once an optimizer step
     "Linear warm-up and half a cosine."
     if not 0 <= warmup < num_steps:
-        raise ValueError(f"warmup must lie between 0 and num_steps - 1 = {num_steps - 1}; got {warmup}")
-    if not 0 <= final <= 1: raise ValueError(f"final must be a fraction between 0 and 1; got {final}")
+        raise ValueError(
+            f"warmup must lie between 0 and num_steps - 1 = {num_steps - 1}; got {warmup}"
+        )
+    if not 0 <= final <= 1:
+        raise ValueError(f"final must be a fraction between 0 and 1; got {final}")
 
     def factor(k: int) -> float:
-        if k < warmup: return (k + 1) / (warmup + 1)
+        if k < warmup:
+            return (k + 1) / (warmup + 1)
         done = min((k - warmup) / (num_steps - warmup), 1.0)
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -89,12 +98,14 @@ def cosine_schedule(
 # %% ../../nbs/core/training.ipynb #a2043108
 def _save_atomically(state: dict, path: Path) -> None:
     "All of it or nothing."
-    with atomic_path(path) as part, open(part, "wb") as file: torch.save(state, file)
+    with atomic_path(path) as part, open(part, "wb") as file:
+        torch.save(state, file)
 
 # %% ../../nbs/core/training.ipynb #9042d94e
 def _load_checked(path: Path, seed: int, processes: int) -> dict:
     "A checkpoint of this run, or an error that says why it is not."
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
             f"checkpoint {path} cannot be read as tensors and plain values ({type(error).__name__}); "
@@ -113,16 +124,17 @@ def _load_checked(path: Path, seed: int, processes: int) -> dict:
 @dataclass
 class _Run:
     "Everything that a resumed run must find again."
+
     accelerator: Accelerator
-    model: nn.Module                     # as prepared by accelerate
-    optimizer: Any                       # as prepared by accelerate
+    model: nn.Module  # as prepared by accelerate
+    optimizer: Any  # as prepared by accelerate
     scheduler: LRScheduler | None
     ema: AveragedModel | None
     batches: Callable
     generator: torch.Generator
     step: int = 0
     seconds: float = 0.0
-    window: list[dict] = field(default_factory=list)     # since the last row of the table
+    window: list[dict] = field(default_factory=list)  # since the last row of the table
     rows: list[dict] = field(default_factory=list)
     evaluations: list[dict] = field(default_factory=list)
 
@@ -130,13 +142,15 @@ class _Run:
 def _noise_state(device: torch.device) -> dict[str, Tensor]:
     "States of the generators that layers draw from."
     state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda": state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
 def _set_noise_state(state: Mapping[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state: torch.cuda.set_rng_state(state["cuda"], device)
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 # %% ../../nbs/core/training.ipynb #b4c8b335
 _PLAIN = ("step", "seconds", "window", "rows", "evaluations")
@@ -144,20 +158,32 @@ _PLAIN = ("step", "seconds", "window", "rows", "evaluations")
 
 def _stateful(run: _Run) -> dict[str, Any]:
     "The parts with a state_dict, by name."
-    parts = {"model": run.accelerator.unwrap_model(run.model), "optimizer": run.optimizer.optimizer,
-             "scheduler": run.scheduler, "ema": run.ema, "batches": run.batches, "scaler": run.accelerator.scaler}
+    parts = {
+        "model": run.accelerator.unwrap_model(run.model),
+        "optimizer": run.optimizer.optimizer,
+        "scheduler": run.scheduler,
+        "ema": run.ema,
+        "batches": run.batches,
+        "scaler": run.accelerator.scaler,
+    }
     return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
 
-
+# %% ../../nbs/core/training.ipynb #63e0e8d4
 def _save(run: _Run, path: Path) -> None:
     "One file for all processes, written by the first."
     from accelerate.utils import gather_object
+
     _check_window(run.window, path)
     state = {name: part.state_dict() for name, part in _stateful(run).items()}
     state |= {name: getattr(run, name) for name in _PLAIN}
-    state |= {"seed": run.generator.initial_seed(), "generator": run.generator.get_state(),
-              "processes": run.accelerator.num_processes, "noise": gather_object([_noise_state(run.accelerator.device)])}
-    if run.accelerator.is_main_process: _save_atomically(state, path)
+    state |= {
+        "seed": run.generator.initial_seed(),
+        "generator": run.generator.get_state(),
+        "processes": run.accelerator.num_processes,
+        "noise": gather_object([_noise_state(run.accelerator.device)]),
+    }
+    if run.accelerator.is_main_process:
+        _save_atomically(state, path)
     run.accelerator.wait_for_everyone()
 
 # %% ../../nbs/core/training.ipynb #bf2a69b3
@@ -167,21 +193,29 @@ def _load(run: _Run, path: Path) -> None:
     parts = _stateful(run)
     missing = [name for name in parts if name not in state]
     if missing:
-        raise ValueError(f"checkpoint {path} was written without {', '.join(missing)}; pass another path, or delete it")
-    for name, part in parts.items(): part.load_state_dict(state[name])
-    for name in _PLAIN: setattr(run, name, state[name])
+        raise ValueError(
+            f"checkpoint {path} was written without {', '.join(missing)}; pass another path, or delete it"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    for name in _PLAIN:
+        setattr(run, name, state[name])
     run.generator.set_state(state["generator"])
     _set_noise_state(state["noise"][run.accelerator.process_index], run.accelerator.device)
 
 # %% ../../nbs/core/training.ipynb #8eaabec2
 def _check_window(window: list[dict], checkpoint: Path | None = None) -> None:
     "Stop at the first loss that is not finite."
-    if not window: return
+    if not window:
+        return
     finite = torch.stack([torch.as_tensor(w["loss"]) for w in window]).isfinite().tolist()
-    if all(finite): return
+    if all(finite):
+        return
     bad = window[finite.index(False)]
     where = (
-        f"The last checkpoint in {checkpoint} is from before. " if checkpoint and checkpoint.exists() else ""
+        f"The last checkpoint in {checkpoint} is from before. "
+        if checkpoint and checkpoint.exists()
+        else ""
     )
     raise FloatingPointError(
         f"the loss is {float(bad['loss'])} at step {bad['step']}. {where}Lower the learning rate, clip the gradient "
@@ -197,7 +231,9 @@ def _log(run: _Run, checkpoint: Path | None) -> dict[str, float]:
         "device": run.accelerator.device,
         "dtype": torch.float32 if run.accelerator.device.type == "mps" else torch.float64,
     }
-    columns = [[torch.as_tensor(w[name]).to(**place) for w in run.window if name in w] for name in names]
+    columns = [
+        [torch.as_tensor(w[name]).to(**place) for w in run.window if name in w] for name in names
+    ]
     means = torch.stack([torch.stack(column).mean() for column in columns])
     means = run.accelerator.reduce(means, reduction="mean").tolist()
     row = dict(zip(names, means, strict=True))
@@ -214,7 +250,8 @@ def _evaluate(run: _Run, evaluate: Callable[[nn.Module], Mapping[str, float]]) -
     target.eval()
     noise = _noise_state(run.accelerator.device)
     try:
-        with torch.no_grad(), run.accelerator.autocast(): metrics = evaluate(target)
+        with torch.no_grad(), run.accelerator.autocast():
+            metrics = evaluate(target)
     finally:
         target.train(was_training)
         _set_noise_state(noise, run.accelerator.device)
@@ -226,22 +263,26 @@ class History:
     "What a run leaves beside the trained model."
 
     table: pd.DataFrame  # one row in log_every steps: step, loss, the logs of the step function, lr
-    evaluations: pd.DataFrame        # one row an evaluation: step and metrics
-    steps: int                       # optimizer steps done
-    seconds: float                   # spent training, over all resumed parts
-    ema: nn.Module | None = None     # the averaged model, if ema_decay was given
+    evaluations: pd.DataFrame  # one row an evaluation: step and metrics
+    steps: int  # optimizer steps done
+    seconds: float  # spent training, over all resumed parts
+    ema: nn.Module | None = None  # the averaged model, if ema_decay was given
 
 # %% ../../nbs/core/training.ipynb #bd7fccf8
 def _optimizer_step(run: _Run, step: Callable, clip: float | None, accumulate: int) -> None:
     "One optimizer step from `accumulate` batches."
     from accelerate.utils import send_to_device
+
     accelerator = run.accelerator
     for _ in range(accumulate):
         with accelerator.accumulate(run.model):
             batch = send_to_device(
-                _share(run.batches(run.generator), accelerator), accelerator.device, non_blocking=True
+                _share(run.batches(run.generator), accelerator),
+                accelerator.device,
+                non_blocking=True,
             )
-            with accelerator.autocast(): loss, logs = step(run.model, batch)
+            with accelerator.autocast():
+                loss, logs = step(run.model, batch)
             accelerator.backward(loss)
             entry = {"step": run.step + 1, "loss": loss.detach()}
             entry.update((k, v.detach() if isinstance(v, Tensor) else v) for k, v in logs.items())
@@ -250,14 +291,17 @@ def _optimizer_step(run: _Run, step: Callable, clip: float | None, accumulate: i
             run.optimizer.step()
             run.optimizer.zero_grad()
         run.window.append(entry)
-    if run.scheduler is not None and not run.optimizer.step_was_skipped: run.scheduler.step()
+    if run.scheduler is not None and not run.optimizer.step_was_skipped:
+        run.scheduler.step()
     run.step += 1
 
 # %% ../../nbs/core/training.ipynb #408de74f
 def _share(batch: Any, accelerator: Accelerator) -> Any:
     "This process's rows of a batch that all processes have drawn alike."
-    if accelerator.num_processes == 1: return batch
+    if accelerator.num_processes == 1:
+        return batch
     from accelerate.utils import recursively_apply
+
     index, count = accelerator.process_index, accelerator.num_processes
 
     def rows(t: Tensor) -> Tensor:
@@ -274,6 +318,7 @@ def _accelerator(device: str, mixed_precision: str, gradient_accumulation: int) 
     "A fresh accelerator; settings of an earlier run in this process do not stick."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
+
     place = pick_device(device)
     if mixed_precision == "fp16" and place.type != "cuda":
         raise ValueError(
@@ -281,7 +326,8 @@ def _accelerator(device: str, mixed_precision: str, gradient_accumulation: int) 
         )
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
-        if place.type == "cuda" and place.index is not None: torch.cuda.set_device(place)
+        if place.type == "cuda" and place.index is not None:
+            torch.cuda.set_device(place)
     return Accelerator(
         cpu=place.type == "cpu",
         mixed_precision=mixed_precision,
@@ -300,12 +346,22 @@ def _averaged(model: nn.Module, decay: float | None, device: torch.device) -> Av
 # %% ../../nbs/core/training.ipynb #8e8cd14d
 def _check_fit(**given: Any) -> None:
     "Refuse settings that cannot work, before anything is moved or written."
-    for name in ("num_steps", "log_every", "checkpoint_every", "evaluate_every", "gradient_accumulation"):
+    for name in (
+        "num_steps",
+        "log_every",
+        "checkpoint_every",
+        "evaluate_every",
+        "gradient_accumulation",
+    ):
         value = given[name]
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        if value is not None and (
+            not isinstance(value, int) or isinstance(value, bool) or value < 1
+        ):
             raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
     if given["mixed_precision"] not in ("no", "bf16", "fp16"):
-        raise ValueError(f"mixed_precision must be 'no', 'bf16' or 'fp16'; got {given['mixed_precision']!r}")
+        raise ValueError(
+            f"mixed_precision must be 'no', 'bf16' or 'fp16'; got {given['mixed_precision']!r}"
+        )
     if given["clip"] is not None and not given["clip"] > 0:
         raise ValueError(f"clip must be positive; got {given['clip']}")
     if given["ema_decay"] is not None and not 0 <= given["ema_decay"] < 1:
@@ -315,28 +371,35 @@ def _check_fit(**given: Any) -> None:
 
 # %% ../../nbs/core/training.ipynb #8fa27364
 def fit(
-    model: nn.Module,                          # trained in place
-    batches: Callable[[torch.Generator], Any],  # draws a batch; may have state_dict and load_state_dict
+    model: nn.Module,  # trained in place
+    batches: Callable[
+        [torch.Generator], Any
+    ],  # draws a batch; may have state_dict and load_state_dict
     *,
-    step: Callable[[nn.Module, Any], tuple[Tensor, Mapping[str, Any]]],   # (model, batch) -> loss, logs
-    optimizer: Optimizer,                      # over the model's parameters
-    num_steps: int,                            # optimizer steps in all, those before a resume included
-    scheduler: LRScheduler | None = None,      # stepped once an optimizer step
-    clip: float | None = None,                 # largest global gradient norm
-    ema_decay: float | None = None,            # weight of the past in the averaged model, such as 0.999
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None,   # metrics of a model in eval mode
-    evaluate_every: int | None = None,         # steps; evaluated at the end in any case
-    checkpoint: str | Path | None = None,      # file to write, and to resume from if it is there
-    checkpoint_every: int = 500,               # steps; written at the end in any case
-    seed: int | torch.Generator = 0,           # of batches and layer noise; a generator may live on the GPU
-    device: str = "auto",                      # as in `pick_device`
-    mixed_precision: str = "no",               # "no", "bf16" or "fp16"
-    gradient_accumulation: int = 1,            # batches an optimizer step
-    log_every: int = 50,                       # steps a row of the history
-    progress: bool = True,                     # a progress bar
-) -> History:                                  # the history; the model holds the last weights
+    step: Callable[
+        [nn.Module, Any], tuple[Tensor, Mapping[str, Any]]
+    ],  # (model, batch) -> loss, logs
+    optimizer: Optimizer,  # over the model's parameters
+    num_steps: int,  # optimizer steps in all, those before a resume included
+    scheduler: LRScheduler | None = None,  # stepped once an optimizer step
+    clip: float | None = None,  # largest global gradient norm
+    ema_decay: float | None = None,  # weight of the past in the averaged model, such as 0.999
+    evaluate: Callable[[nn.Module], Mapping[str, float]]
+    | None = None,  # metrics of a model in eval mode
+    evaluate_every: int | None = None,  # steps; evaluated at the end in any case
+    checkpoint: str | Path | None = None,  # file to write, and to resume from if it is there
+    checkpoint_every: int = 500,  # steps; written at the end in any case
+    seed: int | torch.Generator = 0,  # of batches and layer noise; a generator may live on the GPU
+    device: str = "auto",  # as in `pick_device`
+    mixed_precision: str = "no",  # "no", "bf16" or "fp16"
+    gradient_accumulation: int = 1,  # batches an optimizer step
+    log_every: int = 50,  # steps a row of the history
+    progress: bool = True,  # a progress bar
+) -> History:  # the history; the model holds the last weights
     "Train for a number of optimizer steps, resuming from the checkpoint if there is one."
-    _check_fit(**{k: v for k, v in locals().items() if k not in ("model", "batches", "step", "optimizer")})
+    _check_fit(
+        **{k: v for k, v in locals().items() if k not in ("model", "batches", "step", "optimizer")}
+    )
     generator = seed if isinstance(seed, torch.Generator) else seeded_generator(seed)
     path = Path(checkpoint) if checkpoint is not None else None
     accelerator = _accelerator(device, mixed_precision, gradient_accumulation)
@@ -345,35 +408,52 @@ def fit(
     run = _Run(accelerator, prepared, wrapped, scheduler, ema, batches, generator)
     try:
         with seeded_globals(generator.initial_seed(), stream=f"layers/{accelerator.process_index}"):
-            if path is not None and path.exists(): _load(run, path)
+            if path is not None and path.exists():
+                _load(run, path)
             every = {"log": log_every, "evaluate": evaluate_every, "checkpoint": checkpoint_every}
-            _loop(run, step, num_steps, clip, gradient_accumulation, evaluate, path, every, progress)
+            _loop(
+                run, step, num_steps, clip, gradient_accumulation, evaluate, path, every, progress
+            )
     finally:
         accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
-        vars(model).pop("forward", None)         # accelerate wraps it for autocast; the class's own is back
+        vars(model).pop(
+            "forward", None
+        )  # accelerate wraps it for autocast; the class's own is back
     return _history(run)
 
 # %% ../../nbs/core/training.ipynb #58e3460b
 def _loop(run, step, num_steps, clip, accumulate, evaluate, path, every, progress) -> None:
     "Steps, and what happens every so many of them."
-    def due(what): return run.step == num_steps or (every[what] and run.step % every[what] == 0)
+
+    def due(what):
+        return run.step == num_steps or (every[what] and run.step % every[what] == 0)
 
     shown = progress and run.accelerator.is_main_process
-    quiet = {} if shown else {"disable": True}       # if shown, TQDM_DISABLE still decides
+    quiet = {} if shown else {"disable": True}  # if shown, TQDM_DISABLE still decides
     run.model.train()
     started, before = time.perf_counter(), run.seconds
     with tqdm(total=num_steps, initial=run.step, **quiet) as bar:
         while run.step < num_steps:
             _optimizer_step(run, step, clip, accumulate)
-            if run.ema is not None: run.ema.update_parameters(run.accelerator.unwrap_model(run.model))
-            if due("log"): bar.set_postfix(_log(run, path), refresh=False)
-            if evaluate is not None and due("evaluate"): _evaluate(run, evaluate)
+            if run.ema is not None:
+                run.ema.update_parameters(run.accelerator.unwrap_model(run.model))
+            if due("log"):
+                bar.set_postfix(_log(run, path), refresh=False)
+            if evaluate is not None and due("evaluate"):
+                _evaluate(run, evaluate)
             run.seconds = before + time.perf_counter() - started
-            if path is not None and due("checkpoint"): _save(run, path)
+            if path is not None and due("checkpoint"):
+                _save(run, path)
             bar.update()
 
 # %% ../../nbs/core/training.ipynb #8aadefd5
 def _history(run: _Run) -> History:
     import pandas as pd
-    return History(pd.DataFrame(run.rows), pd.DataFrame(run.evaluations), run.step, run.seconds,
-                   run.ema.module if run.ema is not None else None)
+
+    return History(
+        pd.DataFrame(run.rows),
+        pd.DataFrame(run.evaluations),
+        run.step,
+        run.seconds,
+        run.ema.module if run.ema is not None else None,
+    )

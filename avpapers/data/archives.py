@@ -27,17 +27,18 @@ __all__ = ['read_member', 'open_member', 'extract', 'load_array', 'safe_unpickle
 
 # %% ../../nbs/data/archives.ipynb #3b6408fe
 def read_member(
-    archive: str | Path,         # a wheel or another zip file
-    name: str,                   # path inside, with forward slashes
-) -> bytes:                      # its content; zip's own checksum is tested on the way
+    archive: str | Path,  # a wheel or another zip file
+    name: str,  # path inside, with forward slashes
+) -> bytes:  # its content; zip's own checksum is tested on the way
     "One file of an archive, in memory."
-    with open_member(archive, name) as file: return file.read()
+    with open_member(archive, name) as file:
+        return file.read()
 
 # %% ../../nbs/data/archives.ipynb #bfdc4cc8
 def open_member(
-    archive: str | Path,         # a wheel or another zip file
-    name: str,                   # path inside, with forward slashes
-) -> IO[bytes]:                  # to be closed by the caller; a large file can be read in pieces
+    archive: str | Path,  # a wheel or another zip file
+    name: str,  # path inside, with forward slashes
+) -> IO[bytes]:  # to be closed by the caller; a large file can be read in pieces
     "One file of an archive, as a stream."
     try:
         z = zipfile.ZipFile(archive)
@@ -62,11 +63,12 @@ def extract(
     *,
     members: Iterable[str] | None = None,  # only these; all if None
     max_bytes: int = 50 * 2**30,  # refuse to unpack more
-) -> Path:                                   # the folder
+) -> Path:  # the folder
     "Unpack an archive, all or nothing, inside the folder."
     folder = Path(folder)
     with file_lock(folder):
-        if folder.exists(): return folder
+        if folder.exists():
+            return folder
         part = folder.parent / f".part-{folder.name}"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
@@ -74,7 +76,8 @@ def extract(
             unpack = _extract_zip if zipfile.is_zipfile(archive) else _extract_tar
             unpack(Path(archive), part, None if members is None else set(members), max_bytes)
             os.replace(part, folder)
-        finally: shutil.rmtree(part, ignore_errors=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return folder
 
 # %% ../../nbs/data/archives.ipynb #02a7f162
@@ -123,19 +126,23 @@ def _extract_tar(archive: Path, folder: Path, wanted: set[str] | None, max_bytes
 
 # %% ../../nbs/data/archives.ipynb #10dfb9cf
 def load_array(
-    data: bytes,                     # the content of a .npy file
+    data: bytes,  # the content of a .npy file
     *,
-    name: str = "data",              # of the file, for messages
-) -> np.ndarray:                     # numbers or text
+    name: str = "data",  # of the file, for messages
+) -> np.ndarray:  # numbers or text
     "A .npy file of plain values."
     shape, dtype, start = _npy_header(data, name)
     if dtype.hasobject:
         raise ValueError(f"{name}: got an array of objects ({dtype}), expected numbers or text")
     if len(data) - start != dtype.itemsize * math.prod(shape):
-        raise ValueError(f"{name} is not a whole .npy file: its header says {shape} of {dtype}, "
-                         f"but {len(data) - start} bytes follow")
-    try: return np.load(io.BytesIO(data), allow_pickle=False)
-    except Exception as error: raise ValueError(f"{name} is not a whole .npy file: {error}") from error
+        raise ValueError(
+            f"{name} is not a whole .npy file: its header says {shape} of {dtype}, "
+            f"but {len(data) - start} bytes follow"
+        )
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except Exception as error:
+        raise ValueError(f"{name} is not a whole .npy file: {error}") from error
 
 # %% ../../nbs/data/archives.ipynb #8aae1e9b
 def _npy_header(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -143,9 +150,13 @@ def _npy_header(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, int]
     stream, read = io.BytesIO(data), np.lib.format
     try:
         first = read.read_magic(stream) == (1, 0)
-        shape, _, dtype = (read.read_array_header_1_0 if first else read.read_array_header_2_0)(stream)
-    except Exception as error:       # SyntaxError and TokenError among them
-        raise ValueError(f"{name} is not a whole .npy file: {type(error).__name__}: {error}") from error
+        shape, _, dtype = (read.read_array_header_1_0 if first else read.read_array_header_2_0)(
+            stream
+        )
+    except Exception as error:  # SyntaxError and TokenError among them
+        raise ValueError(
+            f"{name} is not a whole .npy file: {type(error).__name__}: {error}"
+        ) from error
     return shape, dtype, stream.tell()
 
 # %% ../../nbs/data/archives.ipynb #c0910f92
@@ -159,7 +170,8 @@ class _Type:
         self.kind, self.order = kind if isinstance(kind, str) else "", "|"
 
     def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) < 2: raise _refusal("a damaged type")
+        if not isinstance(state, tuple) or len(state) < 2:
+            raise _refusal("a damaged type")
         self.order = state[1]
 
     def dtype(self) -> np.dtype:
@@ -170,8 +182,10 @@ class _Type:
 
 
 def _refusal(what: str) -> pickle.UnpicklingError:
-    return pickle.UnpicklingError(f"refused to load {what}: only numpy arrays of plain values and plain "
-                                  "containers are read from a pickle")
+    return pickle.UnpicklingError(
+        f"refused to load {what}: only numpy arrays of plain values and plain "
+        "containers are read from a pickle"
+    )
 
 # %% ../../nbs/data/archives.ipynb #9a284f5e
 class _Array:
@@ -180,26 +194,30 @@ class _Array:
     parts: tuple | None = None
 
     def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5: raise _refusal("a damaged array")
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise _refusal("a damaged array")
         self.parts = (*state[1:3], "F" if state[3] else "C", state[4])
 
     def array(self, plain: Any) -> np.ndarray:
         "The array; `plain` is called on each object."
-        if self.parts is None: raise _refusal("an array without content")
+        if self.parts is None:
+            raise _refusal("an array without content")
         shape, kind, order, content = self.parts
         if not isinstance(kind, _Type) or not all(type(n) is int and n >= 0 for n in shape):
             raise _refusal("a damaged array")
         dtype = kind.dtype()
-        if dtype.hasobject: return _objects(content, shape, order, plain)
+        if dtype.hasobject:
+            return _objects(content, shape, order, plain)
         data = content.encode("latin-1") if isinstance(content, str) else bytes(content)
         return np.frombuffer(data, dtype).reshape(shape, order=order).copy(order="K")
 
-
+# %% ../../nbs/data/archives.ipynb #3908a607
 def _objects(content: Any, shape: tuple[int, ...], order: str, plain: Any) -> np.ndarray:
     if not isinstance(content, list) or len(content) != math.prod(shape):
         raise _refusal("an array of objects that is not a list of them")
     flat = np.empty(len(content), dtype=object)
-    for i, item in enumerate(content): flat[i] = plain(item)
+    for i, item in enumerate(content):
+        flat[i] = plain(item)
     return flat.reshape(shape, order=order)
 
 # %% ../../nbs/data/archives.ipynb #735954ce
@@ -221,17 +239,20 @@ class _Scalar:
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:
-    if encoding not in ("latin1", "latin-1"): raise _refusal(f"the codec {encoding!r}")
+    if encoding not in ("latin1", "latin-1"):
+        raise _refusal(f"the codec {encoding!r}")
     return text.encode("latin-1")
 
 
 def _empty_bytes() -> bytes:
     return b""
 
-
+# %% ../../nbs/data/archives.ipynb #c1cdd4ed
 _NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): _Array, ("numpy", "dtype"): _Type,
-    ("_codecs", "encode"): _latin1_bytes, ("__builtin__", "bytes"): _empty_bytes,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _latin1_bytes,
+    ("__builtin__", "bytes"): _empty_bytes,
 }
 for _base in ("numpy.core", "numpy._core"):
     _NAMES[f"{_base}.multiarray", "_reconstruct"] = _reconstruct
@@ -241,7 +262,8 @@ for _base in ("numpy.core", "numpy._core"):
 # %% ../../nbs/data/archives.ipynb #3f726c74
 class _NumpyUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NAMES: raise _refusal(f"{module}.{name}")
+        if (module, name) not in _NAMES:
+            raise _refusal(f"{module}.{name}")
         return _NAMES[module, name]
 
 # %% ../../nbs/data/archives.ipynb #dcea3feb
@@ -255,9 +277,11 @@ class _Walk:
         self.done: dict[int, Any] = {}
 
     def __call__(self, value: Any) -> Any:
-        if type(value) in _VALUES: return value
+        if type(value) in _VALUES:
+            return value
         if id(value) in self.done:
-            if self.done[id(value)] is self: raise _refusal("a container that holds itself")
+            if self.done[id(value)] is self:
+                raise _refusal("a container that holds itself")
             return self.done[id(value)]
         self.done[id(value)] = self
         self.done[id(value)] = made = self.convert(value)
@@ -265,34 +289,45 @@ class _Walk:
 
     def convert(self, value: Any) -> Any:
         "One container or record."
-        if type(value) is dict: return {self(k): self(v) for k, v in value.items()}
-        if type(value) in (list, tuple, set, frozenset): return type(value)(self(v) for v in value)
-        if type(value) is _Array: return value.array(self)
-        if type(value) is _Scalar: return value.whole.array(self)[0]
-        if type(value) is _Type: return value.dtype()
+        if type(value) is dict:
+            return {self(k): self(v) for k, v in value.items()}
+        if type(value) in (list, tuple, set, frozenset):
+            return type(value)(self(v) for v in value)
+        if type(value) is _Array:
+            return value.array(self)
+        if type(value) is _Scalar:
+            return value.whole.array(self)[0]
+        if type(value) is _Type:
+            return value.dtype()
         raise _refusal(f"{value!r}")
 
 # %% ../../nbs/data/archives.ipynb #9d8c5fcb
 def safe_unpickle(
-    data: bytes,                     # a pickle
+    data: bytes,  # a pickle
     *,
-    encoding: str = "latin1",        # of text from Python 2
-) -> Any:                            # arrays, numbers, text, lists, tuples, dicts
+    encoding: str = "latin1",  # of text from Python 2
+) -> Any:  # arrays, numbers, text, lists, tuples, dicts
     "Read a pickle that holds numpy arrays and plain containers, and nothing else."
-    try: return _Walk()(_NumpyUnpickler(io.BytesIO(data), encoding=encoding).load())
-    except Exception as error:       # a damaged pickle raises errors of many kinds
-        if isinstance(error, pickle.UnpicklingError) and str(error).startswith("refused"): raise
-        raise pickle.UnpicklingError(f"refused a damaged pickle ({type(error).__name__}: {error})") from error
+    try:
+        return _Walk()(_NumpyUnpickler(io.BytesIO(data), encoding=encoding).load())
+    except Exception as error:  # a damaged pickle raises errors of many kinds
+        if isinstance(error, pickle.UnpicklingError) and str(error).startswith("refused"):
+            raise
+        raise pickle.UnpicklingError(
+            f"refused a damaged pickle ({type(error).__name__}: {error})"
+        ) from error
 
-
+# %% ../../nbs/data/archives.ipynb #ce72c9df
 def load_object_array(
-    data: bytes,                     # the content of a .npy file whose values are objects
+    data: bytes,  # the content of a .npy file whose values are objects
     *,
-    name: str = "data",              # of the file, for messages
-) -> np.ndarray:                     # of objects, read by `safe_unpickle`
+    name: str = "data",  # of the file, for messages
+) -> np.ndarray:  # of objects, read by `safe_unpickle`
     "A .npy file of objects, without running code from it."
     shape, dtype, start = _npy_header(data, name)
     array = safe_unpickle(data[start:]) if dtype == np.dtype(object) else None
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
-        raise ValueError(f"{name}: its header says {shape} of {dtype}, expected objects of that shape behind it")
+        raise ValueError(
+            f"{name}: its header says {shape} of {dtype}, expected objects of that shape behind it"
+        )
     return array

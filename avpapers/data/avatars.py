@@ -26,67 +26,104 @@ __all__ = ['ATTRIBUTES', 'PLAIN', 'random_attributes', 'draw_avatars', 'Avatars'
 
 # %% ../../nbs/data/avatars.ipynb #156fe36e
 _MOUTHS = "SMILE BIG_SMILE TWINKLE DEFAULT SERIOUS DISBELIEF CONCERNED SAD GRIMACE SCREAM_OPEN EATING TONGUE"
-_BROWS = ("DEFAULT DEFAULT_NATURAL FLAT_NATURAL RAISED_EXCITED RAISED_EXCITED_NATURAL UP_DOWN UP_DOWN_NATURAL "
-          "FROWN_NATURAL SAD_CONCERNED SAD_CONCERNED_NATURAL ANGRY ANGRY_NATURAL UNIBROW_NATURAL NONE")
+_BROWS = (
+    "DEFAULT DEFAULT_NATURAL FLAT_NATURAL RAISED_EXCITED RAISED_EXCITED_NATURAL UP_DOWN UP_DOWN_NATURAL "
+    "FROWN_NATURAL SAD_CONCERNED SAD_CONCERNED_NATURAL ANGRY ANGRY_NATURAL UNIBROW_NATURAL NONE"
+)
 _EYES = "DEFAULT HAPPY SIDE SQUINT CLOSED CRY SURPRISED EYE_ROLL WINK"
 _SKINS = "PALE LIGHT YELLOW TANNED BROWN DARK_BROWN BLACK"
-_HAIR = ("NONE BOB BUN CAESAR CAESAR_SIDE_PART FRO LONG_NOT_TOO_LONG SHORT_CURLY SHORT_DREADS_1 SHORT_FLAT SHORT_ROUND "
-         "SHORT_WAVED SIDES STRAIGHT_STRAND BRAIDS BUZZCUT CORNROWS ELVIS MOHAWK POMPADOUR QUIFF TWIST_LONG_HAIR "
-         "FRIZZLE CURLY STRAIGHT_1")
+_HAIR = (
+    "NONE BOB BUN CAESAR CAESAR_SIDE_PART FRO LONG_NOT_TOO_LONG SHORT_CURLY SHORT_DREADS_1 SHORT_FLAT SHORT_ROUND "
+    "SHORT_WAVED SIDES STRAIGHT_STRAND BRAIDS BUZZCUT CORNROWS ELVIS MOHAWK POMPADOUR QUIFF TWIST_LONG_HAIR "
+    "FRIZZLE CURLY STRAIGHT_1"
+)
 
 # %% ../../nbs/data/avatars.ipynb #2528316d
 _HAIR_COLORS = "AUBURN BLACK BLONDE BLONDE_GOLDEN BROWN BROWN_DARK PLATINUM RED SILVER_GRAY"
 _BEARDS = "NONE BEARD_LIGHT BEARD_MEDIUM BEARD_MAGESTIC MOUSTACHE_FANCY MOUSTACHE_MAGNUM"
 _GLASSES = "NONE PRESCRIPTION_1 PRESCRIPTION_2 ROUND SUNGLASSES WAYFARERS KURT"
 
-ATTRIBUTES = {                           # column -> the names it may hold
-    "mouth": tuple(_MOUTHS.split()), "eyebrows": tuple(_BROWS.split()), "eyes": tuple(_EYES.split()),
-    "skin": tuple(_SKINS.split()), "hair": tuple(_HAIR.split()), "hair_color": tuple(_HAIR_COLORS.split()),
-    "facial_hair": tuple(_BEARDS.split()), "accessory": tuple(_GLASSES.split()),
+ATTRIBUTES = {  # column -> the names it may hold
+    "mouth": tuple(_MOUTHS.split()),
+    "eyebrows": tuple(_BROWS.split()),
+    "eyes": tuple(_EYES.split()),
+    "skin": tuple(_SKINS.split()),
+    "hair": tuple(_HAIR.split()),
+    "hair_color": tuple(_HAIR_COLORS.split()),
+    "facial_hair": tuple(_BEARDS.split()),
+    "accessory": tuple(_GLASSES.split()),
 }
-PLAIN = {"mouth": "SERIOUS", "eyebrows": "DEFAULT", "eyes": "DEFAULT", "skin": "LIGHT", "hair": "SHORT_FLAT",
-         "hair_color": "BROWN", "facial_hair": "NONE", "accessory": "NONE"}   # what a missing column means
+PLAIN = {
+    "mouth": "SERIOUS",
+    "eyebrows": "DEFAULT",
+    "eyes": "DEFAULT",
+    "skin": "LIGHT",
+    "hair": "SHORT_FLAT",
+    "hair_color": "BROWN",
+    "facial_hair": "NONE",
+    "accessory": "NONE",
+}  # what a missing column means
 
 # %% ../../nbs/data/avatars.ipynb #13ee3224
 def _near(what: str, got: object, known: Iterable[str]) -> ValueError:
     names = list(known)
-    near = get_close_matches(str(got).upper() if names[0].isupper() else str(got), names, n=3, cutoff=0.4)
-    return ValueError(f"{what}: unknown {got!r}; " + (f"nearest are {', '.join(near)}; " if near else "")
-                      + f"expected one of {', '.join(names)}")
+    near = get_close_matches(
+        str(got).upper() if names[0].isupper() else str(got), names, n=3, cutoff=0.4
+    )
+    return ValueError(
+        f"{what}: unknown {got!r}; "
+        + (f"nearest are {', '.join(near)}; " if near else "")
+        + f"expected one of {', '.join(names)}"
+    )
 
 
 def _check_names(column: str, names: Iterable[object]) -> None:
-    if column not in ATTRIBUTES: raise _near("attributes", column, ATTRIBUTES)
+    if column not in ATTRIBUTES:
+        raise _near("attributes", column, ATTRIBUTES)
     for name in names:
-        if name not in ATTRIBUTES[column]: raise _near(column, name, ATTRIBUTES[column])
+        if name not in ATTRIBUTES[column]:
+            raise _near(column, name, ATTRIBUTES[column])
 
 # %% ../../nbs/data/avatars.ipynb #ff468fa5
 def random_attributes(
-    n: int,                              # N, faces, at least 1
+    n: int,  # N, faces, at least 1
     *,
-    generator: torch.Generator,          # the source of randomness
-    **fixed: str | Iterable[str],        # column = its name, or the names to choose from
-) -> pd.DataFrame:                       # N rows, one column an attribute
+    generator: torch.Generator,  # the source of randomness
+    **fixed: str | Iterable[str],  # column = its name, or the names to choose from
+) -> pd.DataFrame:  # N rows, one column an attribute
     "Faces at random, as a table; every attribute is independent of the others."
     import pandas as pd
     import torch
-    if n < 1: raise ValueError(f"n must be at least 1; got {n}")
+
+    if n < 1:
+        raise ValueError(f"n must be at least 1; got {n}")
     allowed = ATTRIBUTES | {"facial_hair": ("NONE",), "accessory": ("NONE",)}
     for column, names in fixed.items():
         chosen = (names,) if isinstance(names, str) else tuple(names)
-        if not chosen: raise ValueError(f"{column} must hold at least one name; got none")
+        if not chosen:
+            raise ValueError(f"{column} must hold at least one name; got none")
         _check_names(column, chosen)
         allowed[column] = chosen
-    pick = {c: torch.randint(len(names), (n,), generator=generator, device=generator.device).tolist()
-            for c, names in allowed.items()}
+    pick = {
+        c: torch.randint(len(names), (n,), generator=generator, device=generator.device).tolist()
+        for c, names in allowed.items()
+    }
     return pd.DataFrame({c: [allowed[c][i] for i in index] for c, index in pick.items()})
 
 # %% ../../nbs/data/avatars.ipynb #3d9d9725
-_PARTS = {"mouth": "MouthType", "eyebrows": "EyebrowType", "eyes": "EyeType", "skin": "SkinColor", "hair": "HairType",
-          "hair_color": "HairColor", "facial_hair": "FacialHairType", "accessory": "AccessoryType"}
-_ARGUMENTS = {"skin": "skin_color", "hair": "top"}   # where the package's argument is not our column
+_PARTS = {
+    "mouth": "MouthType",
+    "eyebrows": "EyebrowType",
+    "eyes": "EyeType",
+    "skin": "SkinColor",
+    "hair": "HairType",
+    "hair_color": "HairColor",
+    "facial_hair": "FacialHairType",
+    "accessory": "AccessoryType",
+}
+_ARGUMENTS = {"skin": "skin_color", "hair": "top"}  # where the package's argument is not our column
 _WHOLE = re.compile(r'width="264px" height="280px" viewBox="0 0 264 280"')
-_HEAD = 'viewBox="52 22 160 160"'        # left, top, width, height in the drawing's own units
+_HEAD = 'viewBox="52 22 160 160"'  # left, top, width, height in the drawing's own units
 
 
 def _drawing_packages():
@@ -95,21 +132,35 @@ def _drawing_packages():
         import python_avatars
         import resvg_py
     except ImportError as error:
-        raise ImportError(f'avatars are drawn by {error.name}. Install it by: pip install "avpapers[avatars]"') from error
+        raise ImportError(
+            f'avatars are drawn by {error.name}. Install it by: pip install "avpapers[avatars]"'
+        ) from error
     return python_avatars, resvg_py
 
 # %% ../../nbs/data/avatars.ipynb #e935fba0
 def _draw(face: dict[str, str], size: int) -> np.ndarray:
     "(size, size, 3) picture of one face."
     from PIL import Image
+
     package, renderer = _drawing_packages()
     parts = {_ARGUMENTS.get(c, c): getattr(package, _PARTS[c])[name] for c, name in face.items()}
-    drawing = package.Avatar(style=package.AvatarStyle.TRANSPARENT, clothing=package.ClothingType.SHIRT_CREW_NECK,
-                             facial_hair_color=parts["hair_color"], **parts).render()
+    drawing = package.Avatar(
+        style=package.AvatarStyle.TRANSPARENT,
+        clothing=package.ClothingType.SHIRT_CREW_NECK,
+        facial_hair_color=parts["hair_color"],
+        **parts,
+    ).render()
     head, found = _WHOLE.subn(f'width="{size}" height="{size}" {_HEAD}', drawing, count=1)
-    if not found: raise ValueError("python-avatars draws another canvas than 264 x 280; install version 1.4.1")
-    png = Image.open(io.BytesIO(bytes(renderer.svg_to_bytes(svg_string=head, width=size, height=size)))).convert("RGBA")
-    return np.asarray(Image.alpha_composite(Image.new("RGBA", png.size, "white"), png).convert("RGB"))
+    if not found:
+        raise ValueError(
+            "python-avatars draws another canvas than 264 x 280; install version 1.4.1"
+        )
+    png = Image.open(
+        io.BytesIO(bytes(renderer.svg_to_bytes(svg_string=head, width=size, height=size)))
+    ).convert("RGBA")
+    return np.asarray(
+        Image.alpha_composite(Image.new("RGBA", png.size, "white"), png).convert("RGB")
+    )
 
 # %% ../../nbs/data/avatars.ipynb #c6ab2c42
 _KEPT = {"made_by": "avpapers.data.avatars", "packages": ("python-avatars", "resvg-py", "pillow")}
@@ -122,9 +173,10 @@ def _key(attributes: pd.DataFrame, size: int) -> str:
 # %% ../../nbs/data/avatars.ipynb #352c100e
 def _draw_all(attributes: pd.DataFrame, size: int, progress: bool) -> np.ndarray:
     from tqdm import tqdm
+
     faces = list(attributes.itertuples(index=False, name=None))
     different = list(dict.fromkeys(faces))
-    quiet = {} if progress else {"disable": True}        # if shown, TQDM_DISABLE still decides
+    quiet = {} if progress else {"disable": True}  # if shown, TQDM_DISABLE still decides
     bar = tqdm(different, desc="avatars", unit=" faces", leave=False, **quiet)
     drawn = {face: _draw(dict(zip(attributes.columns, face)), size) for face in bar}
     return np.stack([drawn[face] for face in faces])
@@ -132,22 +184,28 @@ def _draw_all(attributes: pd.DataFrame, size: int, progress: bool) -> np.ndarray
 # %% ../../nbs/data/avatars.ipynb #3c1504ef
 def _complete(attributes: pd.DataFrame) -> pd.DataFrame:
     "The table with all columns in one order, checked."
-    if not len(attributes): raise ValueError("attributes must have at least one row; got none")
-    for column in attributes.columns: _check_names(column, attributes[column].unique())
-    return attributes.assign(**{c: name for c, name in PLAIN.items() if c not in attributes})[list(ATTRIBUTES)]
+    if not len(attributes):
+        raise ValueError("attributes must have at least one row; got none")
+    for column in attributes.columns:
+        _check_names(column, attributes[column].unique())
+    return attributes.assign(**{c: name for c, name in PLAIN.items() if c not in attributes})[
+        list(ATTRIBUTES)
+    ]
 
-
+# %% ../../nbs/data/avatars.ipynb #3f6e2810
 def draw_avatars(
-    attributes: pd.DataFrame,            # columns of `ATTRIBUTES`; a missing column is drawn as in `PLAIN`
+    attributes: pd.DataFrame,  # columns of `ATTRIBUTES`; a missing column is drawn as in `PLAIN`
     *,
-    size: int = 48,                      # H = W, pixels, 16 to 512
-    progress: bool = True,               # show a bar while drawing
-) -> UInt8[np.ndarray, "N H W 3"]:       # RGB, 0 to 255, on white
+    size: int = 48,  # H = W, pixels, 16 to 512
+    progress: bool = True,  # show a bar while drawing
+) -> UInt8[np.ndarray, "N H W 3"]:  # RGB, 0 to 255, on white
     "Pictures of faces, drawn once and kept."
-    if not 16 <= size <= 512: raise ValueError(f"size must be from 16 to 512 pixels; got {size}")
+    if not 16 <= size <= 512:
+        raise ValueError(f"size must be from 16 to 512 pixels; got {size}")
     table = _complete(attributes)
 
-    def make() -> dict[str, np.ndarray]: return {"images": _draw_all(table, size, progress)}
+    def make() -> dict[str, np.ndarray]:
+        return {"images": _draw_all(table, size, progress)}
 
     return cached_arrays("avatars", _key(table, size), make, **_KEPT, compress=True)["images"]
 
@@ -155,13 +213,16 @@ def draw_avatars(
 @dataclass(frozen=True)
 class Avatars:
     "Drawn faces with the table of their parts."
-    images: UInt8[np.ndarray, "N H W 3"]     # RGB, 0 to 255
-    attributes: pd.DataFrame                 # N rows, columns of `ATTRIBUTES`
+
+    images: UInt8[np.ndarray, "N H W 3"]  # RGB, 0 to 255
+    attributes: pd.DataFrame  # N rows, columns of `ATTRIBUTES`
 
     def __post_init__(self):
         if len(self.images) != len(self.attributes):
-            raise ValueError(f"images and attributes must be equally many; got {len(self.images)} and "
-                             f"{len(self.attributes)}")
+            raise ValueError(
+                f"images and attributes must be equally many; got {len(self.images)} and "
+                f"{len(self.attributes)}"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -171,15 +232,15 @@ class Avatars:
         chosen = np.asarray(index)
         return Avatars(self.images[chosen], self.attributes.iloc[chosen].reset_index(drop=True))
 
-
+# %% ../../nbs/data/avatars.ipynb #956ffa65
 def random_avatars(
-    n: int,                              # N, faces, at least 1
+    n: int,  # N, faces, at least 1
     *,
-    generator: torch.Generator,          # the source of randomness
-    size: int = 48,                      # H = W, pixels
-    progress: bool = True,               # show a bar while drawing
-    **fixed: str | Iterable[str],        # column = its name, or the names to choose from
-) -> Avatars:                            # pictures and their table
+    generator: torch.Generator,  # the source of randomness
+    size: int = 48,  # H = W, pixels
+    progress: bool = True,  # show a bar while drawing
+    **fixed: str | Iterable[str],  # column = its name, or the names to choose from
+) -> Avatars:  # pictures and their table
     "Faces at random, drawn."
     attributes = random_attributes(n, generator=generator, **fixed)
     return Avatars(draw_avatars(attributes, size=size, progress=progress), attributes)

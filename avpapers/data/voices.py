@@ -35,17 +35,32 @@ __all__ = ['PACKS', 'DATASETS', 'Pack', 'without_copies', 'check_groups', 'Voice
 @dataclass(frozen=True)
 class Pack:
     "A set of recordings inside Debian packages."
+
     packages: tuple[str, ...]  # the first holds most; the others add to it
     version: str  # that was looked at
     size: str  # of the download
     license: str  # of the sounds, as the packages say
     place: str  # in the unpacked tree
 
-
+# %% ../../nbs/data/voices.ipynb #bc1cb5a0
 PACKS = {
-    "hedgewars": Pack(("hedgewars-data",), "1.0.2-6", "145 MB", "GFDL-1.3", "usr/share/games/hedgewars/Data/Sounds/voices"),
-    "openarena": Pack(("openarena-081-players", "openarena-data"), "0.8.5split-14", "119 MB", "GPL-2+", "usr/share/games/openarena/baseoa"),
-    "tuxpaint": Pack(("tuxpaint-stamps-default",), "2022.06.04-1", "161 MB", "GPL-2", "usr/share/tuxpaint/stamps"),
+    "hedgewars": Pack(
+        ("hedgewars-data",),
+        "1.0.2-6",
+        "145 MB",
+        "GFDL-1.3",
+        "usr/share/games/hedgewars/Data/Sounds/voices",
+    ),
+    "openarena": Pack(
+        ("openarena-081-players", "openarena-data"),
+        "0.8.5split-14",
+        "119 MB",
+        "GPL-2+",
+        "usr/share/games/openarena/baseoa",
+    ),
+    "tuxpaint": Pack(
+        ("tuxpaint-stamps-default",), "2022.06.04-1", "161 MB", "GPL-2", "usr/share/tuxpaint/stamps"
+    ),
 }
 
 # %% ../../nbs/data/voices.ipynb #de7ad468
@@ -59,7 +74,12 @@ _HEDGEWARS = {
 }
 _CRIES = frozenset("Ow Ouch Ooff PoisonMoan PoisonCough Jump Firepunch Laugh Nooo Hmm".split())
 _CLASS_OF = {event: label for label, events in _HEDGEWARS.items() for event in events.split()}
-_LANGUAGES = {"es": "es", "pl": "pl", "ru": "ru", "uk": "uk"}  # ends of pack names; the others speak English
+_LANGUAGES = {
+    "es": "es",
+    "pl": "pl",
+    "ru": "ru",
+    "uk": "uk",
+}  # ends of pack names; the others speak English
 
 
 def _hedgewars(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -68,11 +88,37 @@ def _hedgewars(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
         for path in sorted((root / PACKS["hedgewars"].place).glob("*/*.ogg")):
             voice, event = path.parent.name, re.sub(r"\d+$", "", path.stem)
             language = _LANGUAGES.get(voice.rpartition("_")[2], "en")
-            yield _row(path.relative_to(root).as_posix(), voice, path.stem, _CLASS_OF.get(event, ""), language, words=event not in _CRIES)
+            yield _row(
+                path.relative_to(root).as_posix(),
+                voice,
+                path.stem,
+                _CLASS_OF.get(event, ""),
+                language,
+                words=event not in _CRIES,
+            )
 
-
-def _row(file: str, voice: str, event: str, label: str, language: str, *, words: bool, level: float = float("nan"), text: str = "") -> dict[str, Any]:
-    return {"file": file, "voice": voice, "event": event, "label": label, "language": language, "words": words, "level": level, "text": text}
+# %% ../../nbs/data/voices.ipynb #f9040dcc
+def _row(
+    file: str,
+    voice: str,
+    event: str,
+    label: str,
+    language: str,
+    *,
+    words: bool,
+    level: float = float("nan"),
+    text: str = "",
+) -> dict[str, Any]:
+    return {
+        "file": file,
+        "voice": voice,
+        "event": event,
+        "label": label,
+        "language": language,
+        "words": words,
+        "level": level,
+        "text": text,
+    }
 
 # %% ../../nbs/data/voices.ipynb #75cfbfb5
 _MEMBER = re.compile(r"sound/player/(?!announcer|footsteps)([^/]+)/([^/]+)\.(?:wav|ogg)$", re.I)
@@ -82,13 +128,23 @@ _PAIN = {"pain100": 0.25, "pain75": 0.5, "pain50": 0.75, "pain25": 1.0}
 def _openarena(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
     "Rows of the members of pak2-players.pk3 and, for the character sarge, pak0.pk3."
     place = PACKS["openarena"].place
-    for root, archive in ((r, a) for r in roots for a in ("pak0.pk3", "pak2-players.pk3") if (r / place / a).is_file()):
-        with zipfile.ZipFile(root / place / archive) as z: names = sorted(z.namelist())
+    for root, archive in (
+        (r, a) for r in roots for a in ("pak0.pk3", "pak2-players.pk3") if (r / place / a).is_file()
+    ):
+        with zipfile.ZipFile(root / place / archive) as z:
+            names = sorted(z.namelist())
         for name, found in ((n, m) for n in names if (m := _MEMBER.match(n))):
             event = found[2].lower().replace("pain_", "pain")
             label = re.sub(r"(ing)?[\d_]*$", "", event)  # falling1 and fall1 are both a fall
-            yield _row(f"{place}/{archive}!{name}", found[1], event, label, "en", words=label == "taunt",
-                       level=_PAIN.get(event.split("_")[0], float("nan")))
+            yield _row(
+                f"{place}/{archive}!{name}",
+                found[1],
+                event,
+                label,
+                "en",
+                words=label == "taunt",
+                level=_PAIN.get(event.split("_")[0], float("nan")),
+            )
 
 # %% ../../nbs/data/voices.ipynb #6f0f9da4
 _SPOKEN = re.compile(r"(.+)_desc(?:_([a-z]{2}(?:_[A-Z]{2})?))?(?:\.ogg)?\.(?:ogg|wav)$")
@@ -100,21 +156,43 @@ def _tuxpaint(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
         top = root / PACKS["tuxpaint"].place
         texts: dict[Path, dict[str, str]] = {}
         for path in sorted(top.rglob("*_desc*")):
-            if (found := _SPOKEN.match(path.name)) is None: continue
-            names = texts.setdefault(written := path.with_name(f"{found[1]}.txt"), texts.get(written) or _stamp_names(written))
+            if (found := _SPOKEN.match(path.name)) is None:
+                continue
+            names = texts.setdefault(
+                written := path.with_name(f"{found[1]}.txt"),
+                texts.get(written) or _stamp_names(written),
+            )
             language = found[2] or "en"
-            yield _row(path.relative_to(root).as_posix(), language, names["en"], path.relative_to(top).parts[0], language, words=True,
-                       text=names.get(language, ""))
+            yield _row(
+                path.relative_to(root).as_posix(),
+                language,
+                names["en"],
+                path.relative_to(top).parts[0],
+                language,
+                words=True,
+                text=names.get(language, ""),
+            )
 
-
+# %% ../../nbs/data/voices.ipynb #86e99f33
 def _stamp_names(file: Path) -> dict[str, str]:
     "Language -> sentence; the first line is English."
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    lines = (
+        file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    )
     pairs = (line.split(".utf8=", 1) for line in lines[1:] if ".utf8=" in line)
-    return {"en": lines[0].strip() if lines else file.stem} | {language: sentence.strip() for language, sentence in pairs}
+    return {"en": lines[0].strip() if lines else file.stem} | {
+        language: sentence.strip() for language, sentence in pairs
+    }
 
 # %% ../../nbs/data/voices.ipynb #abb68658
-_SAME_VOICE = {"Classic": "Default", "major": "angelyss", "sorceress": "angelyss", "assassin": "sarge", "sergei": "sarge", "liz": "gargoyle"}
+_SAME_VOICE = {
+    "Classic": "Default",
+    "major": "angelyss",
+    "sorceress": "angelyss",
+    "assassin": "sarge",
+    "sergei": "sarge",
+    "liz": "gargoyle",
+}
 _PROCESSED = ("Robot",)
 
 
@@ -126,7 +204,7 @@ def without_copies(
     kept = table.drop_duplicates("sha256").reset_index(drop=True)
     return kept.assign(level=kept["level"].mask(kept["sha256"].map(levels) > 1))
 
-
+# %% ../../nbs/data/voices.ipynb #e5a1d525
 def check_groups(
     groups: Sequence[str],  # leak unit of each clip
     split: Sequence[str],  # where each clip is, such as "train"
@@ -134,14 +212,20 @@ def check_groups(
     "A `ValueError` if a group is in two splits."
     where: dict[str, str] = {}
     for group, part in zip(groups, split, strict=True):
-        if where.setdefault(group, part) != part: raise ValueError(f"split: {group!r} is in {where[group]!r} and in {part!r}; a group must be in one")
+        if where.setdefault(group, part) != part:
+            raise ValueError(
+                f"split: {group!r} is in {where[group]!r} and in {part!r}; a group must be in one"
+            )
 
 # %% ../../nbs/data/voices.ipynb #ba463209
 @dataclass(frozen=True)
 class Voices:
     "Recorded clips and what is known of each."
+
     pack: str  # a name of `PACKS`
-    frame: pd.DataFrame  # file, voice, event, label, language, words, level, text, group, seconds, sha256
+    frame: (
+        pd.DataFrame
+    )  # file, voice, event, label, language, words, level, text, group, seconds, sha256
     roots: tuple[Path, ...]  # where the files are
     checksum: str  # of all contents
     stand_in: bool = False  # True for a fixture
@@ -152,7 +236,8 @@ class Voices:
     def take(self, rows: Iterable[bool] | pd.Series) -> Voices:
         "The clips where this is True."
         frame = self.frame[np.asarray(rows, dtype=bool)].reset_index(drop=True)
-        if not len(frame): raise ValueError(f"rows: no clip of {self.pack} is left")
+        if not len(frame):
+            raise ValueError(f"rows: no clip of {self.pack} is left")
         return replace(self, frame=frame, checksum=_checksum(frame["sha256"]))
 
     def waves(
@@ -162,13 +247,15 @@ class Voices:
         max_seconds: float | None = None,  # of each clip; all if None
     ) -> list[Float[Tensor, "..."]]:  # a (T,) waveform a row, from -1 to 1
         "The clips, decoded once and kept in the cache as 16-bit numbers."
-        def make() -> dict[str, np.ndarray]: return _decoded(self, rate, max_seconds)
+
+        def make() -> dict[str, np.ndarray]:
+            return _decoded(self, rate, max_seconds)
 
         kept = cached_arrays("voices", _key(self, rate, max_seconds), make, **_KEPT)
         samples = torch.from_numpy(kept["samples"]).float() / 32767
         return list(samples.split(kept["lengths"].tolist()))
 
-
+# %% ../../nbs/data/voices.ipynb #2d7c88e6
 def _checksum(hashes: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
@@ -177,9 +264,14 @@ def _content(roots: Sequence[Path], file: str) -> bytes:
     "Bytes of a file, or of `archive!member`."
     outer, _, member = file.partition("!")
     path = next((r / outer for r in roots if (r / outer).is_file()), None)
-    if path is None: raise DataUnavailableError(f"{outer} is gone; bring the package again: avpapers data get NAME")
-    if not member: return path.read_bytes()
-    with zipfile.ZipFile(path) as z: return z.read(member)
+    if path is None:
+        raise DataUnavailableError(
+            f"{outer} is gone; bring the package again: avpapers data get NAME"
+        )
+    if not member:
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as z:
+        return z.read(member)
 
 
 _KEPT = {"made_by": "avpapers.data.voices", "packages": ("torch", "soundfile")}
@@ -189,7 +281,7 @@ def _key(clips: Voices, rate: int, max_seconds: float | None) -> str:
     "What decoded sound depends on."
     return f"{clips.pack} {rate} Hz {max_seconds or 'all'} {clips.checksum}"
 
-
+# %% ../../nbs/data/voices.ipynb #3317e754
 def _decoded(clips: Voices, rate: int, max_seconds: float | None) -> dict[str, np.ndarray]:
     "Samples of all clips, one after the other, and the length of each."
     how: dict[str, Any] = {"sample_rate": rate, "max_seconds": max_seconds, "allow_cut": True}
@@ -204,18 +296,30 @@ _LISTED = {"hedgewars": _hedgewars, "openarena": _openarena, "tuxpaint": _tuxpai
 def voices(
     pack: str,  # "hedgewars", "openarena" or "tuxpaint"
     *,
-    folder: str | Path | None = None,  # an unpacked tree with usr/share/... in it; None: installed, cached or fetched
+    folder: str
+    | Path
+    | None = None,  # an unpacked tree with usr/share/... in it; None: installed, cached or fetched
     fetch: bool = True,  # may bring the packages into the cache
 ) -> Voices:  # each content once, processed voices left out
     "Recorded clips of a game, or `DataUnavailableError`."
-    if pack not in PACKS: raise ValueError(f"pack must be one of {', '.join(PACKS)}; got {pack!r}")
+    if pack not in PACKS:
+        raise ValueError(f"pack must be one of {', '.join(PACKS)}; got {pack!r}")
     roots = _roots(pack, fetch) if folder is None else (Path(folder),)
     rows = list(_LISTED[pack](roots))
-    if not rows: raise DataUnavailableError(f"{pack}: no recordings below {PACKS[pack].place} in {', '.join(str(r) for r in roots)}")
+    if not rows:
+        raise DataUnavailableError(
+            f"{pack}: no recordings below {PACKS[pack].place} in {', '.join(str(r) for r in roots)}"
+        )
     frame = without_copies(_table(pack, rows, roots))
-    return Voices(pack, frame[~frame["voice"].isin(_PROCESSED)].reset_index(drop=True), roots, _checksum(frame["sha256"]), stand_in=False)
+    return Voices(
+        pack,
+        frame[~frame["voice"].isin(_PROCESSED)].reset_index(drop=True),
+        roots,
+        _checksum(frame["sha256"]),
+        stand_in=False,
+    )
 
-
+# %% ../../nbs/data/voices.ipynb #2b3edbc1
 def _table(pack: str, rows: list[dict[str, Any]], roots: Sequence[Path]) -> pd.DataFrame:
     "Rows with group, seconds and checksum."
     import pandas as pd
@@ -223,29 +327,42 @@ def _table(pack: str, rows: list[dict[str, Any]], roots: Sequence[Path]) -> pd.D
 
     table = pd.DataFrame(rows)
     contents = [_content(roots, f) for f in table["file"]]
-    seconds = [info.frames / info.samplerate for info in (soundfile.info(io.BytesIO(c)) for c in contents)]
+    seconds = [
+        info.frames / info.samplerate for info in (soundfile.info(io.BytesIO(c)) for c in contents)
+    ]
     group = table["event"] if pack == "tuxpaint" else table["voice"].replace(_SAME_VOICE)
-    return table.assign(group=group, seconds=seconds, sha256=[hashlib.sha256(c).hexdigest() for c in contents])
+    return table.assign(
+        group=group, seconds=seconds, sha256=[hashlib.sha256(c).hexdigest() for c in contents]
+    )
 
 # %% ../../nbs/data/voices.ipynb #d57d4c39
 def _roots(pack: str, fetch: bool) -> tuple[Path, ...]:
     "Trees that hold the pack's files."
     needed = PACKS[pack]
-    if (Path("/") / needed.place).is_dir(): return (Path("/"),)
+    if (Path("/") / needed.place).is_dir():
+        return (Path("/"),)
     found, missing = [], []
     for name in needed.packages:
-        try: found.append(_unpacked(name, fetch))
-        except DataUnavailableError as error: missing.append((name, error))
-    if missing and missing[0][0] == needed.packages[0]: raise missing[0][1]
-    for name, _ in missing: warnings.warn(f"{pack}: package {name} could not be had; its clips are left out", stacklevel=4)
+        try:
+            found.append(_unpacked(name, fetch))
+        except DataUnavailableError as error:
+            missing.append((name, error))
+    if missing and missing[0][0] == needed.packages[0]:
+        raise missing[0][1]
+    for name, _ in missing:
+        warnings.warn(
+            f"{pack}: package {name} could not be had; its clips are left out", stacklevel=4
+        )
     return tuple(found)
 
-
+# %% ../../nbs/data/voices.ipynb #09e02962
 def _unpacked(name: str, fetch: bool) -> Path:
     "The package's tree in the cache."
     if not fetch and not (cache_dir() / "debian" / f"{name}.deb").is_file():
-        raise DataUnavailableError(f"Debian package {name} is neither installed nor in the cache. Next step: avpapers.data.voices.voices(...) "
-                                   f"fetches it on Debian, Ubuntu and Colab, or install it: apt-get install {name}")
+        raise DataUnavailableError(
+            f"Debian package {name} is neither installed nor in the cache. Next step: avpapers.data.voices.voices(...) "
+            f"fetches it on Debian, Ubuntu and Colab, or install it: apt-get install {name}"
+        )
     return debian_package(name)
 
 
@@ -255,7 +372,8 @@ def find_voices(
     fetch: bool = True,  # may bring the packages into the cache
 ) -> Voices | None:  # None, with a warning, if there are none
     "Recorded clips if they can be had; for pages and runs that have a generator instead."
-    try: return voices(pack, fetch=fetch)
+    try:
+        return voices(pack, fetch=fetch)
     except DataUnavailableError as error:
         warnings.warn(f"no recorded voices of {pack}: {error}", stacklevel=2)
         return None
@@ -266,47 +384,91 @@ def write_fixture(
     folder: str | Path,  # made if it is not there
 ) -> Path:  # the folder, for `voices(pack, folder=...)`
     "A tiny tree with the layout of a pack; its sounds are tones."
-    if pack not in PACKS: raise ValueError(f"pack must be one of {', '.join(PACKS)}; got {pack!r}")
-    files = {"hedgewars": _fixture_hedgewars, "openarena": _fixture_openarena, "tuxpaint": _fixture_tuxpaint}[pack]()
+    if pack not in PACKS:
+        raise ValueError(f"pack must be one of {', '.join(PACKS)}; got {pack!r}")
+    files = {
+        "hedgewars": _fixture_hedgewars,
+        "openarena": _fixture_openarena,
+        "tuxpaint": _fixture_tuxpaint,
+    }[pack]()
     for name, content in files.items():
         file = Path(folder) / PACKS[pack].place / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     return Path(folder)
 
-
+# %% ../../nbs/data/voices.ipynb #7791979c
 def _tone(number: int, kind: str = "OGG", rate: int = 44_100) -> bytes:
     "A short tone, a different one for each number."
     import soundfile
 
     t = np.arange(round((0.2 + 0.02 * (number % 7)) * rate)) / rate
-    soundfile.write(file := io.BytesIO(), 0.4 * np.sin(2 * np.pi * (200 + 35 * number) * t), rate, format=kind)
+    soundfile.write(
+        file := io.BytesIO(), 0.4 * np.sin(2 * np.pi * (200 + 35 * number) * t), rate, format=kind
+    )
     return file.getvalue()
 
 # %% ../../nbs/data/voices.ipynb #227c7b41
 def _fixture_hedgewars() -> dict[str, bytes]:
     events = ("Ow1", "Ow2", "Jump1", "Laugh", "Victory", "Traitor", "Nooo", "Oops", "Hello")
     packs = ("Default", "British", "Default_es", "Pirate", "Robot")
-    made = {f"{v}/{e}.ogg": _tone(20 * k + i) for k, v in enumerate(packs) for i, e in enumerate(events)}
+    made = {
+        f"{v}/{e}.ogg": _tone(20 * k + i) for k, v in enumerate(packs) for i, e in enumerate(events)
+    }
     return made | {"Classic/Ow1.ogg": made["Default/Ow1.ogg"], "Classic/Jump2.ogg": _tone(150)}
 
-
+# %% ../../nbs/data/voices.ipynb #2a1f2bde
 def _fixture_openarena() -> dict[str, bytes]:
-    events = ("death1", "drown", "falling1", "gasp", "jump1", "pain25_1", "pain50_1", "pain75_1", "pain100_1", "taunt")
-    made = {f"sound/player/{v}/{e}.wav": _tone(20 * k + i, "WAV", 22_050) for k, v in enumerate(("tony", "major", "angelyss")) for i, e in enumerate(events)}
-    made["sound/player/angelyss/pain25_1.wav"] = made["sound/player/angelyss/pain50_1.wav"]  # two levels, one cry
+    events = (
+        "death1",
+        "drown",
+        "falling1",
+        "gasp",
+        "jump1",
+        "pain25_1",
+        "pain50_1",
+        "pain75_1",
+        "pain100_1",
+        "taunt",
+    )
+    made = {
+        f"sound/player/{v}/{e}.wav": _tone(20 * k + i, "WAV", 22_050)
+        for k, v in enumerate(("tony", "major", "angelyss"))
+        for i, e in enumerate(events)
+    }
+    made["sound/player/angelyss/pain25_1.wav"] = made[
+        "sound/player/angelyss/pain50_1.wav"
+    ]  # two levels, one cry
     made["sound/player/angelyss/drown.wav"] = made["sound/player/major/drown.wav"]
-    made |= {"sound/player/footsteps/step1.wav": _tone(90, "WAV"), "sound/player/tony/Pain_75.wav": _tone(91, "WAV"), "sound/player/tony/credit": b"made up"}
+    made |= {
+        "sound/player/footsteps/step1.wav": _tone(90, "WAV"),
+        "sound/player/tony/Pain_75.wav": _tone(91, "WAV"),
+        "sound/player/tony/credit": b"made up",
+    }
     with zipfile.ZipFile(file := io.BytesIO(), "w") as z:
-        for name, content in made.items(): z.writestr(name, content)
+        for name, content in made.items():
+            z.writestr(name, content)
     return {"pak2-players.pk3": file.getvalue()}
 
-
+# %% ../../nbs/data/voices.ipynb #58f274fa
 def _fixture_tuxpaint() -> dict[str, bytes]:
     text = b"A koala.\nfr.utf8=Un koala.\npt_BR.utf8=Um coala.\n"
-    made = {f"animals/{n}.txt": text for n in ("koala", "cartoon/koala-silo")} | {"food/corn.txt": "Corn.\nfr.utf8=Du maïs.\n".encode()}
-    made |= {f"{n}_desc{e}": _tone(k) for k, (n, e) in enumerate((n, e) for n in ("animals/koala", "food/corn") for e in (".ogg", "_fr.ogg", "_da.ogg.ogg"))}
-    made |= {"animals/cartoon/koala-silo_desc_fr.ogg": made["animals/koala_desc_fr.ogg"], "food/corn_desc_pt_BR.wav": _tone(50, "WAV"), "animals/koala.ogg": _tone(51)}
+    made = {f"animals/{n}.txt": text for n in ("koala", "cartoon/koala-silo")} | {
+        "food/corn.txt": "Corn.\nfr.utf8=Du maïs.\n".encode()
+    }
+    made |= {
+        f"{n}_desc{e}": _tone(k)
+        for k, (n, e) in enumerate(
+            (n, e)
+            for n in ("animals/koala", "food/corn")
+            for e in (".ogg", "_fr.ogg", "_da.ogg.ogg")
+        )
+    }
+    made |= {
+        "animals/cartoon/koala-silo_desc_fr.ogg": made["animals/koala_desc_fr.ogg"],
+        "food/corn_desc_pt_BR.wav": _tone(50, "WAV"),
+        "animals/koala.ogg": _tone(51),
+    }
     return made
 
 # %% ../../nbs/data/voices.ipynb #8127552b
@@ -315,6 +477,8 @@ def _get(pack: str) -> str:
 
 
 DATASETS = {
-    f"voices {name}": Dataset(p.license, p.size, False, f"Debian: {', '.join(p.packages)}", partial(_get, name))
+    f"voices {name}": Dataset(
+        p.license, p.size, False, f"Debian: {', '.join(p.packages)}", partial(_get, name)
+    )
     for name, p in PACKS.items()
 }

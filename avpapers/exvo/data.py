@@ -35,7 +35,18 @@ __all__ = ['EMOTIONS', 'COUNTRIES', 'SPLITS', 'RATE', 'FACTORS', 'KINDS', 'CUES'
            'with_waves', 'public_split', 'hume_features', 'submission_frame', 'write_fixture']
 
 # %% ../../nbs/exvo/01_data.ipynb #72c50e2a
-EMOTIONS = ("Awe", "Excitement", "Amusement", "Awkwardness", "Fear", "Horror", "Distress", "Triumph", "Sadness", "Surprise")  # in this order
+EMOTIONS = (
+    "Awe",
+    "Excitement",
+    "Amusement",
+    "Awkwardness",
+    "Fear",
+    "Horror",
+    "Distress",
+    "Triumph",
+    "Sadness",
+    "Surprise",
+)  # in this order
 COUNTRIES = ("China", "South Africa", "USA", "Venezuela")
 SPLITS = ("train", "validation", "test")
 RATE = 16_000  # Hz, of all waveforms here
@@ -44,14 +55,19 @@ RATE = 16_000  # Hz, of all waveforms here
 @dataclass(frozen=True)
 class Bursts:
     "Vocal bursts with up to three kinds of labels."
+
     name: str  # of the set
-    emotion: Float[Tensor, "N E"] | None  # e: mean perceived intensity, 0 to 1, in the order of `emotions`; nan where blind
+    emotion: (
+        Float[Tensor, "N E"] | None
+    )  # e: mean perceived intensity, 0 to 1, in the order of `emotions`; nan where blind
     country: Int[Tensor, "N"]  # c: position in `countries`; -1 where unknown
     countries: tuple[str, ...]  # names
     age: Float[Tensor, "N"]  # a: years; nan where unknown
     speaker: tuple[str, ...]  # who, of each burst
     split: tuple[str, ...]  # of each burst, one of `SPLITS`; no speaker in two
-    waves: Float[Tensor, "N T"] | None = None  # 16 kHz, zeros after the end; None where only files are known
+    waves: Float[Tensor, "N T"] | None = (
+        None  # 16 kHz, zeros after the end; None where only files are known
+    )
     lengths: Int[Tensor, "N"] | None = None  # samples of each burst
     files: tuple[str, ...] = ()  # of each burst, below the set's folder
     checksum: str = ""  # of labels, splits and how the sound was made or named
@@ -60,9 +76,13 @@ class Bursts:
     sex: tuple[str, ...] = ()  # "female" or "male" as the set says, where it does
     kind: Int[Tensor, "N"] | None = None  # what sort of burst, position in `kinds`
     kinds: tuple[str, ...] = ()  # laugh, cry, ...
-    sound: Float[Tensor, "N P"] | None = None  # of the generator: what it was told to make, as far as it can be heard
+    sound: Float[Tensor, "N P"] | None = (
+        None  # of the generator: what it was told to make, as far as it can be heard
+    )
     sound_names: tuple[str, ...] = ()  # of the columns of `sound`
-    gamma: float | None = None  # of the generator: how far emotion sounds different from country to country
+    gamma: float | None = (
+        None  # of the generator: how far emotion sounds different from country to country
+    )
 
     def __len__(self) -> int:
         return len(self.split)
@@ -70,49 +90,98 @@ class Bursts:
     def rows(self, keep: Sequence[bool] | Bool[Tensor, "N"]) -> Bursts:
         "The bursts where this is True."
         index = torch.as_tensor(keep).nonzero()[:, 0]
-        cut = lambda v: v[index] if isinstance(v, Tensor) else tuple(v[i] for i in index.tolist()) if v else v
-        kept: dict[str, Any] = {f: cut(getattr(self, f)) for f in _BY_BURST if getattr(self, f) is not None}
+        cut = lambda v: (
+            v[index] if isinstance(v, Tensor) else tuple(v[i] for i in index.tolist()) if v else v
+        )
+        kept: dict[str, Any] = {
+            f: cut(getattr(self, f)) for f in _BY_BURST if getattr(self, f) is not None
+        }
         return replace(self, **kept)
 
     def take(self, split: str) -> Bursts:
         "The bursts of one split."
-        if split not in SPLITS: raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-        if split not in self.split: raise ValueError(f"{self.name}: no bursts in split {split!r}; it has {', '.join(sorted(set(self.split)))}")
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        if split not in self.split:
+            raise ValueError(
+                f"{self.name}: no bursts in split {split!r}; it has {', '.join(sorted(set(self.split)))}"
+            )
         return self.rows([s == split for s in self.split])
 
-
-_BY_BURST = ("emotion", "country", "age", "speaker", "split", "waves", "lengths", "files", "sex", "kind", "sound")
+# %% ../../nbs/exvo/01_data.ipynb #5c3f2fc6
+_BY_BURST = (
+    "emotion",
+    "country",
+    "age",
+    "speaker",
+    "split",
+    "waves",
+    "lengths",
+    "files",
+    "sex",
+    "kind",
+    "sound",
+)
 
 # %% ../../nbs/exvo/01_data.ipynb #07dcc40c
 def check(
     data: Bursts,  # any set
 ) -> Bursts:  # the same
     "The set itself if it makes sense; else a `ValueError` that says what does not."
-    sizes = {f: len(getattr(data, f)) for f in _BY_BURST if getattr(data, f) is not None and len(getattr(data, f))}
-    if not sizes: raise ValueError(f"{data.name}: no bursts")
-    if len(set(sizes.values())) > 1: raise ValueError(f"{data.name}: all fields must be equally long; got {sizes}")
-    if unknown := set(data.split) - set(SPLITS): raise ValueError(f"{data.name}: split must be one of {', '.join(SPLITS)}; got {', '.join(sorted(map(repr, unknown)))}")
+    sizes = {
+        f: len(getattr(data, f))
+        for f in _BY_BURST
+        if getattr(data, f) is not None and len(getattr(data, f))
+    }
+    if not sizes:
+        raise ValueError(f"{data.name}: no bursts")
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"{data.name}: all fields must be equally long; got {sizes}")
+    if unknown := set(data.split) - set(SPLITS):
+        raise ValueError(
+            f"{data.name}: split must be one of {', '.join(SPLITS)}; got {', '.join(sorted(map(repr, unknown)))}"
+        )
     check_groups(data.speaker, data.split)
-    if len(data.countries) and (data.country.min() < -1 or data.country.max() >= len(data.countries)):
-        raise ValueError(f"{data.name}: country must lie from -1 (unknown) to {len(data.countries) - 1}; got {int(data.country.min())} to {int(data.country.max())}")
-    if (out := (data.age < 0) | (data.age > 120)).any(): raise ValueError(f"{data.name}: age must lie from 0 to 120 years; got {float(data.age[out][0]):g}")
-    if data.emotion is not None: _check_emotion(data, data.emotion)
-    if data.waves is not None: _check_waves(data, data.waves)
+    if len(data.countries) and (
+        data.country.min() < -1 or data.country.max() >= len(data.countries)
+    ):
+        raise ValueError(
+            f"{data.name}: country must lie from -1 (unknown) to {len(data.countries) - 1}; got {int(data.country.min())} to {int(data.country.max())}"
+        )
+    if (out := (data.age < 0) | (data.age > 120)).any():
+        raise ValueError(
+            f"{data.name}: age must lie from 0 to 120 years; got {float(data.age[out][0]):g}"
+        )
+    if data.emotion is not None:
+        _check_emotion(data, data.emotion)
+    if data.waves is not None:
+        _check_waves(data, data.waves)
     return data
 
-
+# %% ../../nbs/exvo/01_data.ipynb #14d68ad2
 def _check_emotion(data: Bursts, e: Tensor) -> None:
-    if e.shape != (len(data), len(data.emotions)): raise ValueError(f"{data.name}: emotion must be ({len(data)}, {len(data.emotions)}); got shape {tuple(e.shape)}")
+    if e.shape != (len(data), len(data.emotions)):
+        raise ValueError(
+            f"{data.name}: emotion must be ({len(data)}, {len(data.emotions)}); got shape {tuple(e.shape)}"
+        )
     train = torch.tensor([s == "train" for s in data.split])
-    if (blind := e[train].isnan().any(1)).any(): raise ValueError(f"{data.name}: {int(blind.sum())} bursts in train have an emotion that is nan")
+    if (blind := e[train].isnan().any(1)).any():
+        raise ValueError(
+            f"{data.name}: {int(blind.sum())} bursts in train have an emotion that is nan"
+        )
     if e.nan_to_num(0).min() < 0 or e.nan_to_num(0).max() > 1:
-        raise ValueError(f"{data.name}: emotion must lie from 0 to 1; got {float(e.nan_to_num(0).min()):.3g} to {float(e.nan_to_num(0).max()):.3g}. Divide ratings by 100")
+        raise ValueError(
+            f"{data.name}: emotion must lie from 0 to 1; got {float(e.nan_to_num(0).min()):.3g} to {float(e.nan_to_num(0).max()):.3g}. Divide ratings by 100"
+        )
 
-
+# %% ../../nbs/exvo/01_data.ipynb #92389fee
 def _check_waves(data: Bursts, waves: Tensor) -> None:
     if data.lengths is None or data.lengths.min() < 1 or data.lengths.max() > waves.shape[1]:
-        raise ValueError(f"{data.name}: lengths must be given with waves, from 1 to {waves.shape[1]} samples")
-    if not torch.isfinite(waves).all() or waves.abs().max() > 1: raise ValueError(f"{data.name}: waves must be finite and from -1 to 1")
+        raise ValueError(
+            f"{data.name}: lengths must be given with waves, from 1 to {waves.shape[1]} samples"
+        )
+    if not torch.isfinite(waves).all() or waves.abs().max() > 1:
+        raise ValueError(f"{data.name}: waves must be finite and from -1 to 1")
 
 # %% ../../nbs/exvo/01_data.ipynb #bf7cf5f2
 FACTORS = ("threat", "joy", "wonder", "sorrow")
@@ -122,16 +191,24 @@ _LOADINGS = torch.tensor([  # one row an emotion, in the order of EMOTIONS
 ])  # fmt: skip
 
 
-def _feelings(num: int, generator: torch.Generator) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N E"]]:
+def _feelings(
+    num: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N E"]]:
     "Factors of each burst, mostly one at a time, and the ratings."
-    factors = torch.softmax(2.2 * torch.randn(num, 4, generator=generator), 1) * (0.25 + torch.rand(num, 1, generator=generator))
+    factors = torch.softmax(2.2 * torch.randn(num, 4, generator=generator), 1) * (
+        0.25 + torch.rand(num, 1, generator=generator)
+    )
     ratings = factors @ _LOADINGS.T + 0.03 * torch.randn(num, len(EMOTIONS), generator=generator)
     return factors, ratings.clamp(0, 1)
 
 # %% ../../nbs/exvo/01_data.ipynb #62d29b6f
-_AGE_MARK = 0.42  # shift of each mark per standard deviation of age, in standard deviations of the mark
+_AGE_MARK = (
+    0.42  # shift of each mark per standard deviation of age, in standard deviations of the mark
+)
 _COUNTRY_MARK = 0.72  # shift of each habit by country, in standard deviations between persons
-_HABITS = torch.tensor([[1, 1, 1, -1, -1], [1, -1, -1, 1, -1], [-1, 1, -1, -1, 1], [-1, -1, 1, 1, 1]]).float()  # country by habit
+_HABITS = torch.tensor(
+    [[1, 1, 1, -1, -1], [1, -1, -1, 1, -1], [-1, 1, -1, -1, 1], [-1, -1, 1, 1, 1]]
+).float()  # country by habit
 
 
 @dataclass(frozen=True)
@@ -144,27 +221,49 @@ class _Speakers:
     marks: Float[Tensor, "S 4"]  # breath, tilt, upper formants, shimmer
     habits: Float[Tensor, "S 5"]  # microphone tilt, upper limit, noise; pace, liveliness
 
-
+# %% ../../nbs/exvo/01_data.ipynb #fac9c478
 def _speakers(num: int, generator: torch.Generator) -> _Speakers:
     normal = lambda *shape: torch.randn(*shape, generator=generator)
     country, female = torch.arange(num) % 4, torch.arange(num) // 4 % 2 == 1
     age = 20 + 19.5 * torch.rand(num, generator=generator)
     hertz = torch.where(female, 210 - 0.3 * (age - 29.75), torch.full_like(age, 120.0))
     marks = normal(num, 4) + _AGE_MARK * (age[:, None] - 29.75) / 5.63
-    return _Speakers(country, female, age, hertz.log2() + 0.12 * normal(num), 0.2 * female + 0.03 * normal(num), marks,
-                     normal(num, 5) + _COUNTRY_MARK * _HABITS[country])
+    return _Speakers(
+        country,
+        female,
+        age,
+        hertz.log2() + 0.12 * normal(num),
+        0.2 * female + 0.03 * normal(num),
+        marks,
+        normal(num, 5) + _COUNTRY_MARK * _HABITS[country],
+    )
 
 # %% ../../nbs/exvo/01_data.ipynb #610d459e
 KINDS = ("laugh", "cry", "gasp", "scream", "sigh", "groan")
-CUES = ("breath", "pitch", "pace", "length", "kind", "tilt", "slope", "attack", "roughness", "melody")  # in the order in which gamma turns them
-_CODE = torch.tensor([[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]])  # which factor sounds as which, by country
+CUES = (
+    "breath",
+    "pitch",
+    "pace",
+    "length",
+    "kind",
+    "tilt",
+    "slope",
+    "attack",
+    "roughness",
+    "melody",
+)  # in the order in which gamma turns them
+_CODE = torch.tensor(
+    [[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]]
+)  # which factor sounds as which, by country
 
 
 def _shown(
     factors: Float[Tensor, "N 4"],  # what is felt
     country: Int[Tensor, "N"],  # by whom
     gamma: float,  # share of the cues in the country's code
-) -> dict[str, tuple[Tensor, ...]]:  # cue -> threat, joy, wonder, sorrow as this cue shows them, less their mean
+) -> dict[
+    str, tuple[Tensor, ...]
+]:  # cue -> threat, joy, wonder, sorrow as this cue shows them, less their mean
     "What is felt, as each cue shows it."
     own = factors.gather(1, _CODE[country])
     shares = {cue: min(max(gamma * len(CUES) - k, 0.0), 1.0) for k, cue in enumerate(CUES)}
@@ -179,34 +278,64 @@ _USUAL = {  # pitch (octaves), slope and melody (octaves), pulses (1/s, depth), 
     "sigh": (-0.1, -0.7, 0.05, 0.0, 0.0, 0.6, -3.0, -0.15, -3.3, 0.0),
     "groan": (-0.4, -0.3, 0.1, 0.0, 0.0, -1.5, -2.0, -0.3, -3.6, 0.3),
 }
-_COLUMNS = ("pitch", "slope", "melody", "pace", "depth", "breath", "tilt", "length", "attack", "roughness")
+_COLUMNS = (
+    "pitch",
+    "slope",
+    "melody",
+    "pace",
+    "depth",
+    "breath",
+    "tilt",
+    "length",
+    "attack",
+    "roughness",
+)
 
 
 def _draw_kind(cue: tuple[Tensor, ...], generator: torch.Generator) -> Int[Tensor, "N"]:
     "A kind for each burst; the position in `KINDS`."
     threat, joy, wonder, sorrow = cue
-    odds = torch.stack([joy, sorrow, wonder, threat, torch.full_like(joy, 0.06), 0.5 * (threat + sorrow) - 0.1], 1)
+    odds = torch.stack(
+        [joy, sorrow, wonder, threat, torch.full_like(joy, 0.06), 0.5 * (threat + sorrow) - 0.1], 1
+    )
     return torch.multinomial((7 * odds).softmax(1), 1, generator=generator)[:, 0]
 
 # %% ../../nbs/exvo/01_data.ipynb #90c1e812
-def _plan(people: _Speakers, who: Int[Tensor, "N"], shown: Mapping[str, tuple[Tensor, ...]], generator: torch.Generator) -> tuple[dict[str, Tensor], Tensor]:
+def _plan(
+    people: _Speakers,
+    who: Int[Tensor, "N"],
+    shown: Mapping[str, tuple[Tensor, ...]],
+    generator: torch.Generator,
+) -> tuple[dict[str, Tensor], Tensor]:
     "Numbers to be sounded, one tensor a name, and the kinds."
     kind = _draw_kind(shown["kind"], generator)
-    usual = dict(zip(_COLUMNS, torch.tensor([_USUAL[k] for k in KINDS])[kind].unbind(1), strict=True))
+    usual = dict(
+        zip(_COLUMNS, torch.tensor([_USUAL[k] for k in KINDS])[kind].unbind(1), strict=True)
+    )
     chance = lambda sd: sd * torch.randn(len(who), generator=generator)
     breath, tilt, upper, shimmer = people.marks[who].unbind(1)
     mic_tilt, mic_limit, mic_noise, pace, lively = people.habits[who].unbind(1)
     cue = {name: dict(zip(FACTORS, values, strict=True)) for name, values in shown.items()}
     f = lambda name, **by: sum(weight * cue[name][factor] for factor, weight in by.items())
     return {
-        "pitch": people.pitch[who] + usual["pitch"] + f("pitch", threat=0.9, joy=0.5, sorrow=-0.4) + chance(0.38),
+        "pitch": people.pitch[who]
+        + usual["pitch"]
+        + f("pitch", threat=0.9, joy=0.5, sorrow=-0.4)
+        + chance(0.38),
         "slope": usual["slope"] + f("slope", wonder=0.8, sorrow=-0.6) + chance(0.38),
         "melody": usual["melody"] * 2 ** (0.35 * lively + f("melody", joy=1.2) + chance(0.6)),
         "pace": usual["pace"] * 2 ** (0.12 * pace + f("pace", joy=0.4) + chance(0.25)),
         "depth": usual["depth"],
         "breath": usual["breath"] + 0.7 * breath + f("breath", wonder=1.5, joy=-1.0) + chance(0.85),
-        "tilt": usual["tilt"] + 1.2 * tilt + 1.2 * mic_tilt + f("tilt", threat=3, joy=2, sorrow=-3) + chance(2.0),
-        "length": usual["length"] - 0.18 * pace + f("length", sorrow=0.8, wonder=-0.6) + chance(0.5),
+        "tilt": usual["tilt"]
+        + 1.2 * tilt
+        + 1.2 * mic_tilt
+        + f("tilt", threat=3, joy=2, sorrow=-3)
+        + chance(2.0),
+        "length": usual["length"]
+        - 0.18 * pace
+        + f("length", sorrow=0.8, wonder=-0.6)
+        + chance(0.5),
         "attack": usual["attack"] + f("attack", sorrow=1.5, threat=-1.5) + chance(1.0),
         "roughness": (usual["roughness"] + f("roughness", threat=0.6) + chance(0.2)).clamp(0, 0.9),
         "upper": -0.08 * upper + chance(0.02),  # octaves, of the third and fourth formant
@@ -220,51 +349,87 @@ def _plan(people: _Speakers, who: Int[Tensor, "N"], shown: Mapping[str, tuple[Te
 def _slow_noise(num: int, size: int, generator: torch.Generator) -> Float[Tensor, "B T"]:
     "Normal noise that changes fifty times a second."
     points = torch.randn(num, 1, math.ceil(size / 320) + 1, generator=generator)
-    return torch.nn.functional.interpolate(points, size=size, mode="linear", align_corners=True)[:, 0]
+    return torch.nn.functional.interpolate(points, size=size, mode="linear", align_corners=True)[
+        :, 0
+    ]
 
-
-def _source(s: Mapping[str, Tensor], time: Float[Tensor, "1 T"], length: Float[Tensor, "B 1"], generator: torch.Generator) -> Float[Tensor, "B T"]:
+# %% ../../nbs/exvo/01_data.ipynb #5b090e64
+def _source(
+    s: Mapping[str, Tensor],
+    time: Float[Tensor, "1 T"],
+    length: Float[Tensor, "B 1"],
+    generator: torch.Generator,
+) -> Float[Tensor, "B T"]:
     "Pulses and breath, before any filter."
     num, size, done = len(length), time.shape[1], (time / length).clamp(max=1)
     sway = 2 * math.pi * torch.rand(num, 1, generator=generator)
     fall = 0.3 * s["depth"] * (s["pace"] * time).frac()
-    octaves = s["pitch"] + s["slope"] * (done - 0.5) + s["melody"] * torch.sin(8 * done + sway) - fall
+    octaves = (
+        s["pitch"] + s["slope"] * (done - 0.5) + s["melody"] * torch.sin(8 * done + sway) - fall
+    )
     hertz = 2 ** (octaves + 0.02 * _slow_noise(num, size, generator)).clamp(6, 10.2)
     cycles = (hertz / RATE).double().cumsum(1)
     rho = torch.exp(-hertz / 1500)
     cos = torch.cos(2 * math.pi * cycles.frac().float())
-    voiced = ((1 - rho * cos) / (1 - 2 * rho * cos + rho.square()) - 1) * (2 * (1 - rho.square())).sqrt() / rho
+    voiced = (
+        ((1 - rho * cos) / (1 - 2 * rho * cos + rho.square()) - 1)
+        * (2 * (1 - rho.square())).sqrt()
+        / rho
+    )
     weaker = 1 - s["roughness"] * (0.5 + 0.5 * torch.cos(2 * math.pi * (cycles / 2).frac().float()))
     shaken = 1 + 2 ** s["shimmer"] * _slow_noise(num, size, generator)
     breath = torch.sigmoid(s["breath"])
-    return (1 - breath) * voiced * weaker * shaken + breath * torch.randn(num, size, generator=generator)
+    return (1 - breath) * voiced * weaker * shaken + breath * torch.randn(
+        num, size, generator=generator
+    )
 
 # %% ../../nbs/exvo/01_data.ipynb #18eb8d5f
-_FORMANTS = {"laugh": (750, 1300), "cry": (600, 1100), "gasp": (700, 1500), "scream": (900, 1500), "sigh": (550, 1200), "groan": (450, 900)}  # Hz
+_FORMANTS = {
+    "laugh": (750, 1300),
+    "cry": (600, 1100),
+    "gasp": (700, 1500),
+    "scream": (900, 1500),
+    "sigh": (550, 1200),
+    "groan": (450, 900),
+}  # Hz
 
 
-def _filter(s: Mapping[str, Tensor], kind: Int[Tensor, "B"], hertz: Float[Tensor, "1 F"]) -> tuple[Tensor, Tensor]:
+def _filter(
+    s: Mapping[str, Tensor], kind: Int[Tensor, "B"], hertz: Float[Tensor, "1 F"]
+) -> tuple[Tensor, Tensor]:
     "Gain of the vocal tract and of the microphone at each frequency."
     shift = torch.cat([s["tract"], s["tract"], s["tract"] + s["upper"], s["tract"] + s["upper"]], 1)
     peaks = torch.tensor([(*_FORMANTS[k], 2600, 3500) for k in KINDS])[kind] * 2**shift
     width, height = torch.tensor([90.0, 110, 160, 220]), torch.tensor([1.0, 0.8, 0.5, 0.35])
-    tract = 0.04 + (height[:, None] / (1 + ((hertz[:, None] - peaks[..., None]) / width[:, None]).square())).sum(1)
+    tract = 0.04 + (
+        height[:, None] / (1 + ((hertz[:, None] - peaks[..., None]) / width[:, None]).square())
+    ).sum(1)
     tilt = 10 ** (s["tilt"] * (hertz.clamp_min(60) / 1000).log2() / 20)
     limit = (1 + (hertz / (1000 * 2 ** s["limit"])) ** 8).rsqrt() * hertz / (hertz + 60)
     return tract * tilt, limit
 
 # %% ../../nbs/exvo/01_data.ipynb #e8fccdee
-def _sound(s: Mapping[str, Tensor], kind: Int[Tensor, "B"], size: int, generator: torch.Generator) -> tuple[Float[Tensor, "B T"], Int[Tensor, "B"]]:
+def _sound(
+    s: Mapping[str, Tensor], kind: Int[Tensor, "B"], size: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "B T"], Int[Tensor, "B"]]:
     "Bursts of a chunk and their lengths; each value of `s` is (B, 1)."
     time = (torch.arange(size) / RATE)[None]
     length = (2 ** s["length"]).clamp(0.12, size / RATE - 0.1)
     tract, limit = _filter(s, kind, torch.fft.rfftfreq(size, 1 / RATE)[None])
-    body = torch.fft.irfft(torch.fft.rfft(_source(s, time, length, generator)) * tract * limit, n=size)
-    pulses = 1 - s["depth"] * (1 - (0.5 + 0.5 * torch.cos(2 * math.pi * (s["pace"] * time - 0.3))) ** 1.5)
+    body = torch.fft.irfft(
+        torch.fft.rfft(_source(s, time, length, generator)) * tract * limit, n=size
+    )
+    pulses = 1 - s["depth"] * (
+        1 - (0.5 + 0.5 * torch.cos(2 * math.pi * (s["pace"] * time - 0.3))) ** 1.5
+    )
     rise, end = 1 - torch.exp(-time / 2 ** s["attack"]), ((length - time) / 0.06).clamp(0, 1)
     body = body * pulses * rise * end * torch.exp(-0.8 * time / length)
     loud = 0.3 + 0.5 * torch.rand(len(kind), 1, generator=generator)
-    spectrum = torch.view_as_complex(torch.randn(len(kind), size // 2 + 1, 2, generator=generator)) * limit * math.sqrt(size / 2)
+    spectrum = (
+        torch.view_as_complex(torch.randn(len(kind), size // 2 + 1, 2, generator=generator))
+        * limit
+        * math.sqrt(size / 2)
+    )
     room = torch.fft.irfft(spectrum, n=size) * 10 ** (s["noise"] / 20)
     lengths = ((length[:, 0] + 0.1) * RATE).long().clamp(max=size)
     wave = loud * (body / body.abs().amax(1, keepdim=True).clamp_min(1e-6) + room)
@@ -290,7 +455,10 @@ def burst_synth(
     factors, emotion = _feelings(num, generator)
     plan, kind = _plan(people, who, _shown(factors, people.country[who], gamma), generator)
     waves, lengths = _all_sound(plan, kind, round(seconds * RATE), seed) if sound else (None, None)
-    split, told = _split_speakers(num_speakers, generator), f"{num}/{num_speakers}/{gamma}/{seed}/{seconds}/1"
+    split, told = (
+        _split_speakers(num_speakers, generator),
+        f"{num}/{num_speakers}/{gamma}/{seed}/{seconds}/1",
+    )
     names = [f"Speaker_{k}" for k in range(num_speakers)]
     return check(Bursts(
         "burst synth", emotion, people.country[who], COUNTRIES, people.age[who], tuple(names[k] for k in who), tuple(split[k] for k in who), waves, lengths,
@@ -298,34 +466,57 @@ def burst_synth(
         kinds=KINDS, sound=torch.stack([v for v in plan.values()], 1), sound_names=tuple(plan), gamma=gamma,
     ))  # fmt: skip
 
-
-def _all_sound(plan: Mapping[str, Tensor], kind: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor]:
+# %% ../../nbs/exvo/01_data.ipynb #e5887d03
+def _all_sound(
+    plan: Mapping[str, Tensor], kind: Tensor, size: int, seed: int
+) -> tuple[Tensor, Tensor]:
     "Every burst, a chunk at a time, each chunk with randomness of its own."
-    parts = [_sound({n: v[k : k + _CHUNK, None] for n, v in plan.items()}, kind[k : k + _CHUNK], size, seeded_generator(seed, stream=f"sound {k}"))
-             for k in range(0, len(kind), _CHUNK)]
+    parts = [
+        _sound(
+            {n: v[k : k + _CHUNK, None] for n, v in plan.items()},
+            kind[k : k + _CHUNK],
+            size,
+            seeded_generator(seed, stream=f"sound {k}"),
+        )
+        for k in range(0, len(kind), _CHUNK)
+    ]
     return torch.cat([w for w, _ in parts]), torch.cat([n for _, n in parts])
 
 # %% ../../nbs/exvo/01_data.ipynb #9263151b
 def _check_request(num: int, num_speakers: int, gamma: float, seconds: float) -> None:
-    if num_speakers < 16: raise ValueError(f"num_speakers must be at least 16, so that each country is in each split; got {num_speakers}")
-    if num < num_speakers: raise ValueError(f"num must be at least num_speakers, {num_speakers}; got {num}")
-    if not 0 <= gamma <= 1: raise ValueError(f"gamma must lie from 0 to 1; got {gamma}")
-    if not 0.3 <= seconds <= 30: raise ValueError(f"seconds must lie from 0.3 to 30; got {seconds}")
+    if num_speakers < 16:
+        raise ValueError(
+            f"num_speakers must be at least 16, so that each country is in each split; got {num_speakers}"
+        )
+    if num < num_speakers:
+        raise ValueError(f"num must be at least num_speakers, {num_speakers}; got {num}")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must lie from 0 to 1; got {gamma}")
+    if not 0.3 <= seconds <= 30:
+        raise ValueError(f"seconds must lie from 0.3 to 30; got {seconds}")
 
-
+# %% ../../nbs/exvo/01_data.ipynb #eaf537ce
 def _split_speakers(num: int, generator: torch.Generator) -> list[str]:
     "A split for each speaker, in the same shares in each country (a speaker's number modulo 4)."
     split = [""] * num
     for country in range(4):
         mine = torch.arange(country, num, 4)
-        for place, k in enumerate(mine[torch.randperm(len(mine), generator=generator)].tolist()): split[k] = "train" if 2 * place < len(mine) else "validation" if 4 * place < 3 * len(mine) else "test"
+        for place, k in enumerate(mine[torch.randperm(len(mine), generator=generator)].tolist()):
+            split[k] = (
+                "train"
+                if 2 * place < len(mine)
+                else "validation"
+                if 4 * place < 3 * len(mine)
+                else "test"
+            )
     return split
 
 
 def _label_checksum(told: str, *labels: Tensor) -> str:
     "Of labels to four decimals, and of what was asked for."
     found = hashlib.sha256(told.encode())
-    for x in labels: found.update((x.double() * 1e4).nan_to_num(-1).round().to(torch.int64).numpy().tobytes())
+    for x in labels:
+        found.update((x.double() * 1e4).nan_to_num(-1).round().to(torch.int64).numpy().tobytes())
     return found.hexdigest()
 
 # %% ../../nbs/exvo/01_data.ipynb #e2612e91
@@ -340,39 +531,70 @@ def hume_vb(
     folder = Path(folder)
     rows = _read_csv(folder / "data_info.csv", _HUME_COLUMNS)
     for r in rows:
-        if r["Split"] not in _HUME_SPLITS: raise ValueError(f"data_info.csv, {r['File_ID']}: Split must be Train, Val or Test; got {r['Split']!r}")
+        if r["Split"] not in _HUME_SPLITS:
+            raise ValueError(
+                f"data_info.csv, {r['File_ID']}: Split must be Train, Val or Test; got {r['Split']!r}"
+            )
     split = tuple(_HUME_SPLITS[r["Split"]] for r in rows)
     number = lambda row, column: _number(row, column, blind=row["Split"] == "Test")
     emotion = torch.tensor([[number(r, e) for e in EMOTIONS] for r in rows])
     codes = [number(r, "Country") for r in rows]
-    known = {int(c): r["Country_string"] for c, r in sorted(zip(codes, rows, strict=True), key=lambda p: p[0]) if not math.isnan(c)}
+    known = {
+        int(c): r["Country_string"]
+        for c, r in sorted(zip(codes, rows, strict=True), key=lambda p: p[0])
+        if not math.isnan(c)
+    }
     country = torch.tensor([-1 if math.isnan(c) else list(known).index(int(c)) for c in codes])
     files = _present(folder, [f"wav/{_bare(r['File_ID'])}.wav" for r in rows])
     speaker = tuple(r["Subject_ID"] or f"unknown {r['File_ID']}" for r in rows)
     age = torch.tensor([number(r, "Age") for r in rows])
-    return check(Bursts("hume-vb", emotion, country, tuple(known.values()), age, speaker, split, files=files,
-                        checksum=_label_checksum("hume-vb", emotion, country, age), stand_in=False))
+    return check(
+        Bursts(
+            "hume-vb",
+            emotion,
+            country,
+            tuple(known.values()),
+            age,
+            speaker,
+            split,
+            files=files,
+            checksum=_label_checksum("hume-vb", emotion, country, age),
+            stand_in=False,
+        )
+    )
 
 # %% ../../nbs/exvo/01_data.ipynb #c60ca5e4
 def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     "Rows of a csv file that must have these columns and no id twice."
-    if not file.is_file(): raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
-    with open(file, encoding="utf-8-sig", newline="") as f: rows = list(csv.DictReader(f))
-    if not rows: raise ValueError(f"{file.name} has no rows")
-    if missing := [c for c in columns if c not in rows[0]]: raise ValueError(f"{file.name}: missing columns {', '.join(missing)}; it has {', '.join(map(str, rows[0]))}")
+    if not file.is_file():
+        raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
+    with open(file, encoding="utf-8-sig", newline="") as f:
+        rows = list(csv.DictReader(f))
+    if not rows:
+        raise ValueError(f"{file.name} has no rows")
+    if missing := [c for c in columns if c not in rows[0]]:
+        raise ValueError(
+            f"{file.name}: missing columns {', '.join(missing)}; it has {', '.join(map(str, rows[0]))}"
+        )
     seen: set[str] = set()
     for r in rows:
-        if r[columns[0]] in seen: raise ValueError(f"{file.name}: {columns[0]} {r[columns[0]]} is there twice")
+        if r[columns[0]] in seen:
+            raise ValueError(f"{file.name}: {columns[0]} {r[columns[0]]} is there twice")
         seen.add(r[columns[0]])
     return rows
 
-
+# %% ../../nbs/exvo/01_data.ipynb #14fa7661
 def _number(row: Mapping[str, str], column: str, *, blind: bool) -> float:
     "The value; nan is allowed where labels are blind."
     text = (row[column] or "").strip()
-    try: value = float(text or "nan")
-    except ValueError: raise ValueError(f"{row['File_ID']}: {column} must be a number; got {text!r}") from None
-    if math.isnan(value) and not blind: raise ValueError(f"{row['File_ID']}, split {row['Split']}: {column} is missing; only test rows may be blind")
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        raise ValueError(f"{row['File_ID']}: {column} must be a number; got {text!r}") from None
+    if math.isnan(value) and not blind:
+        raise ValueError(
+            f"{row['File_ID']}, split {row['Split']}: {column} is missing; only test rows may be blind"
+        )
     return value
 
 
@@ -380,11 +602,14 @@ def _bare(file_id: str) -> str:
     "`[00001]` -> `00001`, as files are named."
     return file_id.strip().removeprefix("[").removesuffix("]")
 
-
+# %% ../../nbs/exvo/01_data.ipynb #399d7559
 def _present(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
     "The files, all of which must be there."
     gone = [f for f in files if not (folder / f).is_file()]
-    if gone: raise FileNotFoundError(f"folder: {folder.name} lacks {len(gone)} of {len(files)} sound files, the first is {gone[0]}")
+    if gone:
+        raise FileNotFoundError(
+            f"folder: {folder.name} lacks {len(gone)} of {len(files)} sound files, the first is {gone[0]}"
+        )
     return tuple(files)
 
 # %% ../../nbs/exvo/01_data.ipynb #8138938b
@@ -401,39 +626,74 @@ def vocal_sound(
     people: dict[str, tuple[Any, ...]] = {}  # speaker -> split, gender, age, country
     for part, split in {"tr": "train", "val": "validation", "te": "test"}.items():
         for row in _read_json(folder / "meta" / f"{part}_meta.json"):
-            if not isinstance(row, list) or len(row) < 4: raise ValueError(f"{part}_meta.json: expected rows [speaker, gender, age, country, language, health]; got {row!r}")
-            if row[0] in people: raise ValueError(f"{part}_meta.json: speaker {row[0]} is in {people[row[0]][0]} already; a speaker must be in one split")
+            if not isinstance(row, list) or len(row) < 4:
+                raise ValueError(
+                    f"{part}_meta.json: expected rows [speaker, gender, age, country, language, health]; got {row!r}"
+                )
+            if row[0] in people:
+                raise ValueError(
+                    f"{part}_meta.json: speaker {row[0]} is in {people[row[0]][0]} already; a speaker must be in one split"
+                )
             people[row[0]] = (split, *row[1:4])
     listed = [(f, *_vocal_name(f.stem)) for f in sorted((folder / "audio_16k").glob("*.wav"))]
     found = [(f, s, k) for f, s, k in listed if s in people]
-    if not found: raise FileNotFoundError(f"folder: {folder.name} has no audio_16k/*.wav of the people in meta/")
+    if not found:
+        raise FileNotFoundError(
+            f"folder: {folder.name} has no audio_16k/*.wav of the people in meta/"
+        )
     counts: dict[str, int] = {}
-    for split, _, _, country in people.values(): counts[country] = counts.get(country, 0) + (split == "train")
+    for split, _, _, country in people.values():
+        counts[country] = counts.get(country, 0) + (split == "train")
     kept = tuple(sorted(sorted(counts, key=lambda c: (-counts[c], c))[:num_countries]))
     column = lambda k: [people[s][k] for _, s, _ in found]
-    age, country = torch.tensor([_years(a) for a in column(2)]), torch.tensor([kept.index(c) if c in kept else -1 for c in column(3)])
+    age, country = (
+        torch.tensor([_years(a) for a in column(2)]),
+        torch.tensor([kept.index(c) if c in kept else -1 for c in column(3)]),
+    )
     kind = torch.tensor([VOCAL_SOUND_KINDS.index(k) for *_, k in found])
-    return check(Bursts("vocalsound", None, country, kept, age, tuple(s for _, s, _ in found), tuple(column(0)), files=tuple(f"audio_16k/{f.name}" for f, *_ in found),
-                        checksum=_label_checksum("vocalsound", country, age, kind), sex=tuple(column(1)), kind=kind, kinds=VOCAL_SOUND_KINDS))
+    return check(
+        Bursts(
+            "vocalsound",
+            None,
+            country,
+            kept,
+            age,
+            tuple(s for _, s, _ in found),
+            tuple(column(0)),
+            files=tuple(f"audio_16k/{f.name}" for f, *_ in found),
+            checksum=_label_checksum("vocalsound", country, age, kind),
+            sex=tuple(column(1)),
+            kind=kind,
+            kinds=VOCAL_SOUND_KINDS,
+        )
+    )
 
 # %% ../../nbs/exvo/01_data.ipynb #91ef3244
 def _read_json(file: Path) -> Any:
-    if not file.is_file(): raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
-    try: return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error: raise ValueError(f"{file.name} is not whole JSON: {error}") from error
+    if not file.is_file():
+        raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file.name} is not whole JSON: {error}") from error
 
 
 def _vocal_name(stem: str) -> tuple[str, str]:
     "`f0003_0_cough` -> speaker and kind."
     parts = stem.split("_")
-    if len(parts) != 3 or parts[2] not in VOCAL_SOUND_KINDS: raise ValueError(f"audio_16k/{stem}.wav: expected SPEAKER_NUMBER_KIND with a kind of {', '.join(VOCAL_SOUND_KINDS)}")
+    if len(parts) != 3 or parts[2] not in VOCAL_SOUND_KINDS:
+        raise ValueError(
+            f"audio_16k/{stem}.wav: expected SPEAKER_NUMBER_KIND with a kind of {', '.join(VOCAL_SOUND_KINDS)}"
+        )
     return parts[0], parts[2]
 
-
+# %% ../../nbs/exvo/01_data.ipynb #4906ad68
 def _years(value: Any) -> float:
     "An age, or nan for a gap."
-    try: return float(value)
-    except (TypeError, ValueError): return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 # %% ../../nbs/exvo/01_data.ipynb #98c47ebd
 VIVAE_EMOTIONS = ("achievement", "anger", "fear", "pain", "pleasure", "surprise")
@@ -446,18 +706,41 @@ def vivae(
 ) -> Bursts:  # files, no waves; no country, no age
     "VIVAE: graded intensity of six feelings."
     files = sorted(Path(folder).rglob("*.wav"))
-    if not files: raise FileNotFoundError(f"folder: {Path(folder).name} has no wav files")
+    if not files:
+        raise FileNotFoundError(f"folder: {Path(folder).name} has no wav files")
     odd = [f.name for f in files if not _VIVAE.match(f.stem)]
-    if odd: raise ValueError(f"{odd[0]}: expected a name such as S01_achievement_low_01.wav, with a feeling of {', '.join(VIVAE_EMOTIONS)} and a level of {', '.join(VIVAE_LEVELS)}")
+    if odd:
+        raise ValueError(
+            f"{odd[0]}: expected a name such as S01_achievement_low_01.wav, with a feeling of {', '.join(VIVAE_EMOTIONS)} and a level of {', '.join(VIVAE_LEVELS)}"
+        )
     parts = [m.groups() for f in files if (m := _VIVAE.match(f.stem))]
     speakers = sorted({p[0] for p in parts})
-    if len(speakers) < 5: raise ValueError(f"folder: {len(speakers)} speakers, but at least 5 are needed for three splits")
-    part_of = {s: "test" if s in speakers[-2:] else "validation" if s in speakers[-4:-2] else "train" for s in speakers}
+    if len(speakers) < 5:
+        raise ValueError(
+            f"folder: {len(speakers)} speakers, but at least 5 are needed for three splits"
+        )
+    part_of = {
+        s: "test" if s in speakers[-2:] else "validation" if s in speakers[-4:-2] else "train"
+        for s in speakers
+    }
     emotion = torch.zeros(len(files), len(VIVAE_EMOTIONS))
-    for row, (_, feeling, level, _) in enumerate(parts): emotion[row, VIVAE_EMOTIONS.index(feeling.lower())] = VIVAE_LEVELS[level.lower()]
+    for row, (_, feeling, level, _) in enumerate(parts):
+        emotion[row, VIVAE_EMOTIONS.index(feeling.lower())] = VIVAE_LEVELS[level.lower()]
     unknown = torch.full((len(files),), -1)
-    return check(Bursts("vivae", emotion, unknown, (), torch.full((len(files),), math.nan), tuple(p[0] for p in parts), tuple(part_of[p[0]] for p in parts),
-                        files=tuple(f.relative_to(folder).as_posix() for f in files), checksum=_label_checksum("vivae", emotion), emotions=VIVAE_EMOTIONS))
+    return check(
+        Bursts(
+            "vivae",
+            emotion,
+            unknown,
+            (),
+            torch.full((len(files),), math.nan),
+            tuple(p[0] for p in parts),
+            tuple(part_of[p[0]] for p in parts),
+            files=tuple(f.relative_to(folder).as_posix() for f in files),
+            checksum=_label_checksum("vivae", emotion),
+            emotions=VIVAE_EMOTIONS,
+        )
+    )
 
 # %% ../../nbs/exvo/01_data.ipynb #6f0ad696
 def with_waves(
@@ -467,11 +750,17 @@ def with_waves(
     max_seconds: float = 3.0,  # longer bursts are cut
 ) -> Bursts:  # the same with waves and lengths
     "Bursts with their sound, at 16 kHz, mono."
-    if not data.files: raise ValueError(f"{data.name}: no files to read")
-    waves, lengths = pad_waves([load_audio(Path(folder) / f, sample_rate=RATE, max_seconds=max_seconds) for f in data.files])
+    if not data.files:
+        raise ValueError(f"{data.name}: no files to read")
+    waves, lengths = pad_waves(
+        [
+            load_audio(Path(folder) / f, sample_rate=RATE, max_seconds=max_seconds)
+            for f in data.files
+        ]
+    )
     return check(replace(data, waves=waves, lengths=lengths))
 
-
+# %% ../../nbs/exvo/01_data.ipynb #ab3dfbb4
 def public_split(
     data: Bursts,  # with a blind test
     *,
@@ -479,13 +768,27 @@ def public_split(
     seed: int = 0,  # which ones
 ) -> Bursts:  # the blind rows are left out
     "Validation becomes the test, and a share of the training speakers validates: for sets whose test labels are not public."
-    if not 0 < share < 1: raise ValueError(f"share must lie between 0 and 1; got {share}")
+    if not 0 < share < 1:
+        raise ValueError(f"share must lie between 0 and 1; got {share}")
     open_rows = data.rows([s != "test" for s in data.split])
-    names = sorted({n for n, s in zip(open_rows.speaker, open_rows.split, strict=True) if s == "train"})
+    names = sorted(
+        {n for n, s in zip(open_rows.speaker, open_rows.split, strict=True) if s == "train"}
+    )
     count = max(1, round(share * len(names)))
-    if count >= len(names): raise ValueError(f"{data.name}: {len(names)} training speakers are too few to leave {count} out")
-    chosen = {names[k] for k in torch.randperm(len(names), generator=seeded_generator(seed, stream="public split"))[:count].tolist()}
-    new = tuple("test" if s == "validation" else "validation" if n in chosen else "train" for n, s in zip(open_rows.speaker, open_rows.split, strict=True))
+    if count >= len(names):
+        raise ValueError(
+            f"{data.name}: {len(names)} training speakers are too few to leave {count} out"
+        )
+    chosen = {
+        names[k]
+        for k in torch.randperm(
+            len(names), generator=seeded_generator(seed, stream="public split")
+        )[:count].tolist()
+    }
+    new = tuple(
+        "test" if s == "validation" else "validation" if n in chosen else "train"
+        for n, s in zip(open_rows.speaker, open_rows.split, strict=True)
+    )
     return check(replace(open_rows, split=new))
 
 # %% ../../nbs/exvo/01_data.ipynb #21cbfb43
@@ -497,14 +800,22 @@ def hume_features(
     "One row of functionals a burst."
     found = []
     for file in (Path(folder) / "feats" / name / f"{Path(f).stem}.csv" for f in data.files):
-        if not file.is_file(): raise FileNotFoundError(f"folder: no feats/{name}/{file.name}")
-        with open(file, encoding="utf-8", newline="") as f: rows = list(csv.reader(f))
-        if len(rows) != 2: raise ValueError(f"feats/{name}/{file.name}: expected a header and one row; got {len(rows)} rows")
+        if not file.is_file():
+            raise FileNotFoundError(f"folder: no feats/{name}/{file.name}")
+        with open(file, encoding="utf-8", newline="") as f:
+            rows = list(csv.reader(f))
+        if len(rows) != 2:
+            raise ValueError(
+                f"feats/{name}/{file.name}: expected a header and one row; got {len(rows)} rows"
+            )
         found.append([v for v in map(_years, rows[1]) if not math.isnan(v)])
-    if len({len(row) for row in found}) > 1: raise ValueError(f"feats/{name}: files have unequal numbers of values, {min(map(len, found))} to {max(map(len, found))}")
+    if len({len(row) for row in found}) > 1:
+        raise ValueError(
+            f"feats/{name}: files have unequal numbers of values, {min(map(len, found))} to {max(map(len, found))}"
+        )
     return torch.tensor(found)
 
-
+# %% ../../nbs/exvo/01_data.ipynb #4a0c2639
 def submission_frame(
     data: Bursts,  # whose files are asked about
     *,
@@ -516,15 +827,29 @@ def submission_frame(
     import pandas as pd
 
     n = len(data)
-    for what, got, shape in (("emotion", emotion, (n, len(EMOTIONS))), ("country", country, (n,)), ("age", age, (n,))):
-        if tuple(got.shape) != shape: raise ValueError(f"{what} must have shape {shape}; got {tuple(got.shape)}")
-        if not torch.isfinite(got.float()).all(): raise ValueError(f"{what} has values that are nan or infinite")
-    if emotion.min() < 0 or emotion.max() > 1: raise ValueError(f"emotion must lie from 0 to 1; got {float(emotion.min()):.3g} to {float(emotion.max()):.3g}")
-    if country.min() < 0 or country.max() > 3: raise ValueError(f"country must lie from 0 to 3; got {int(country.min())} to {int(country.max())}")
+    for what, got, shape in (
+        ("emotion", emotion, (n, len(EMOTIONS))),
+        ("country", country, (n,)),
+        ("age", age, (n,)),
+    ):
+        if tuple(got.shape) != shape:
+            raise ValueError(f"{what} must have shape {shape}; got {tuple(got.shape)}")
+        if not torch.isfinite(got.float()).all():
+            raise ValueError(f"{what} has values that are nan or infinite")
+    if emotion.min() < 0 or emotion.max() > 1:
+        raise ValueError(
+            f"emotion must lie from 0 to 1; got {float(emotion.min()):.3g} to {float(emotion.max()):.3g}"
+        )
+    if country.min() < 0 or country.max() > 3:
+        raise ValueError(
+            f"country must lie from 0 to 3; got {int(country.min())} to {int(country.max())}"
+        )
     frame = pd.DataFrame(emotion.numpy(), columns=list(EMOTIONS))
     frame.insert(0, "Age", age.numpy())
     frame.insert(0, "Country", country.numpy())
-    frame.insert(0, "File_ID", [f"[{Path(f).stem}]" for f in data.files] or [f"[{k:05d}]" for k in range(n)])
+    frame.insert(
+        0, "File_ID", [f"[{Path(f).stem}]" for f in data.files] or [f"[{k:05d}]" for k in range(n)]
+    )
     return frame
 
 # %% ../../nbs/exvo/01_data.ipynb #846779cf
@@ -533,15 +858,20 @@ def write_fixture(
     folder: str | Path,  # made if it is not there
 ) -> Path:  # the folder, for the loader of this name
     "A tiny set with the layout of a real one, made up."
-    writers: dict[str, Callable[[], dict[str, bytes]]] = {"hume_vb": _fixture_hume, "vocal_sound": _fixture_vocal, "vivae": _fixture_vivae}
-    if name not in writers: raise ValueError(f"name must be one of {', '.join(writers)}; got {name!r}")
+    writers: dict[str, Callable[[], dict[str, bytes]]] = {
+        "hume_vb": _fixture_hume,
+        "vocal_sound": _fixture_vocal,
+        "vivae": _fixture_vivae,
+    }
+    if name not in writers:
+        raise ValueError(f"name must be one of {', '.join(writers)}; got {name!r}")
     for path, content in writers[name]().items():
         file = Path(folder) / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     return Path(folder)
 
-
+# %% ../../nbs/exvo/01_data.ipynb #593dfb25
 def _tone(number: int) -> bytes:
     "Half a second of a tone, a different one for each number, as a wav file."
     import soundfile
@@ -555,32 +885,70 @@ def _fixture_hume() -> dict[str, bytes]:
     "Twelve bursts, 6/3/3, and their functionals."
     lines, files = [",".join(_HUME_COLUMNS)], {}
     for k, split in enumerate(["Train"] * 6 + ["Val"] * 3 + ["Test"] * 3):
-        labels = [str(k % 4), COUNTRIES[k % 4], f"{20 + k}.5", *(f"{(k + j) % 10 / 10:.2f}" for j in range(10))]
-        lines.append(",".join([f"[{k:05d}]", f"Speaker_{k}", split, *(labels if split != "Test" else [""] * len(labels))]))
+        labels = [
+            str(k % 4),
+            COUNTRIES[k % 4],
+            f"{20 + k}.5",
+            *(f"{(k + j) % 10 / 10:.2f}" for j in range(10)),
+        ]
+        lines.append(
+            ",".join(
+                [
+                    f"[{k:05d}]",
+                    f"Speaker_{k}",
+                    split,
+                    *(labels if split != "Test" else [""] * len(labels)),
+                ]
+            )
+        )
         files[f"wav/{k:05d}.wav"] = _tone(k)
         numbers = ",".join(f"{math.sin(k + j):.4f}" for j in range(88))
-        files[f"feats/eGeMAPS/{k:05d}.csv"] = f"file,{','.join(f'f{j}' for j in range(88))}\n'{k:05d}.wav',{numbers}\n".encode()
+        files[f"feats/eGeMAPS/{k:05d}.csv"] = (
+            f"file,{','.join(f'f{j}' for j in range(88))}\n'{k:05d}.wav',{numbers}\n".encode()
+        )
     return files | {"data_info.csv": "\n".join(lines).encode()}
 
-
+# %% ../../nbs/exvo/01_data.ipynb #ca3200b2
 def _fixture_vocal() -> dict[str, bytes]:
     parts, files = {"tr": 6, "val": 2, "te": 2}, {}
     for start, (part, count) in zip((0, 6, 8), parts.items(), strict=True):
-        people = [[f"f{start + k:04d}", "female", 20 + k if k else "", ("USA", "India", "UK", "Spain", "Peru")[(start + k) % 5], "English", "yes"] for k in range(count)]
+        people = [
+            [
+                f"f{start + k:04d}",
+                "female",
+                20 + k if k else "",
+                ("USA", "India", "UK", "Spain", "Peru")[(start + k) % 5],
+                "English",
+                "yes",
+            ]
+            for k in range(count)
+        ]
         files[f"meta/{part}_meta.json"] = json.dumps(people).encode()
-        files |= {f"audio_16k/{p[0]}_0_{kind}.wav": _tone(start + k) for k, p in enumerate(people) for kind in VOCAL_SOUND_KINDS[:2]}
+        files |= {
+            f"audio_16k/{p[0]}_0_{kind}.wav": _tone(start + k)
+            for k, p in enumerate(people)
+            for kind in VOCAL_SOUND_KINDS[:2]
+        }
     return files
 
-
+# %% ../../nbs/exvo/01_data.ipynb #15760168
 def _fixture_vivae() -> dict[str, bytes]:
     names = [(s, e, v) for s in range(1, 6) for e in VIVAE_EMOTIONS[:3] for v in VIVAE_LEVELS]
-    return {f"core/S{s:02d}_{e}_{v}_{k % 3 + 1:02d}.wav": _tone(k) for k, (s, e, v) in enumerate(names)}
+    return {
+        f"core/S{s:02d}_{e}_{v}_{k % 3 + 1:02d}.wav": _tone(k) for k, (s, e, v) in enumerate(names)
+    }
 
 # %% ../../nbs/exvo/01_data.ipynb #bbbc51a1
 DATASETS = {
     "burst synth": generated("rules of this project"),
-    "hume-vb": by_hand("by agreement with its owners", "59,201 bursts, 37 hours", "the ExVo competition's owners, on request"),
-    "vocalsound": by_hand("CC BY-SA 4.0, unchecked", "21,024 bursts, 1.7 GB", "the page of VocalSound"),
+    "hume-vb": by_hand(
+        "by agreement with its owners",
+        "59,201 bursts, 37 hours",
+        "the ExVo competition's owners, on request",
+    ),
+    "vocalsound": by_hand(
+        "CC BY-SA 4.0, unchecked", "21,024 bursts, 1.7 GB", "the page of VocalSound"
+    ),
     "vivae": by_hand("CC BY-NC-SA, unchecked", "1,085 bursts", "VIVAE on Zenodo"),
 } | recorded.DATASETS
 CHECKSUMS = {name: "as made" if d.embedded else "as read" for name, d in DATASETS.items()}

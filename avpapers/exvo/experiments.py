@@ -25,11 +25,29 @@ from . import data as sets
 from .claims import paper
 from .data import Bursts, burst_synth
 from avpapers.exvo.model import (
-    TASKS, Conformer, ConformerNet, FunctionalsNet, SpectrogramNet, burst_classifier, burst_resnet,
-    concordance, functionals, layer_means, multitask_score, score,
+    TASKS,
+    Conformer,
+    ConformerNet,
+    FunctionalsNet,
+    SpectrogramNet,
+    burst_classifier,
+    burst_resnet,
+    concordance,
+    functionals,
+    layer_means,
+    multitask_score,
+    score,
 )
 from avpapers.exvo.training import (
-    WEIGHTINGS, Heard, Trained, hear, predict, pretrain_conformer, probe, summarize, train_bursts,
+    WEIGHTINGS,
+    Heard,
+    Trained,
+    hear,
+    predict,
+    pretrain_conformer,
+    probe,
+    summarize,
+    train_bursts,
     train_side_by_side,
 )
 from ..suite.run import Run
@@ -49,6 +67,7 @@ Size = tuple[int, int] | str  # depth and width of a narrow ResNet, or a timm na
 @dataclass(frozen=True)
 class Config:
     "Sizes of an experiment."
+
     source: str = "burst synth"  # which bursts: generated, vocalsound or humevb
     num_bursts: int = 1200  # N, of all splits
     num_speakers: int = 120  # half of them for training
@@ -75,6 +94,7 @@ class Config:
 @dataclass
 class Study:
     "Bursts of one world as networks see them."
+
     size: Config
     run: Run
     heard: dict[str, Heard]  # spectrograms, by split
@@ -92,8 +112,12 @@ class Study:
     def options(self) -> dict[str, Any]:
         c, run = self.size, self.run
         return {
-            "num_epochs": c.num_epochs, "batch_size": c.batch_size, "lr": c.lr, "seed": run.seed,
-            "device": run.device, "progress": run.progress,
+            "num_epochs": c.num_epochs,
+            "batch_size": c.batch_size,
+            "lr": c.lr,
+            "seed": run.seed,
+            "device": run.device,
+            "progress": run.progress,
         }
 
     def row(self, predicted: dict[str, Tensor], **factors) -> dict[str, Any]:
@@ -103,7 +127,9 @@ class Study:
         return self.run.row(world=self.world, **factors, **found)
 
 # %% ../../nbs/exvo/04_experiments.ipynb #04bc83d0
-def new_network(study: Study, tasks: Sequence[str] = TASKS, size: Size | None = None) -> SpectrogramNet:
+def new_network(
+    study: Study, tasks: Sequence[str] = TASKS, size: Size | None = None
+) -> SpectrogramNet:
     "A classifier, initialized by the seed of the run."
     size = size or study.size.size
     with seeded_globals(study.run.seed, stream="net"):
@@ -113,7 +139,7 @@ def new_network(study: Study, tasks: Sequence[str] = TASKS, size: Size | None = 
             made = burst_resnet(size[0], width=size[1], tasks=tasks, **study.heads)
     return made.standardize_by(study.heard["train"].inputs)
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #0a5e6ce6
 def fit_each(study: Study, nets: Mapping[str, tuple[SpectrogramNet, str]]) -> dict[str, Trained]:
     "Train classifiers of one size, each with its weighting."
     found: dict[str, Trained] = {}
@@ -121,8 +147,12 @@ def fit_each(study: Study, nets: Mapping[str, tuple[SpectrogramNet, str]]) -> di
     for names in [list(nets)] if narrow else [[n] for n in nets]:
         models, weightings = zip(*(nets[n] for n in names), strict=True)
         trained = train_side_by_side(
-            models, study.heard["train"], study.heard["validation"], weightings=weightings,
-            checkpoint=study.run.checkpoint(f"{study.world} {names[0]}"), **study.options,
+            models,
+            study.heard["train"],
+            study.heard["validation"],
+            weightings=weightings,
+            checkpoint=study.run.checkpoint(f"{study.world} {names[0]}"),
+            **study.options,
         )
         found |= zip(names, trained, strict=True)
     return found
@@ -151,8 +181,10 @@ def baselines(study: Study) -> dict[str, Tensor]:
     study.row(constant(study), model="constant")
     return found["network"]
 
-
-def functionals_network(study: Study, stream: str, widths: tuple[int, int], variant: str) -> dict[str, Tensor]:
+# %% ../../nbs/exvo/04_experiments.ipynb #a5039e48
+def functionals_network(
+    study: Study, stream: str, widths: tuple[int, int], variant: str
+) -> dict[str, Tensor]:
     "A row of a network on functionals."
     features = study.flat["train"].inputs.shape[1]
     with seeded_globals(study.run.seed, stream=stream):
@@ -174,24 +206,34 @@ def matched_widths(study: Study) -> tuple[int, int]:
         widths = (width, width // 2)
         if parameters(FunctionalsNet(features, widths=widths, **study.heads)) >= target:
             return widths
-    raise ValueError(f"size: got {target} parameters to match, expected at most those of width 4096")
+    raise ValueError(
+        f"size: got {target} parameters to match, expected at most those of width 4096"
+    )
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #a3020515
 def constant(study: Study) -> dict[str, Tensor]:
     "The mean, the most frequent country and the median of the training bursts."
     train, n = study.heard["train"], len(study.heard["test"])
-    country = F.one_hot(train.country[train.country >= 0].mode().values, study.num_countries).float()
+    country = F.one_hot(
+        train.country[train.country >= 0].mode().values, study.num_countries
+    ).float()
     return {
-        "emotion": train.emotion.nanmean(0).expand(n, -1), "country": country.expand(n, -1),
+        "emotion": train.emotion.nanmean(0).expand(n, -1),
+        "country": country.expand(n, -1),
         "age": train.age.nanmedian().expand(n),
     }
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #130d8abe
 def exchange(study: Study, base: dict[str, Any], better: dict[str, Any]) -> None:
     "Rows of the first score with one part of the second."
     for part in "CUM":
         parts = {k: base[k] for k in "CUM"} | {part: better[part]}
-        factors = {"world": study.world, "model": "functionals", "variant": "exchange", "exchanged": part}
+        factors = {
+            "world": study.world,
+            "model": "functionals",
+            "variant": "exchange",
+            "exchanged": part,
+        }
         study.run.row(**factors, S=multitask_score(**parts), **parts)
 
 # %% ../../nbs/exvo/04_experiments.ipynb #58b5a255
@@ -202,7 +244,9 @@ def subsets(
     study: Study,
     sets: Sequence[tuple[str, ...]],  # of tasks
     weightings: Sequence[str],  # of their losses
-) -> tuple[str, Trained, dict[str, Tensor]]:  # best weighting of all tasks, its network, single tasks
+) -> tuple[
+    str, Trained, dict[str, Tensor]
+]:  # best weighting of all tasks, its network, single tasks
     "Rows of networks for sets of tasks; the weighting is chosen on validation speakers."
     jobs = {
         f"{'+'.join(s)}, {w}": (s, w)
@@ -218,14 +262,16 @@ def subsets(
     joint = [name for name, (s, _) in jobs.items() if s == TASKS]
     best = max(joint, key=lambda name: nets[name].validation["together"])
     chosen = {"model": "resnet", "variant": "joint", "weighting": jobs[best][1]}
-    study.row(read[best]["together"], **chosen, rule="together", parameters=parameters(nets[best].model))
+    study.row(
+        read[best]["together"], **chosen, rule="together", parameters=parameters(nets[best].model)
+    )
     study.row(read[best]["per task"], **chosen, rule="per task")
     single = {t: read[f"{t}, normalized"]["per task"][t] for t in TASKS}
     three = parameters(*(nets[f"{t}, normalized"].model for t in TASKS))
     study.row(single, model="resnet", variant="single", parameters=three)
     return jobs[best][1], nets[best], single
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #e8813a1e
 def by_rule(study: Study, trained: Trained) -> dict[str, dict[str, Tensor]]:
     "Predictions with one set of weights for all tasks, and with the best weights for each."
     test = study.heard["test"]
@@ -239,7 +285,9 @@ def twins(study: Study, variant: str, size: Size) -> None:
     nets = list(fit_each(study, jobs).values())
     test = study.heard["test"]
     predicted = {t: predict(n.use(t), test)[t] for t, n in zip(TASKS, nets, strict=True)}
-    share = multiply_adds(new_network(study, TASKS[:1], size), study) / multiply_adds(new_network(study), study)
+    share = multiply_adds(new_network(study, TASKS[:1], size), study) / multiply_adds(
+        new_network(study), study
+    )
     total = parameters(*(n.model for n in nets))
     study.row(predicted, model="resnet", variant=variant, parameters=total, work_of_each=share)
 
@@ -257,8 +305,11 @@ def size_rows(study: Study, weighting: str, own: Trained) -> None:
         nets |= fit_each(study, {size_name(size): (new_network(study, size=size), weighting)})
     rows = [
         study.row(
-            predict(net.use("together"), study.heard["test"]), model="resnet", variant="size",
-            size_of=name, parameters=parameters(net.model),
+            predict(net.use("together"), study.heard["test"]),
+            model="resnet",
+            variant="size",
+            size_of=name,
+            parameters=parameters(net.model),
         )
         for name, net in nets.items()
     ]
@@ -268,7 +319,7 @@ def size_rows(study: Study, weighting: str, own: Trained) -> None:
     found = {name: float(np.polyfit(doublings, values, 1)[0]) for name, values in slopes.items()}
     study.run.row(world=study.world, model="resnet", variant="slope", **found)
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #4f0337bb
 def size_name(size: Size) -> str:
     "A size in words."
     return size if isinstance(size, str) else f"ResNet-{size[0]}, width {size[1]}"
@@ -281,19 +332,28 @@ def conformer_rows(study: Study) -> None:
     scaled = {s: (h.inputs - mean) / std for s, h in heard.items()}
     fresh, taught = new_conformer(study).eval(), new_conformer(study)
     history = pretrain_conformer(
-        taught, scaled["train"], heard["train"].lengths, num_epochs=study.size.pretrain_epochs,
-        batch_size=max(1, study.size.batch_size // 2), seed=study.run.seed, device=study.run.device,
+        taught,
+        scaled["train"],
+        heard["train"].lengths,
+        num_epochs=study.size.pretrain_epochs,
+        batch_size=max(1, study.size.batch_size // 2),
+        seed=study.run.seed,
+        device=study.run.device,
     )
     columns = ("step", "loss", "named")
-    study.run.keep("pre-training", {k: [round(float(v), 4) for v in history.table[k]] for k in columns})
+    study.run.keep(
+        "pre-training", {k: [round(float(v), 4) for v in history.table[k]] for k in columns}
+    )
     for variant, model in (("pre-trained", taught), ("random", fresh)):
-        means = {s: layer_means(model.to("cpu").eval(), scaled[s], h.lengths) for s, h in heard.items()}
+        means = {
+            s: layer_means(model.to("cpu").eval(), scaled[s], h.lengths) for s, h in heard.items()
+        }
         probe_rows(study, variant, means)
     inputs = {s: replace(h, inputs=scaled[s]) for s, h in heard.items()}
     for variant, model in (("fine-tuned", taught), ("from random", fresh)):
         fine_tune(study, variant, model, inputs)
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #790c7a72
 def new_conformer(study: Study) -> Conformer:
     "A small Conformer, initialized by the seed of the run."
     with seeded_globals(study.run.seed, stream="conformer"):
@@ -306,13 +366,20 @@ def fine_tune(study: Study, variant: str, model: Conformer, inputs: dict[str, He
     with seeded_globals(study.run.seed, stream="heads"):
         net = ConformerNet(model, **study.heads)
     trained = train_bursts(
-        net, inputs["train"], inputs["validation"], weighting="normalized", num_epochs=c.tune_epochs,
-        batch_size=c.batch_size, lr=c.lr / 2, seed=study.run.seed, device=study.run.device,
+        net,
+        inputs["train"],
+        inputs["validation"],
+        weighting="normalized",
+        num_epochs=c.tune_epochs,
+        batch_size=c.batch_size,
+        lr=c.lr / 2,
+        seed=study.run.seed,
+        device=study.run.device,
     )
     predicted = predict(trained.use("together"), inputs["test"])
     study.row(predicted, model="conformer", variant=variant, parameters=parameters(net))
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #2d05da6d
 def probe_rows(study: Study, variant: str, means: dict[str, Tensor]) -> None:
     "A row per layer, and one for the layer that is best on validation speakers."
     v, found = study.heard["validation"], []
@@ -338,12 +405,20 @@ def public_rows(study: Study, waves: dict[str, tuple[Tensor, Tensor]]) -> None:
     }
     for variant, model in models.items():
         model = model.eval().to(study.run.device)
-        means = {s: public_means(model, extract, *w, device=study.run.device) for s, w in waves.items()}
+        means = {
+            s: public_means(model, extract, *w, device=study.run.device) for s, w in waves.items()
+        }
         probe_rows(study, variant, means)
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #1d229d92
 def public_means(
-    model: nn.Module, extract: Callable, waves: Tensor, lengths: Tensor, *, device: str, batch_size: int = 16
+    model: nn.Module,
+    extract: Callable,
+    waves: Tensor,
+    lengths: Tensor,
+    *,
+    device: str,
+    batch_size: int = 16,
 ) -> Tensor:
     "(L, N, D) averages over time, from waves through a transformers feature extractor."
     parts = []
@@ -415,7 +490,7 @@ def all_comparisons(study: Study) -> str:
         study.run.keep("by emotion", by_emotion)
     return weighting
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #937be000
 def late_fusion(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
     "Two models averaged: probabilities of countries, values of emotions and age."
     country = first["country"].softmax(1) + second["country"].softmax(1)
@@ -445,17 +520,39 @@ def recorded_bursts(source: str) -> Bursts:
 
 # %% ../../nbs/exvo/04_experiments.ipynb #ae1e36ae
 LARGE = Config(
-    source="vocalsound", num_mels=128, hop_ms=10.0, num_epochs=30, batch_size=128, lr=1e-3, size="resnet50",
-    half="resnet18", third="resnet10t", sizes=("resnet18", "resnet34", "resnet101"),
-    public="facebook/w2v-bert-2.0", resamples=1000,
+    source="vocalsound",
+    num_mels=128,
+    hop_ms=10.0,
+    num_epochs=30,
+    batch_size=128,
+    lr=1e-3,
+    size="resnet50",
+    half="resnet18",
+    third="resnet10t",
+    sizes=("resnet18", "resnet34", "resnet101"),
+    public="facebook/w2v-bert-2.0",
+    resamples=1000,
 )
 TINY = Config(
-    num_bursts=120, num_speakers=16, num_mels=24, hop_ms=40.0, num_epochs=1, size=(10, 2), half=(10, 2),
-    third=(10, 2), sizes=((10, 4),), pretrain_epochs=1, tune_epochs=1, resamples=5,
+    num_bursts=120,
+    num_speakers=16,
+    num_mels=24,
+    hop_ms=40.0,
+    num_epochs=1,
+    size=(10, 2),
+    half=(10, 2),
+    third=(10, 2),
+    sizes=((10, 4),),
+    pretrain_epochs=1,
+    tune_epochs=1,
+    resamples=5,
 )
 BURSTS = {
-    "smoke": TINY, "cpu": Config(num_epochs=8, pretrain_epochs=3, tune_epochs=3), "night": Config(),
-    "gpu": LARGE, "paper": replace(LARGE, source="humevb"),
+    "smoke": TINY,
+    "cpu": Config(num_epochs=8, pretrain_epochs=3, tune_epochs=3),
+    "night": Config(),
+    "gpu": LARGE,
+    "paper": replace(LARGE, source="humevb"),
 }
 
 # %% ../../nbs/exvo/04_experiments.ipynb #65073be8
@@ -465,7 +562,8 @@ def bursts(size: Config, run: Run) -> None:
     if size.source != "burst synth":
         return recordings(size, run)
     worlds = [
-        burst_synth(size.num_bursts, num_speakers=size.num_speakers, gamma=g, seed=run.seed) for g in (0.0, 1.0)
+        burst_synth(size.num_bursts, num_speakers=size.num_speakers, gamma=g, seed=run.seed)
+        for g in (0.0, 1.0)
     ]
     for world in worlds:
         run.data(world.name, world.checksum)
@@ -477,7 +575,7 @@ def bursts(size: Config, run: Run) -> None:
     related = make_study(size, run, worlds[1], "related")
     subsets(related, (*SUBSETS[:3], TASKS), (weighting,))
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #955ad597
 def recordings(size: Config, run: Run) -> None:
     "The same for a set of recordings."
     data = recorded_bursts(size.source)
@@ -493,13 +591,16 @@ def recordings(size: Config, run: Run) -> None:
 # %% ../../nbs/exvo/04_experiments.ipynb #39276f9b
 def heard_clips(clips: Voices, size: Config) -> tuple[Tensor, Tensor]:
     "Spectrograms of clips, cut or padded to a second and a half, and their frames."
-    front, waves = LogMel(size.num_mels, hop_ms=size.hop_ms), clips.waves(sets.RATE, max_seconds=1.5)
+    front, waves = (
+        LogMel(size.num_mels, hop_ms=size.hop_ms),
+        clips.waves(sets.RATE, max_seconds=1.5),
+    )
     samples, lengths = int(1.5 * sets.RATE), torch.tensor([len(w) for w in waves])
     with torch.no_grad():
         mel = torch.cat([front(F.pad(w, (0, samples - len(w)))[None]) for w in waves])
     return mel, front.frame_lengths(lengths)
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #0348e99b
 def by_voice(
     features: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, regress: bool = False
 ) -> np.ndarray:
@@ -509,8 +610,9 @@ def by_voice(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    ridge, logistic = RidgeCV(np.logspace(0, 4, 9)), LogisticRegression(
-        C=0.1, max_iter=1000, class_weight="balanced"
+    ridge, logistic = (
+        RidgeCV(np.logspace(0, 4, 9)),
+        LogisticRegression(C=0.1, max_iter=1000, class_weight="balanced"),
     )
     model = make_pipeline(StandardScaler(), ridge if regress else logistic)
     folds = GroupKFold(min(14, len(set(groups))))
@@ -518,20 +620,25 @@ def by_voice(
 
 # %% ../../nbs/exvo/04_experiments.ipynb #b2747fda
 def over_voices(
-    column: str, measure: Callable[[np.ndarray], float], groups: np.ndarray, resamples: int, seed: int
+    column: str,
+    measure: Callable[[np.ndarray], float],
+    groups: np.ndarray,
+    resamples: int,
+    seed: int,
 ) -> dict[str, float]:
     "A measure of rows, with its 95 % interval over resampled voices."
     rng, names = np.random.default_rng(seed), np.unique(groups)
     where = {n: np.flatnonzero(groups == n) for n in names}
     draws = [
-        measure(np.concatenate([where[n] for n in rng.choice(names, len(names))])) for _ in range(resamples)
+        measure(np.concatenate([where[n] for n in rng.choice(names, len(names))]))
+        for _ in range(resamples)
     ]
     low, high = np.quantile(draws, [0.025, 0.975])
     value = float(measure(np.arange(len(groups))))
     counts = {"clips": len(groups), "voices": len(names)}
     return {column: value, f"{column}_low": float(low), f"{column}_high": float(high)} | counts
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #6e97eb15
 def recall_of(truth: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], float]:
     "Unweighted recall of rows."
     from sklearn.metrics import recall_score
@@ -541,8 +648,11 @@ def recall_of(truth: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray]
 
 def concordance_of(truth: np.ndarray, predicted: np.ndarray) -> Callable[[np.ndarray], float]:
     "Concordance of rows."
+
     def measure(rows: np.ndarray) -> float:
-        return float(concordance(*(torch.from_numpy(v[rows])[:, None] for v in (predicted, truth)))[0])
+        return float(
+            concordance(*(torch.from_numpy(v[rows])[:, None] for v in (predicted, truth)))[0]
+        )
 
     return measure
 
@@ -558,7 +668,9 @@ def resnet_by_voice(
 
     def heard(rows: np.ndarray) -> Heard:
         speakers = tuple(groups[rows])
-        return Heard(mel[rows], lengths[rows], nothing[rows], codes[rows], nothing[rows, 0], speakers)
+        return Heard(
+            mel[rows], lengths[rows], nothing[rows], codes[rows], nothing[rows, 0], speakers
+        )
 
     for fold, (rest, test) in enumerate(GroupKFold(5).split(labels, groups=groups)):
         inner = np.isin(groups[rest], np.unique(groups[rest])[fold::5])
@@ -566,8 +678,13 @@ def resnet_by_voice(
             net = burst_resnet(tasks=("country",), num_countries=classes)
         net.standardize_by(mel[rest[~inner]])
         trained = train_bursts(
-            net, heard(rest[~inner]), heard(rest[inner]), num_epochs=size.num_epochs,
-            batch_size=size.batch_size, lr=size.lr, seed=seed,
+            net,
+            heard(rest[~inner]),
+            heard(rest[inner]),
+            num_epochs=size.num_epochs,
+            batch_size=size.batch_size,
+            lr=size.lr,
+            seed=seed,
         )
         predicted[test] = predict(trained.use("country"), heard(test))["country"].argmax(1).numpy()
     return predicted
@@ -592,7 +709,7 @@ def voices(size: Config, run: Run) -> None:
     if not run.record.data:
         run.data("none", "")
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #ab34e8b6
 def some_clips(pack: str, clips: Voices, count: int) -> Voices:
     "The clips of a pack that are labelled, and at most about `count` of them."
     frame = clips.frame
@@ -610,13 +727,16 @@ def pain_rows(pack: str, clips: Voices, size: Config, run: Run) -> None:
     mel, lengths = heard_clips(clips, size)
     level = clips.frame["level"].to_numpy(float)
     groups = clips.frame["group"].astype(str).to_numpy()
-    seen = {"functionals": functionals(mel, lengths).numpy(), "duration alone": np.log(lengths[:, None].numpy())}
+    seen = {
+        "functionals": functionals(mel, lengths).numpy(),
+        "duration alone": np.log(lengths[:, None].numpy()),
+    }
     for model, features in seen.items():
         told = by_voice(features, level, groups, regress=True)
         found = over_voices("C", concordance_of(level, told), groups, size.resamples, run.seed)
         run.row(pack=pack, model=model, **found)
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #8982cc34
 def event_rows(pack: str, clips: Voices, size: Config, run: Run) -> None:
     "Which event, or which language: recall of functionals, and of a small ResNet."
     mel, lengths = heard_clips(clips, size)

@@ -31,7 +31,9 @@ def concordance(
 ) -> Float[Tensor, "E"]:  # of each column, -1 to 1
     "Concordance correlation coefficients over all items."
     if prediction.shape != target.shape or prediction.ndim != 2 or len(target) < 2:
-        raise ValueError(f"prediction and target must both be (N, E) with N of at least 2; got {tuple(prediction.shape)} and {tuple(target.shape)}")
+        raise ValueError(
+            f"prediction and target must both be (N, E) with N of at least 2; got {tuple(prediction.shape)} and {tuple(target.shape)}"
+        )
     p, y = prediction.double(), target.double()
     p0, y0 = p - p.mean(0), y - y.mean(0)
     spread = lambda v: v.square().mean(0) * (len(v) / (len(v) - 1) if as_competition else 1)
@@ -48,7 +50,7 @@ def multitask_score(
     "Harmonic mean of C, U and 1/M (the competition's S_MTL)."
     return 3 / (1 / C + 1 / U + M) if C > 0 and U > 0 else 0.0
 
-
+# %% ../../nbs/exvo/02_model.ipynb #1c590397
 def score(
     predicted: Mapping[str, Tensor],  # "emotion" (N, E), "country" (N, K) scores, "age" (N,) years
     emotion: Float[Tensor, "N E"],  # true intensities, nan where unknown
@@ -60,10 +62,22 @@ def score(
 
     found: dict[str, float] = {}
     rated, placed, dated = emotion.isfinite().all(1), country >= 0, age.isfinite()
-    if "emotion" in predicted: found["C"] = float(concordance(predicted["emotion"][rated], emotion[rated]).mean())
-    if "country" in predicted: found["U"] = float(recall_score(country[placed].numpy(), predicted["country"][placed].argmax(1).numpy(), average="macro", zero_division=0))
-    if "age" in predicted: found["M"] = float((predicted["age"] - age)[dated].abs().mean())
-    return found | ({"S": multitask_score(found["C"], found["U"], found["M"])} if len(found) == 3 else {})
+    if "emotion" in predicted:
+        found["C"] = float(concordance(predicted["emotion"][rated], emotion[rated]).mean())
+    if "country" in predicted:
+        found["U"] = float(
+            recall_score(
+                country[placed].numpy(),
+                predicted["country"][placed].argmax(1).numpy(),
+                average="macro",
+                zero_division=0,
+            )
+        )
+    if "age" in predicted:
+        found["M"] = float((predicted["age"] - age)[dated].abs().mean())
+    return found | (
+        {"S": multitask_score(found["C"], found["U"], found["M"])} if len(found) == 3 else {}
+    )
 
 # %% ../../nbs/exvo/02_model.ipynb #5d871145
 TASKS = ("emotion", "country", "age")
@@ -71,6 +85,7 @@ TASKS = ("emotion", "country", "age")
 
 class Heads(nn.Module):
     "A linear head for each task."
+
     age_mean: Tensor
     age_std: Tensor
 
@@ -81,19 +96,27 @@ class Heads(nn.Module):
         tasks: Sequence[str] = TASKS,  # which of `TASKS`
         num_emotions: int = 10,  # E
         num_countries: int = 4,  # K
-        age: tuple[float, float] = (30.0, 5.5),  # mean and standard deviation of ages in training, years
+        age: tuple[float, float] = (
+            30.0,
+            5.5,
+        ),  # mean and standard deviation of ages in training, years
     ):
         super().__init__()
-        if not tasks or set(tasks) - set(TASKS): raise ValueError(f"tasks must be some of {', '.join(TASKS)}; got {list(tasks)}")
+        if not tasks or set(tasks) - set(TASKS):
+            raise ValueError(f"tasks must be some of {', '.join(TASKS)}; got {list(tasks)}")
         sizes = {"emotion": num_emotions, "country": num_countries, "age": 1}
-        self.by_task = nn.ModuleDict({t: nn.Linear(num_features, sizes[t]) for t in TASKS if t in tasks})
+        self.by_task = nn.ModuleDict(
+            {t: nn.Linear(num_features, sizes[t]) for t in TASKS if t in tasks}
+        )
         self.register_buffer("age_mean", torch.tensor(age[0]))
         self.register_buffer("age_std", torch.tensor(age[1]))
 
     def forward(self, features: Float[Tensor, "B D"]) -> dict[str, Tensor]:
         out = {task: head(features) for task, head in self.by_task.items()}
-        if "emotion" in out: out["emotion"] = out["emotion"].sigmoid()
-        if "age" in out: out["age"] = self.age_mean + self.age_std * out["age"][:, 0]
+        if "emotion" in out:
+            out["emotion"] = out["emotion"].sigmoid()
+        if "age" in out:
+            out["age"] = self.age_mean + self.age_std * out["age"][:, 0]
         return out
 
 # %% ../../nbs/exvo/02_model.ipynb #14f6e44d
@@ -106,14 +129,25 @@ def narrow_resnet(
     from timm.models.resnet import BasicBlock, ResNet
 
     blocks = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2)}
-    if depth not in blocks: raise ValueError(f"depth must be one of {', '.join(map(str, blocks))}; got {depth}")
-    if width < 2: raise ValueError(f"width must be at least 2; got {width}")
+    if depth not in blocks:
+        raise ValueError(f"depth must be one of {', '.join(map(str, blocks))}; got {depth}")
+    if width < 2:
+        raise ValueError(f"width must be at least 2; got {width}")
     build: Any = ResNet
-    return build(BasicBlock, blocks[depth], in_chans=1, num_classes=0, channels=tuple(width * 2**k for k in range(4)), stem_type="deep", stem_width=width // 2)
+    return build(
+        BasicBlock,
+        blocks[depth],
+        in_chans=1,
+        num_classes=0,
+        channels=tuple(width * 2**k for k in range(4)),
+        stem_type="deep",
+        stem_width=width // 2,
+    )
 
-
+# %% ../../nbs/exvo/02_model.ipynb #5afa2a4f
 class SpectrogramNet(nn.Module):
     "A timm backbone on spectrograms, pooled over the true length of each burst, with a head for each task."
+
     mean: Tensor
     std: Tensor
 
@@ -134,12 +168,21 @@ class SpectrogramNet(nn.Module):
         self.std.copy_(std)
         return self
 
-    def features(self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None) -> Float[Tensor, "B D"]:
-        maps = self.backbone.forward_features(((mel - self.mean) / self.std)[:, None]).mean(2)  # (B, D, t)
-        if lengths is None: return maps.mean(2)
-        return masked_mean(maps, (lengths * maps.shape[2] / mel.shape[2]).ceil().long().clamp(1, maps.shape[2]))
+    def features(
+        self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None
+    ) -> Float[Tensor, "B D"]:
+        maps = self.backbone.forward_features(((mel - self.mean) / self.std)[:, None]).mean(
+            2
+        )  # (B, D, t)
+        if lengths is None:
+            return maps.mean(2)
+        return masked_mean(
+            maps, (lengths * maps.shape[2] / mel.shape[2]).ceil().long().clamp(1, maps.shape[2])
+        )
 
-    def forward(self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None
+    ) -> dict[str, Tensor]:
         return self.heads(self.features(mel, lengths))
 
 # %% ../../nbs/exvo/02_model.ipynb #20918804
@@ -158,27 +201,43 @@ def burst_classifier(
     "A timm backbone by name with three heads."
     import timm
 
-    return SpectrogramNet(timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=0), **heads)
+    return SpectrogramNet(
+        timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=0), **heads
+    )
 
 # %% ../../nbs/exvo/02_model.ipynb #a4b7f195
 def grouped(
-    nets: Sequence[nn.Module],  # of one shape, with convolutions and batch normalization as their only weights
+    nets: Sequence[
+        nn.Module
+    ],  # of one shape, with convolutions and batch normalization as their only weights
     *,
     shared: bool = False,  # all look at the same input
-) -> nn.Module:  # (B, S C, ...), or (B, C, ...) if shared, to (B, S D, ...), the channels of each net in turn
+) -> (
+    nn.Module
+):  # (B, S C, ...), or (B, C, ...) if shared, to (B, S D, ...), the channels of each net in turn
     "Convolutional nets side by side in one net."
     whole, first = copy.deepcopy(nets[0]), shared
     for name, module in list(whole.named_modules()):
         if isinstance(module, nn.Conv2d):
             module.out_channels *= len(nets)
-            if not first: module.in_channels, module.groups = module.in_channels * len(nets), module.groups * len(nets)
+            if not first:
+                module.in_channels, module.groups = (
+                    module.in_channels * len(nets),
+                    module.groups * len(nets),
+                )
             first = False
-        elif isinstance(module, nn.BatchNorm2d): module.num_features *= len(nets)
-        elif list(module.parameters(recurse=False)): raise ValueError(f"nets must hold no weights but of Conv2d and BatchNorm2d; {name} is a {type(module).__name__}")
+        elif isinstance(module, nn.BatchNorm2d):
+            module.num_features *= len(nets)
+        elif list(module.parameters(recurse=False)):
+            raise ValueError(
+                f"nets must hold no weights but of Conv2d and BatchNorm2d; {name} is a {type(module).__name__}"
+            )
         own = [n.get_submodule(name) for n in nets]
-        for key, _ in list(module.named_parameters(recurse=False)): setattr(module, key, nn.Parameter(torch.cat([getattr(m, key).detach() for m in own])))
+        for key, _ in list(module.named_parameters(recurse=False)):
+            setattr(module, key, nn.Parameter(torch.cat([getattr(m, key).detach() for m in own])))
         for key, old in list(module.named_buffers(recurse=False)):
-            if old.ndim: setattr(module, key, torch.cat([getattr(m, key) for m in own]))
+            if old.ndim:
+                setattr(module, key, torch.cat([getattr(m, key) for m in own]))
     return whole
 
 # %% ../../nbs/exvo/02_model.ipynb #c5887185
@@ -190,16 +249,22 @@ class SideBySide(nn.Module):
         nets: Sequence[SpectrogramNet],  # standardized alike
     ):
         super().__init__()
-        if len({(float(n.mean), float(n.std)) for n in nets}) != 1: raise ValueError("nets must be at least one, and standardized by the same spectrograms")
+        if len({(float(n.mean), float(n.std)) for n in nets}) != 1:
+            raise ValueError("nets must be at least one, and standardized by the same spectrograms")
         self.lenders = list(nets)
         shapes = [{k: w.shape for k, w in n.backbone.state_dict().items()} for n in nets]
-        if any(s != shapes[0] for s in shapes): raise ValueError("nets must have backbones of one shape; train others one by one")
+        if any(s != shapes[0] for s in shapes):
+            raise ValueError("nets must have backbones of one shape; train others one by one")
         self.body = copy.deepcopy(nets[0])
-        self.body.backbone = grouped([n.backbone for n in nets], shared=True).to(memory_format=torch.channels_last)
+        self.body.backbone = grouped([n.backbone for n in nets], shared=True).to(
+            memory_format=torch.channels_last
+        )
         self.body.heads = nn.Identity()  # type: ignore[assignment]
         self.heads = nn.ModuleList([n.heads for n in nets])
 
-    def forward(self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None) -> list[dict[str, Tensor]]:  # of each net
+    def forward(
+        self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None
+    ) -> list[dict[str, Tensor]]:  # of each net
         features = self.body.features(mel, lengths).chunk(len(self.heads), 1)
         return [head(x) for head, x in zip(self.heads, features, strict=True)]
 
@@ -209,7 +274,10 @@ class SideBySide(nn.Module):
         whole = self.body.backbone.state_dict()
         own = [n.backbone.state_dict() for n in self.lenders]
         for key, weight in whole.items():
-            for target, part in zip(own, weight.chunk(len(own)) if weight.ndim else [weight] * len(own), strict=True): target[key].copy_(part)
+            for target, part in zip(
+                own, weight.chunk(len(own)) if weight.ndim else [weight] * len(own), strict=True
+            ):
+                target[key].copy_(part)
 
     @torch.no_grad()
     def clip(
@@ -218,13 +286,25 @@ class SideBySide(nn.Module):
         also: Iterable[nn.Module],  # what else each net learns
     ) -> None:
         "Scale gradients so that the norm of each net's is at most `largest`."
-        shared = [p.grad.unflatten(0, (len(self.heads), -1)) for p in self.body.parameters() if p.grad is not None]
-        own = [[p.grad for part in parts for p in part.parameters() if p.grad is not None] for parts in zip(self.heads, also, strict=True)]
-        norm = (sum(g.square().flatten(1).sum(1) for g in shared) + torch.stack([torch.stack([g.square().sum() for g in grads]).sum() for grads in own])).sqrt()
+        shared = [
+            p.grad.unflatten(0, (len(self.heads), -1))
+            for p in self.body.parameters()
+            if p.grad is not None
+        ]
+        own = [
+            [p.grad for part in parts for p in part.parameters() if p.grad is not None]
+            for parts in zip(self.heads, also, strict=True)
+        ]
+        norm = (
+            sum(g.square().flatten(1).sum(1) for g in shared)
+            + torch.stack([torch.stack([g.square().sum() for g in grads]).sum() for grads in own])
+        ).sqrt()
         scale = (largest / (norm + 1e-6)).clamp(max=1)
-        for g in shared: g *= scale.view(-1, *[1] * (g.ndim - 1))
+        for g in shared:
+            g *= scale.view(-1, *[1] * (g.ndim - 1))
         for s, grads in zip(scale, own, strict=True):
-            for g in grads: g *= s
+            for g in grads:
+                g *= s
 
 # %% ../../nbs/exvo/02_model.ipynb #de322cde
 def functionals(
@@ -238,7 +318,7 @@ def functionals(
         moments += [mean, masked_mean((x - mean[..., None]).square(), n).sqrt()]
     return torch.cat([*moments, lengths[:, None].float().log()], 1)
 
-
+# %% ../../nbs/exvo/02_model.ipynb #e1b2f8a9
 class FunctionalsNet(nn.Module):
     "Two shared layers on standardized functionals, and a head for each task."
 
@@ -251,7 +331,8 @@ class FunctionalsNet(nn.Module):
     ):
         super().__init__()
         layers: list[nn.Module] = [nn.BatchNorm1d(num_features, affine=False, momentum=None)]
-        for inner, outer in zip((num_features, *widths[:-1]), widths, strict=True): layers += [nn.Linear(inner, outer), nn.LayerNorm(outer), nn.LeakyReLU()]
+        for inner, outer in zip((num_features, *widths[:-1]), widths, strict=True):
+            layers += [nn.Linear(inner, outer), nn.LayerNorm(outer), nn.LeakyReLU()]
         self.body, self.heads = nn.Sequential(*layers), Heads(widths[-1], **heads)
 
     def forward(self, features: Float[Tensor, "B D"]) -> dict[str, Tensor]:
@@ -263,26 +344,52 @@ class ConformerBlock(nn.Module):
 
     def __init__(self, width: int, num_heads: int, kernel: int, dropout: float):
         super().__init__()
-        if width % num_heads: raise ValueError(f"width must be a multiple of num_heads; got {width} and {num_heads}")
-        feed = lambda: nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(4 * width, width), nn.Dropout(dropout))
+        if width % num_heads:
+            raise ValueError(f"width must be a multiple of num_heads; got {width} and {num_heads}")
+        feed = lambda: nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, 4 * width),
+            nn.SiLU(),
+            nn.Dropout(dropout),
+            nn.Linear(4 * width, width),
+            nn.Dropout(dropout),
+        )
         self.first, self.second, self.norm = feed(), feed(), nn.LayerNorm(width)
-        self.attention_norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.attention_norm, self.qkv, self.out = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
         self.distance = nn.Embedding(2 * MAX_DISTANCE + 1, num_heads)
         self.gate = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GLU(-1))
         self.mix = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
-        self.after = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width), nn.Dropout(dropout))
+        self.after = nn.Sequential(
+            nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, width), nn.Dropout(dropout)
+        )
         self.num_heads = num_heads
         nn.init.zeros_(self.distance.weight)
 
     def attend(self, x: Float[Tensor, "B T D"], keep: Tensor) -> Float[Tensor, "B T D"]:
-        q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.attention_norm(x))
+            .unflatten(-1, (3, self.num_heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         place = torch.arange(x.shape[1], device=x.device)
         apart = (place[None] - place[:, None]).clamp(-MAX_DISTANCE, MAX_DISTANCE) + MAX_DISTANCE
-        bias = self.distance(apart).permute(2, 0, 1)[None].masked_fill(~keep[:, None, None], float("-inf"))
-        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
+        bias = (
+            self.distance(apart)
+            .permute(2, 0, 1)[None]
+            .masked_fill(~keep[:, None, None], float("-inf"))
+        )
+        return self.out(
+            F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        )
 
     def convolve(self, x: Float[Tensor, "B T D"], keep: Tensor) -> Float[Tensor, "B T D"]:
-        return self.after(self.mix((self.gate(x) * keep[..., None]).transpose(1, 2)).transpose(1, 2))
+        return self.after(
+            self.mix((self.gate(x) * keep[..., None]).transpose(1, 2)).transpose(1, 2)
+        )
 
     def forward(self, x: Float[Tensor, "B T D"], keep: Tensor) -> Float[Tensor, "B T D"]:
         x = x + 0.5 * self.first(x)
@@ -290,7 +397,7 @@ class ConformerBlock(nn.Module):
         x = x + self.convolve(x, keep)
         return self.norm(x + 0.5 * self.second(x))
 
-
+# %% ../../nbs/exvo/02_model.ipynb #6ba8f47e
 MAX_DISTANCE = 64  # frames; what is farther apart shares a bias
 
 # %% ../../nbs/exvo/02_model.ipynb #525e1995
@@ -308,16 +415,23 @@ class Conformer(nn.Module):
         dropout: float = 0.1,  # in every block
     ):
         super().__init__()
-        if kernel % 2 == 0: raise ValueError(f"kernel must be odd; got {kernel}")
-        self.subsample = nn.Sequential(nn.Conv1d(num_mels, width, 3, 2, 1), nn.SiLU(), nn.Conv1d(width, width, 3, 2, 1))
-        self.blocks = nn.ModuleList([ConformerBlock(width, num_heads, kernel, dropout) for _ in range(num_blocks)])
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel must be odd; got {kernel}")
+        self.subsample = nn.Sequential(
+            nn.Conv1d(num_mels, width, 3, 2, 1), nn.SiLU(), nn.Conv1d(width, width, 3, 2, 1)
+        )
+        self.blocks = nn.ModuleList(
+            [ConformerBlock(width, num_heads, kernel, dropout) for _ in range(num_blocks)]
+        )
         self.num_features = width
 
     def forward(
         self,
         mel: Float[Tensor, "B F T"],  # standardized
         lengths: Int[Tensor, "B"],  # true frames
-    ) -> tuple[list[Float[Tensor, "B t D"]], Int[Tensor, "B"]]:  # input of the blocks and output of each; frames of each burst
+    ) -> tuple[
+        list[Float[Tensor, "B t D"]], Int[Tensor, "B"]
+    ]:  # input of the blocks and output of each; frames of each burst
         "Features after the front end and after every block, four times fewer frames."
         hidden = mel * length_mask(lengths, mel.shape[2])[:, None]
         for layer in self.subsample:
@@ -327,14 +441,17 @@ class Conformer(nn.Module):
                 hidden = hidden * length_mask(lengths, hidden.shape[2])[:, None]
         x, keep = hidden.transpose(1, 2), length_mask(lengths, hidden.shape[2])
         found = [x]
-        for block in self.blocks: found.append(block(found[-1], keep))
+        for block in self.blocks:
+            found.append(block(found[-1], keep))
         return found, lengths
 
 # %% ../../nbs/exvo/02_model.ipynb #eb5db8a1
 @torch.no_grad()
 def layer_means(
     model: nn.Module,  # a `Conformer`, or a transformers model with hidden states
-    inputs: Float[Tensor, "B ..."],  # spectrograms (B, F, T); for transformers what its feature extractor gives
+    inputs: Float[
+        Tensor, "B ..."
+    ],  # spectrograms (B, F, T); for transformers what its feature extractor gives
     lengths: Int[Tensor, "B"],  # true frames of the inputs
 ) -> Float[Tensor, "L B D"]:  # L layers
     "Average over time of every layer's features."

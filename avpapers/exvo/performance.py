@@ -40,6 +40,7 @@ __all__ = ['SIZES', 'HABITS', 'COUNTRIES', 'Batch', 'AGE_STD', 'CASES', 'Config'
 @dataclass(frozen=True)
 class Config:
     "Sizes of the benchmark."
+
     rounds: int = 20  # at most; fewer once every ratio is known to 5 %
     clips: int = 64  # B, clips heard at once
     seconds: float = 1.5  # length of a clip
@@ -52,7 +53,9 @@ class Config:
 
 
 SIZES = {
-    "smoke": Config(2, clips=8, bursts=1_000, features=200, batch=256, seeds=2, stacked_batch=8, repeats=1),
+    "smoke": Config(
+        2, clips=8, bursts=1_000, features=200, batch=256, seeds=2, stacked_batch=8, repeats=1
+    ),
     "night": Config(),
     "gpu": Config(clips=1_024, batch=4_096, stacked_batch=256),
 }
@@ -69,11 +72,19 @@ def hearing_case(c: Config, device: str) -> Case:
         "librosa, all clips": lambda: with_librosa(front, samples),
         "transforms alone": transform,
     }
-    try: variants["torchaudio"] = with_torchaudio(front, there)
-    except (ImportError, RuntimeError, OSError): pass  # not installed, or built for another torch
-    return Case("log-mel", variants, f"B={c.clips}, {c.seconds:g} s", lower_bound="transforms alone", items=c.clips)
+    try:
+        variants["torchaudio"] = with_torchaudio(front, there)
+    except (ImportError, RuntimeError, OSError):
+        pass  # not installed, or built for another torch
+    return Case(
+        "log-mel",
+        variants,
+        f"B={c.clips}, {c.seconds:g} s",
+        lower_bound="transforms alone",
+        items=c.clips,
+    )
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #042173c3
 def with_librosa(front: LogMel, samples: np.ndarray) -> np.ndarray:
     "The same spectrogram in decibels."
     import librosa
@@ -82,12 +93,21 @@ def with_librosa(front: LogMel, samples: np.ndarray) -> np.ndarray:
                                            n_mels=front.num_mels, pad_mode="constant")  # fmt: skip
     return librosa.power_to_db(power, amin=front.floor, top_db=None)
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #1f355d0c
 def with_torchaudio(front: LogMel, wave: Tensor) -> Callable[[], Tensor]:
     "The same spectrogram in decibels."
     from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
 
-    mel = MelSpectrogram(front.sample_rate, front.n_fft, front.window_length, front.hop, n_mels=front.num_mels, norm="slaney", mel_scale="slaney", pad_mode="constant")
+    mel = MelSpectrogram(
+        front.sample_rate,
+        front.n_fft,
+        front.window_length,
+        front.hop,
+        n_mels=front.num_mels,
+        norm="slaney",
+        mel_scale="slaney",
+        pad_mode="constant",
+    )
     both = nn.Sequential(mel, AmplitudeToDB("power")).to(wave.device)
     return torch.no_grad()(lambda: both(wave))
 
@@ -105,7 +125,7 @@ class _Clock(TorchDispatchMode):
         self.seconds[func.overloadpacket.__name__] += time.perf_counter() - start
         return out
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #6ac683fd
 def time_by_operation(
     call: Callable[[], Any],  # on the CPU
     *,
@@ -115,7 +135,8 @@ def time_by_operation(
     "Where the time of a call goes."
     call()
     with _Clock() as clock:
-        for _ in range(rounds): call()
+        for _ in range(rounds):
+            call()
     shares = {name: s / clock.seconds.total() for name, s in clock.seconds.most_common()}
     return {name: s for name, s in shares.items() if s >= least}
 
@@ -127,14 +148,26 @@ COUNTRIES = ("China", "South Africa", "United States", "Venezuela")
 def random_functionals(c: Config) -> Heard:
     "Random numbers in the shape of the competition's training set."
     g = seeded_generator(0)
-    emotion, country, age = torch.rand(c.bursts, 10, generator=g), torch.randint(4, (c.bursts,), generator=g), 20 + 19.5 * torch.rand(c.bursts, generator=g)
+    emotion, country, age = (
+        torch.rand(c.bursts, 10, generator=g),
+        torch.randint(4, (c.bursts,), generator=g),
+        20 + 19.5 * torch.rand(c.bursts, generator=g),
+    )
     inputs = torch.empty(c.bursts, c.features).normal_(generator=g)
-    return Heard(inputs, torch.ones(c.bursts, dtype=torch.long), emotion, country, age, ("nobody",) * c.bursts)
+    return Heard(
+        inputs,
+        torch.ones(c.bursts, dtype=torch.long),
+        emotion,
+        country,
+        age,
+        ("nobody",) * c.bursts,
+    )
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #a78e828a
 def functionals_net(c: Config, device: str) -> FunctionalsNet:
     "The competition's small net, the same weights each time."
-    with seeded_globals(0): return FunctionalsNet(c.features).to(device)
+    with seeded_globals(0):
+        return FunctionalsNet(c.features).to(device)
 
 
 def adam(
@@ -162,13 +195,20 @@ def resident_steps(
     num_steps: int = 1,  # steps a call
 ) -> Callable[[], Tensor]:  # gives the last loss
     "Training steps on rows of one tensor."
-    batches, generator, std = ShuffledBatches(*heard.tensors, batch_size=batch_size), seeded_generator(0), heard.age_scale[1]
+    batches, generator, std = (
+        ShuffledBatches(*heard.tensors, batch_size=batch_size),
+        seeded_generator(0),
+        heard.age_scale[1],
+    )
     optimizer = adam(net.parameters(), weight_decay=1e-4)
 
     def steps() -> Tensor:
         for _ in range(num_steps):
             inputs, _, *labels = batches(generator)
-            loss = sum(task_losses(net(inputs), *labels, age_std=std).values(), torch.zeros((), device=inputs.device))
+            loss = sum(
+                task_losses(net(inputs), *labels, age_std=std).values(),
+                torch.zeros((), device=inputs.device),
+            )
             update(optimizer, loss)
         return loss.detach()
 
@@ -184,10 +224,17 @@ def customary_steps(
     num_steps: int = 1,  # steps a call
 ) -> Callable[[], Tensor]:  # gives the last loss
     "The same steps, taken as the competition's loop takes them."
-    if unknown := set(habits) - set(HABITS): raise ValueError(f"habits must be some of {', '.join(HABITS)}; got {sorted(unknown)}")
-    device, std, optimizer = next(net.parameters()).device, heard.age_scale[1], adam(net.parameters(), fused="plain Adam" not in habits, weight_decay=1e-4)
+    if unknown := set(habits) - set(HABITS):
+        raise ValueError(f"habits must be some of {', '.join(HABITS)}; got {sorted(unknown)}")
+    device, std, optimizer = (
+        next(net.parameters()).device,
+        heard.age_scale[1],
+        adam(net.parameters(), fused="plain Adam" not in habits, weight_decay=1e-4),
+    )
     columns = list(heard.emotion.T.contiguous().numpy())
-    batches = _item_batches(heard, batch_size) if "items" in habits else _row_batches(heard, batch_size)
+    batches = (
+        _item_batches(heard, batch_size) if "items" in habits else _row_batches(heard, batch_size)
+    )
 
     def steps() -> Tensor:
         for _ in range(num_steps):
@@ -195,8 +242,11 @@ def customary_steps(
             emotion = _copied(columns, rows) if "columns" in habits else heard.emotion[rows]
             country = _encoded(heard.country[rows]) if "encoding" in habits else heard.country[rows]
             inputs = inputs.to(device)
-            if "second pass" in habits: net(inputs)
-            losses = task_losses(net(inputs), emotion.to(device), country.to(device), age.to(device), age_std=std)
+            if "second pass" in habits:
+                net(inputs)
+            losses = task_losses(
+                net(inputs), emotion.to(device), country.to(device), age.to(device), age_std=std
+            )
             loss = sum(losses.values(), torch.zeros((), device=device))
             update(optimizer, loss)
         return loss.detach()
@@ -211,24 +261,31 @@ def _order(heard: Heard) -> Tensor:
 def _item_batches(heard: Heard, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     "Inputs, rows and ages, fetched one by one."
     items: Any = _Items(heard)
-    loader = torch.utils.data.DataLoader(items, batch_size, sampler=_order(heard).tolist(), drop_last=True)
-    while True: yield from loader
+    loader = torch.utils.data.DataLoader(
+        items, batch_size, sampler=_order(heard).tolist(), drop_last=True
+    )
+    while True:
+        yield from loader
 
 
 def _row_batches(heard: Heard, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     "Inputs, rows and ages, fetched together."
     while True:
-        for rows in _order(heard).split(batch_size): yield heard.inputs[rows], rows, heard.age[rows]
+        for rows in _order(heard).split(batch_size):
+            yield heard.inputs[rows], rows, heard.age[rows]
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #c8abe147
 class _Items:
     "Bursts by number."
 
-    def __init__(self, heard: Heard): self.heard = heard
+    def __init__(self, heard: Heard):
+        self.heard = heard
 
-    def __len__(self) -> int: return len(self.heard)
+    def __len__(self) -> int:
+        return len(self.heard)
 
-    def __getitem__(self, k: int) -> tuple[Tensor, int, Tensor]: return self.heard.inputs[k], k, self.heard.age[k]
+    def __getitem__(self, k: int) -> tuple[Tensor, int, Tensor]:
+        return self.heard.inputs[k], k, self.heard.age[k]
 
 
 def _copied(columns: Sequence[np.ndarray], rows: Tensor) -> Tensor:
@@ -245,32 +302,53 @@ def _encoded(country: Tensor) -> Tensor:
 
 # %% ../../nbs/exvo/06_performance.ipynb #9add9c41
 def _moved(heard: Heard, device: str) -> Heard:
-    return replace(heard, **{name: getattr(heard, name).to(device) for name in ("inputs", "lengths", "emotion", "country", "age")})
+    return replace(
+        heard,
+        **{
+            name: getattr(heard, name).to(device)
+            for name in ("inputs", "lengths", "emotion", "country", "age")
+        },
+    )
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #f4a9be78
 def training_case(c: Config, device: str) -> Case:
     "An epoch on functionals."
     heard = random_functionals(c)
     near = heard if device == "cpu" else _moved(heard, device)
     net, slow = lambda: functionals_net(c, device), 16
-    layer, rows, out = (torch.randn(*shape, device=device) for shape in ((128, c.features), (c.batch, c.features), (c.batch, 128)))
+    layer, rows, out = (
+        torch.randn(*shape, device=device)
+        for shape in ((128, c.features), (c.batch, c.features), (c.batch, 128))
+    )
     variants: dict[str, Callable[[], Any]] = {
         "ours": resident_steps(net(), near, batch_size=c.batch),
         "ours, batches of 8": resident_steps(net(), near, batch_size=8, num_steps=slow),
         "the competition's way": customary_steps(net(), heard, num_steps=slow),
     }
-    for left in HABITS: variants[f"without {left}"] = customary_steps(net(), heard, habits=[h for h in HABITS if h != left], num_steps=slow)
+    for left in HABITS:
+        variants[f"without {left}"] = customary_steps(
+            net(), heard, habits=[h for h in HABITS if h != left], num_steps=slow
+        )
     variants["products alone"] = lambda: (rows @ layer.T, out.T @ rows)
     items = {name: c.batch if name in ("ours", "products alone") else 8 * slow for name in variants}
     sizes = f"N={c.bursts:,}, D={c.features:,}, B={c.batch} and 8"
-    return Case("epoch on functionals", variants, sizes, lower_bound="products alone", items=items, whole=c.bursts)
+    return Case(
+        "epoch on functionals",
+        variants,
+        sizes,
+        lower_bound="products alone",
+        items=items,
+        whole=c.bursts,
+    )
 
 # %% ../../nbs/exvo/06_performance.ipynb #2f8d2ef3
 Batch = Sequence[Tensor]  # (S, B, ...) each: inputs, lengths, emotion, country, age
 AGE_STD = 5.5  # years
 
 
-def looped_steps(nets: Sequence[nn.Module], batch: Batch, tasks: Sequence[Sequence[str]]) -> Callable[[], None]:
+def looped_steps(
+    nets: Sequence[nn.Module], batch: Batch, tasks: Sequence[Sequence[str]]
+) -> Callable[[], None]:
     "A training step of each net, one after the other."
     optimizers = [adam(net.parameters()) for net in nets]
 
@@ -278,37 +356,52 @@ def looped_steps(nets: Sequence[nn.Module], batch: Batch, tasks: Sequence[Sequen
         for s, (net, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
             inputs, lengths, *labels = (t[s] for t in batch)
             losses = task_losses(_ask(net, inputs, lengths), *labels, age_std=AGE_STD)
-            update(optimizer, sum((losses[t] for t in tasks[s]), torch.zeros((), device=inputs.device)))
+            update(
+                optimizer, sum((losses[t] for t in tasks[s]), torch.zeros((), device=inputs.device))
+            )
 
     return steps
 
-
-def stacked_steps(nets: Sequence[nn.Module], batch: Batch, tasks: Sequence[Sequence[str]]) -> tuple[Callable[[], None], dict[str, Tensor]]:
+# %% ../../nbs/exvo/06_performance.ipynb #4754008c
+def stacked_steps(
+    nets: Sequence[nn.Module], batch: Batch, tasks: Sequence[Sequence[str]]
+) -> tuple[Callable[[], None], dict[str, Tensor]]:
     "The same steps on stacked weights (S, ...), which come second."
     weights, buffers = stack_module_state(list(nets))
-    chosen = torch.tensor([[float(t in some) for t in TASKS] for some in tasks], device=batch[0].device)
+    chosen = torch.tensor(
+        [[float(t in some) for t in TASKS] for some in tasks], device=batch[0].device
+    )
     ask = vmap(lambda w, b, x, n: functional_call(nets[0], (w, b), (x, n) if x.ndim == 3 else (x,)))
     optimizer = adam(weights.values())
     inputs, lengths, *labels = batch
 
-    def steps() -> None: update(optimizer, _summed(ask(weights, buffers, inputs, lengths), labels, chosen))
+    def steps() -> None:
+        update(optimizer, _summed(ask(weights, buffers, inputs, lengths), labels, chosen))
 
     return steps, weights
 
-
-def grouped_steps(nets: Sequence[SpectrogramNet], batch: Batch, tasks: Sequence[Sequence[str]]) -> tuple[Callable[[], None], nn.Module]:
+# %% ../../nbs/exvo/06_performance.ipynb #1c295d6c
+def grouped_steps(
+    nets: Sequence[SpectrogramNet], batch: Batch, tasks: Sequence[Sequence[str]]
+) -> tuple[Callable[[], None], nn.Module]:
     "The same steps with grouped convolutions and stacked heads; the net comes second."
     inputs, lengths, *labels = batch
     body: Any = grouped([net.backbone for net in nets])
     weights, buffers = stack_module_state([net.heads for net in nets])
     heads = vmap(lambda w, b, x: functional_call(nets[0].heads, (w, b), (x,)))
     optimizer = adam([*body.parameters(), *weights.values()])
-    chosen = torch.tensor([[float(t in some) for t in TASKS] for some in tasks], device=inputs.device)
-    mean, std = (torch.stack([getattr(net, k) for net in nets])[:, None, None, None] for k in ("mean", "std"))
+    chosen = torch.tensor(
+        [[float(t in some) for t in TASKS] for some in tasks], device=inputs.device
+    )
+    mean, std = (
+        torch.stack([getattr(net, k) for net in nets])[:, None, None, None] for k in ("mean", "std")
+    )
     images = ((inputs - mean) / std).transpose(0, 1).contiguous()  # (B, S, F, T)
 
     def steps() -> None:
-        maps = body.forward_features(images).mean(2).unflatten(1, (len(nets), -1)).transpose(0, 1)  # (S, B, D, t)
+        maps = (
+            body.forward_features(images).mean(2).unflatten(1, (len(nets), -1)).transpose(0, 1)
+        )  # (S, B, D, t)
         true = (lengths * maps.shape[3] / inputs.shape[3]).ceil().long().clamp(1, maps.shape[3])
         features = masked_mean(maps.flatten(0, 1), true.flatten()).unflatten(0, true.shape)
         update(optimizer, _summed(heads(weights, buffers, features), labels, chosen))
@@ -320,7 +413,9 @@ def _ask(net: nn.Module, inputs: Tensor, lengths: Tensor) -> dict[str, Tensor]:
     return net(inputs, lengths) if inputs.ndim == 3 else net(inputs)
 
 
-def _summed(outputs: dict[str, Tensor], labels: Sequence[Tensor], chosen: Float[Tensor, "S K"]) -> Tensor:
+def _summed(
+    outputs: dict[str, Tensor], labels: Sequence[Tensor], chosen: Float[Tensor, "S K"]
+) -> Tensor:
     "Losses of all nets and of the tasks of each."
     losses = vmap(lambda out, *known: task_losses(out, *known, age_std=AGE_STD))(outputs, *labels)
     return (torch.stack([losses[t] for t in TASKS], 1) * chosen).sum()
@@ -330,34 +425,55 @@ def random_batch(c: Config, shape: Sequence[int], device: str) -> list[Tensor]:
     "A batch for each seed, (S, B, ...) each."
     g, size = seeded_generator(0), (c.seeds, c.stacked_batch)
     lengths = torch.randint(shape[-1] // 2, shape[-1] + 1, size, generator=g)
-    made = [torch.randn(*size, *shape, generator=g), lengths, torch.rand(*size, 10, generator=g), torch.randint(4, size, generator=g), 20 + 19.5 * torch.rand(size, generator=g)]
+    made = [
+        torch.randn(*size, *shape, generator=g),
+        lengths,
+        torch.rand(*size, 10, generator=g),
+        torch.randint(4, size, generator=g),
+        20 + 19.5 * torch.rand(size, generator=g),
+    ]
     return [t.to(device) for t in made]
 
 # %% ../../nbs/exvo/06_performance.ipynb #71e78de7
-def resnet_parts(c: Config, device: str) -> tuple[list[SpectrogramNet], list[Tensor], list[Sequence[str]]]:
+def resnet_parts(
+    c: Config, device: str
+) -> tuple[list[SpectrogramNet], list[Tensor], list[Sequence[str]]]:
     "Nets, batch and tasks: a seed each."
     nets = []
     for seed in range(c.seeds):
-        with seeded_globals(seed): nets.append(burst_resnet(10, width=8).to(device))
+        with seeded_globals(seed):
+            nets.append(burst_resnet(10, width=8).to(device))
     return nets, random_batch(c, (64, 94), device), [TASKS] * c.seeds
 
-
-def small_parts(c: Config, device: str) -> tuple[list[FunctionalsNet], list[Tensor], list[Sequence[str]]]:
+# %% ../../nbs/exvo/06_performance.ipynb #8cfbdc2b
+def small_parts(
+    c: Config, device: str
+) -> tuple[list[FunctionalsNet], list[Tensor], list[Sequence[str]]]:
     "Nets, batch and tasks: a seed and a task each."
     tasks: list[Sequence[str]] = [(t,) for _ in range(c.seeds) for t in TASKS]
     nets = []
     for k in range(len(tasks)):
-        with seeded_globals(k): net = FunctionalsNet(257).to(device)
+        with seeded_globals(k):
+            net = FunctionalsNet(257).to(device)
         for module in net.modules():
-            if isinstance(module, nn.BatchNorm1d): module.momentum = 0.1
+            if isinstance(module, nn.BatchNorm1d):
+                module.momentum = 0.1
         nets.append(net)
-    return nets, [t.repeat_interleave(len(TASKS), 0) for t in random_batch(c, (257,), device)], tasks
+    return (
+        nets,
+        [t.repeat_interleave(len(TASKS), 0) for t in random_batch(c, (257,), device)],
+        tasks,
+    )
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #d634fdb1
 def resnets_case(c: Config, device: str) -> Case:
     "A step of several ResNets."
     parts = lambda: resnet_parts(c, device)
-    variants = {"ours": grouped_steps(*parts())[0], "one by one": looped_steps(*parts()), "stacked by vmap": stacked_steps(*parts())[0]}
+    variants = {
+        "ours": grouped_steps(*parts())[0],
+        "one by one": looped_steps(*parts()),
+        "stacked by vmap": stacked_steps(*parts())[0],
+    }
     sizes = f"{c.seeds} nets, B={c.stacked_batch}, 64 x 94"
     return Case("ResNets, a step", variants, sizes, items=c.seeds * c.stacked_batch)
 
@@ -375,8 +491,18 @@ def subsets_case(c: Config, device: str) -> Case:
     "A pass over some bursts by a net for each set of tasks."
     g, count = seeded_generator(0), 8 * c.stacked_batch
     lengths = torch.randint(24, 48, (count,), generator=g)
-    country, age = torch.randint(4, (count,), generator=g), 20 + 19.5 * torch.rand(count, generator=g)
-    made = torch.randn(count, 40, 47, generator=g), lengths, torch.rand(count, 10, generator=g), country, age
+    country, age = (
+        torch.randint(4, (count,), generator=g),
+        20 + 19.5 * torch.rand(count, generator=g),
+    )
+    made = (
+        torch.randn(count, 40, 47, generator=g),
+        lengths,
+        torch.rand(count, 10, generator=g),
+        country,
+        age,
+    )
+
     def of(who, rows):
         mel, true, emotion, country, age = (t[rows] for t in made)
         return Heard(mel, true, emotion, country, age, (who,) * len(mel))
@@ -386,7 +512,8 @@ def subsets_case(c: Config, device: str) -> Case:
     how: dict[str, Any] = {"num_epochs": 1, "batch_size": c.stacked_batch, "device": device}
 
     def nets() -> list[SpectrogramNet]:
-        with seeded_globals(0): return [burst_resnet(10, width=8, tasks=s) for s in sets]
+        with seeded_globals(0):
+            return [burst_resnet(10, width=8, tasks=s) for s in sets]
 
     variants = {"ours": lambda: train_side_by_side(nets(), train, validation, weightings=["fixed"] * len(sets), **how),
             "one by one": lambda: [train_bursts(n, train, validation, weighting="fixed", **how) for n in nets()]}  # fmt: skip

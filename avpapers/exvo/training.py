@@ -30,6 +30,7 @@ __all__ = ['WEIGHTINGS', 'Heard', 'hear', 'summarize', 'task_losses', 'TaskWeigh
 @dataclass(frozen=True)
 class Heard:
     "Bursts as a net sees them."
+
     inputs: Float[Tensor, "N ..."]  # log-mel spectrograms (N, F, T), or functionals (N, D)
     lengths: Int[Tensor, "N"]  # true frames
     emotion: Float[Tensor, "N E"]  # e, nan where unknown
@@ -50,7 +51,7 @@ class Heard:
         known = self.age[self.age.isfinite()]
         return (float(known.mean()), float(known.std())) if len(known) > 1 else (0.0, 1.0)
 
-
+# %% ../../nbs/exvo/03_training.ipynb #73c0440d
 def hear(
     data: Bursts,  # with waves
     log_mel: LogMel | None = None,  # the front end; None: 64 bands, 25 ms, a frame each 16 ms
@@ -58,13 +59,19 @@ def hear(
     batch_size: int = 256,  # bursts at once
 ) -> Heard:
     "Spectrograms and labels of bursts."
-    if data.waves is None or data.lengths is None: raise ValueError(f"data: {data.name} has no waves; read them with `with_waves`")
+    if data.waves is None or data.lengths is None:
+        raise ValueError(f"data: {data.name} has no waves; read them with `with_waves`")
     front = log_mel or LogMel(64, hop_ms=16.0)
-    with torch.no_grad(): mel = torch.cat([front(w) for w in data.waves.split(batch_size)])
-    emotion = data.emotion if data.emotion is not None else torch.full((len(data.country), 10), torch.nan)
-    return Heard(mel, front.frame_lengths(data.lengths), emotion, data.country, data.age, data.speaker)
+    with torch.no_grad():
+        mel = torch.cat([front(w) for w in data.waves.split(batch_size)])
+    emotion = (
+        data.emotion if data.emotion is not None else torch.full((len(data.country), 10), torch.nan)
+    )
+    return Heard(
+        mel, front.frame_lengths(data.lengths), emotion, data.country, data.age, data.speaker
+    )
 
-
+# %% ../../nbs/exvo/03_training.ipynb #fe1890dc
 def summarize(heard: Heard) -> Heard:
     "The same bursts by their functionals, for the baseline."
     return replace(heard, inputs=functionals(heard.inputs, heard.lengths))
@@ -80,18 +87,22 @@ def task_losses(
 ) -> dict[str, Tensor]:  # of the tasks that are predicted
     "Loss of each task, averaged over what is known."
     found = {}
-    if "emotion" in outputs: found["emotion"] = _known_mean(outputs["emotion"], emotion)
+    if "emotion" in outputs:
+        found["emotion"] = _known_mean(outputs["emotion"], emotion)
     if "country" in outputs:
         total = F.cross_entropy(outputs["country"], country, ignore_index=-1, reduction="sum")
         found["country"] = total / (country >= 0).sum().clamp_min(1)
-    if "age" in outputs: found["age"] = _known_mean(outputs["age"], age) / age_std**2
+    if "age" in outputs:
+        found["age"] = _known_mean(outputs["age"], age) / age_std**2
     return found
 
-
+# %% ../../nbs/exvo/03_training.ipynb #2d72a894
 def _known_mean(predicted: Tensor, target: Tensor) -> Tensor:
     "Mean squared error where the target is known, with a gradient of 0 elsewhere."
     known = ~target.isnan()
-    return torch.where(known, predicted - target.nan_to_num(), 0).square().sum() / known.sum().clamp_min(1)
+    return torch.where(
+        known, predicted - target.nan_to_num(), 0
+    ).square().sum() / known.sum().clamp_min(1)
 
 # %% ../../nbs/exvo/03_training.ipynb #f9e1001d
 WEIGHTINGS = ("fixed", "normalized", "learned")
@@ -103,31 +114,50 @@ class TaskWeights(nn.Module):
     def __init__(
         self,
         weighting: str = "fixed",  # one of `WEIGHTINGS`
-        scales: Mapping[str, float] | None = None,  # loss of a constant prediction, of each task; for "normalized"
+        scales: Mapping[str, float]
+        | None = None,  # loss of a constant prediction, of each task; for "normalized"
     ):
         super().__init__()
-        if weighting not in WEIGHTINGS: raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got {weighting!r}")
-        if weighting == "normalized" and not scales: raise ValueError("scales must give the loss of a constant prediction of each task; use `constant_losses`")
+        if weighting not in WEIGHTINGS:
+            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got {weighting!r}")
+        if weighting == "normalized" and not scales:
+            raise ValueError(
+                "scales must give the loss of a constant prediction of each task; use `constant_losses`"
+            )
         self.weighting, self.scales = weighting, dict(scales or {})
-        self.s = nn.ParameterDict({t: nn.Parameter(torch.tensor(-0.33)) for t in TASKS}) if weighting == "learned" else None
+        self.s = (
+            nn.ParameterDict({t: nn.Parameter(torch.tensor(-0.33)) for t in TASKS})
+            if weighting == "learned"
+            else None
+        )
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        if self.s is not None: parts = [0.5 * (-self.s[t]).exp() * v + 0.5 * self.s[t] for t, v in losses.items()]
-        else: parts = [v / self.scales[t] if self.weighting == "normalized" else v for t, v in losses.items()]
+        if self.s is not None:
+            parts = [0.5 * (-self.s[t]).exp() * v + 0.5 * self.s[t] for t, v in losses.items()]
+        else:
+            parts = [
+                v / self.scales[t] if self.weighting == "normalized" else v
+                for t, v in losses.items()
+            ]
         return torch.stack(parts).sum()
 
-
+# %% ../../nbs/exvo/03_training.ipynb #5a5b12a3
 def constant_losses(heard: Heard) -> dict[str, float]:
     "Loss of the best constant prediction of each task."
     shares = torch.bincount(heard.country[heard.country >= 0]).double()
     shares = shares / shares.sum().clamp_min(1)
     known = heard.emotion[heard.emotion.isfinite().all(1)]
-    return {"emotion": float(known.var(0, correction=0).mean()) if len(known) else 1.0, "country": float(-torch.xlogy(shares, shares).sum()) or 1.0, "age": 1.0}
+    return {
+        "emotion": float(known.var(0, correction=0).mean()) if len(known) else 1.0,
+        "country": float(-torch.xlogy(shares, shares).sum()) or 1.0,
+        "age": 1.0,
+    }
 
 # %% ../../nbs/exvo/03_training.ipynb #7c85e670
 @dataclass
 class Trained:
     "A model and the weights it had at its best, by each rule."
+
     model: nn.Module
     best: dict[str, dict[str, Tensor]]  # "together", and each task -> weights
     validation: dict[str, float]  # rule -> score there
@@ -135,11 +165,12 @@ class Trained:
 
     def use(self, rule: str) -> nn.Module:
         "The model with the best weights by a rule, in eval mode."
-        if rule not in self.best: raise ValueError(f"rule must be one of {', '.join(self.best)}; got {rule!r}")
+        if rule not in self.best:
+            raise ValueError(f"rule must be one of {', '.join(self.best)}; got {rule!r}")
         self.model.load_state_dict(self.best[rule])
         return self.model.eval()
 
-
+# %% ../../nbs/exvo/03_training.ipynb #26f03cb6
 def predict(
     model: nn.Module,  # in eval mode
     heard: Heard,
@@ -149,13 +180,23 @@ def predict(
     "Predictions of all tasks a model has."
     return _predict_each(model, heard, batch_size)[0]
 
-
+# %% ../../nbs/exvo/03_training.ipynb #5fb5419e
 @torch.no_grad()
 def _predict_each(model: nn.Module, heard: Heard, batch_size: int = 256) -> list[dict[str, Tensor]]:
     "Predictions of a model, or of each of several side by side."
     device = next(model.parameters()).device
-    parts = [_ask(model, heard.inputs[k : k + batch_size].to(device), heard.lengths[k : k + batch_size].to(device)) for k in range(0, len(heard), batch_size)]
-    return [{task: torch.cat([p[task] for p in own]).cpu() for task in own[0]} for own in zip(*parts, strict=True)]
+    parts = [
+        _ask(
+            model,
+            heard.inputs[k : k + batch_size].to(device),
+            heard.lengths[k : k + batch_size].to(device),
+        )
+        for k in range(0, len(heard), batch_size)
+    ]
+    return [
+        {task: torch.cat([p[task] for p in own]).cpu() for task in own[0]}
+        for own in zip(*parts, strict=True)
+    ]
 
 
 def _ask(model: nn.Module, inputs: Tensor, lengths: Tensor) -> list[dict[str, Tensor]]:
@@ -166,9 +207,16 @@ def _ask(model: nn.Module, inputs: Tensor, lengths: Tensor) -> list[dict[str, Te
 class _Keeper(nn.Module):
     "Remembers the weights that were best on validation speakers, by each rule."
 
-    def __init__(self, model: nn.Module, validation: Heard, scales: Mapping[str, float], age_std: float):
+    def __init__(
+        self, model: nn.Module, validation: Heard, scales: Mapping[str, float], age_std: float
+    ):
         super().__init__()
-        self.watched, self.validation, self.scales, self.age_std = [model], validation, scales, age_std
+        self.watched, self.validation, self.scales, self.age_std = (
+            [model],
+            validation,
+            scales,
+            age_std,
+        )
         self.best: dict[str, dict[str, Tensor]] = {}
         self.scores: dict[str, float] = {}
 
@@ -177,20 +225,33 @@ class _Keeper(nn.Module):
         losses = task_losses(predicted, v.emotion, v.country, v.age, age_std=self.age_std)
         found = score(predicted, v.emotion, v.country, v.age)
         total = -sum(float(x) / self.scales[t] for t, x in losses.items())
-        rules = {t: {"emotion": found.get("C", 0.0), "country": found.get("U", 0.0), "age": -found.get("M", 0.0)}[t] for t in predicted}
+        rules = {
+            t: {
+                "emotion": found.get("C", 0.0),
+                "country": found.get("U", 0.0),
+                "age": -found.get("M", 0.0),
+            }[t]
+            for t in predicted
+        }
         for rule, value in (rules | {"together": found.get("S", total)}).items():
             if value > self.scores.get(rule, -np.inf):
                 self.scores[rule] = value
-                self.best[rule] = {k: x.detach().clone() for k, x in self.watched[0].state_dict().items()}
+                self.best[rule] = {
+                    k: x.detach().clone() for k, x in self.watched[0].state_dict().items()
+                }
         return found
 
-    def get_extra_state(self) -> dict[str, Any]: return {"best": self.best, "scores": self.scores}
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"best": self.best, "scores": self.scores}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None: self.best, self.scores = state["best"], state["scores"]
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self.best, self.scores = state["best"], state["scores"]
 
 # %% ../../nbs/exvo/03_training.ipynb #acdfade1
 def train_side_by_side(
-    models: Sequence[SpectrogramNet],  # of one shape, each with `Heads` for its tasks; trained in place
+    models: Sequence[
+        SpectrogramNet
+    ],  # of one shape, each with `Heads` for its tasks; trained in place
     train: Heard,
     validation: Heard,  # of other speakers
     *,
@@ -205,8 +266,25 @@ def train_side_by_side(
     progress: bool = False,  # a bar
 ) -> list[Trained]:
     "Train nets for their tasks, and keep the best weights of each by each rule; each net as if it were alone."
-    if len(models) != len(weightings): raise ValueError(f"weightings must be as many as models; got {len(weightings)} and {len(models)}")
-    return _train(models, SideBySide(models), train, validation, weightings, num_epochs, lr, batch_size, augment, seed, device, checkpoint, progress)
+    if len(models) != len(weightings):
+        raise ValueError(
+            f"weightings must be as many as models; got {len(weightings)} and {len(models)}"
+        )
+    return _train(
+        models,
+        SideBySide(models),
+        train,
+        validation,
+        weightings,
+        num_epochs,
+        lr,
+        batch_size,
+        augment,
+        seed,
+        device,
+        checkpoint,
+        progress,
+    )
 
 # %% ../../nbs/exvo/03_training.ipynb #84f5260c
 def train_bursts(
@@ -225,53 +303,111 @@ def train_bursts(
     progress: bool = False,  # a bar
 ) -> Trained:
     "Train a net for its tasks, and keep the best weights by each rule."
-    return _train([model], model, train, validation, [weighting], num_epochs, lr, batch_size, augment, seed, device, checkpoint, progress)[0]
+    return _train(
+        [model],
+        model,
+        train,
+        validation,
+        [weighting],
+        num_epochs,
+        lr,
+        batch_size,
+        augment,
+        seed,
+        device,
+        checkpoint,
+        progress,
+    )[0]
 
 # %% ../../nbs/exvo/03_training.ipynb #9d064a61
-def _train(models, body, train, validation, weightings, num_epochs, lr, batch_size, augment, seed, device, checkpoint, progress) -> list[Trained]:
+def _train(
+    models,
+    body,
+    train,
+    validation,
+    weightings,
+    num_epochs,
+    lr,
+    batch_size,
+    augment,
+    seed,
+    device,
+    checkpoint,
+    progress,
+) -> list[Trained]:
     _check_heard(train, validation)
     scales, std = constant_losses(train), train.age_scale[1]
     weights = nn.ModuleList([TaskWeights(w, scales) for w in weightings])
     keepers = [_Keeper(m, validation, scales, std) for m in models]
-    for model in models: model.to(device)
-    both = nn.ModuleDict({"body": body, "weights": weights, "best": nn.ModuleList(keepers)}).to(device)
+    for model in models:
+        model.to(device)
+    both = nn.ModuleDict({"body": body, "weights": weights, "best": nn.ModuleList(keepers)}).to(
+        device
+    )
     batch_size = min(batch_size, len(train))
     steps = len(train) // batch_size
     optimizer = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=1e-2, fused=True)
-    if isinstance(body, SideBySide): optimizer.register_step_pre_hook(lambda *_: body.clip(5.0, weights))
+    if isinstance(body, SideBySide):
+        optimizer.register_step_pre_hook(lambda *_: body.clip(5.0, weights))
     label = lambda k, values: {f"{k} {name}": v for name, v in values.items()}
 
     def step(both, batch):
         inputs, lengths, *labels = batch
         if augment and inputs.ndim == 3:
-            inputs = spec_augment(inputs, generator=torch.default_generator, freq_mask=inputs.shape[1] // 8, time_mask=inputs.shape[2] // 8, lengths=lengths)
-        losses = [task_losses(out, *labels, age_std=std) for out in _ask(both["body"], inputs, lengths)]
-        return sum(w(own) for w, own in zip(both["weights"], losses, strict=True)), {k: v for n, own in enumerate(losses) for k, v in label(n, own).items()}
+            inputs = spec_augment(
+                inputs,
+                generator=torch.default_generator,
+                freq_mask=inputs.shape[1] // 8,
+                time_mask=inputs.shape[2] // 8,
+                lengths=lengths,
+            )
+        losses = [
+            task_losses(out, *labels, age_std=std) for out in _ask(both["body"], inputs, lengths)
+        ]
+        return sum(w(own) for w, own in zip(both["weights"], losses, strict=True)), {
+            k: v for n, own in enumerate(losses) for k, v in label(n, own).items()
+        }
 
     def evaluate(both):
-        if isinstance(body, SideBySide): body.give_back()
-        found = [keep(said) for keep, said in zip(both["best"], _predict_each(both["body"], validation), strict=True)]
+        if isinstance(body, SideBySide):
+            body.give_back()
+        found = [
+            keep(said)
+            for keep, said in zip(
+                both["best"], _predict_each(both["body"], validation), strict=True
+            )
+        ]
         return {k: v for n, own in enumerate(found) for k, v in label(n, own).items()}
 
     history = fit(both, ShuffledBatches(*train.tensors, batch_size=batch_size), step=step, optimizer=optimizer, num_steps=num_epochs * steps,
                   scheduler=cosine_schedule(optimizer, num_epochs * steps, warmup=min(steps, num_epochs * steps - 1)), clip=None if isinstance(body, SideBySide) else 5.0,
                   evaluate=evaluate, evaluate_every=steps, seed=seed, device=device, checkpoint=checkpoint, progress=progress)  # fmt: skip
-    return [Trained(m.eval(), keep.best, keep.scores, _own_history(history, n)) for n, (m, keep) in enumerate(zip(models, keepers, strict=True))]
+    return [
+        Trained(m.eval(), keep.best, keep.scores, _own_history(history, n))
+        for n, (m, keep) in enumerate(zip(models, keepers, strict=True))
+    ]
 
 # %% ../../nbs/exvo/03_training.ipynb #0934c940
 def _own_history(history: History, number: int) -> History:
     "What one of several nets did; the loss is that of all."
-    own = lambda frame: frame[[c for c in frame if not c[0].isdigit() or c.startswith(f"{number} ")]].rename(columns=lambda c: c.removeprefix(f"{number} "))
+    own = lambda frame: frame[
+        [c for c in frame if not c[0].isdigit() or c.startswith(f"{number} ")]
+    ].rename(columns=lambda c: c.removeprefix(f"{number} "))
     return replace(history, table=own(history.table), evaluations=own(history.evaluations))
 
 
 def _check_heard(*sets: Heard) -> None:
     for heard in sets:
-        if not len(heard): raise ValueError("train and validation must hold bursts; got none")
+        if not len(heard):
+            raise ValueError("train and validation must hold bursts; got none")
         if not torch.isfinite(heard.inputs).all():
-            raise ValueError(f"inputs hold NaN or inf, first in burst {int((~torch.isfinite(heard.inputs.flatten(1))).any(1).nonzero()[0])}")
+            raise ValueError(
+                f"inputs hold NaN or inf, first in burst {int((~torch.isfinite(heard.inputs.flatten(1))).any(1).nonzero()[0])}"
+            )
     if shared := set(sets[0].speaker) & set(sets[1].speaker):
-        raise ValueError(f"train and validation share speakers, such as {sorted(shared)[0]}; split by speaker")
+        raise ValueError(
+            f"train and validation share speakers, such as {sorted(shared)[0]}; split by speaker"
+        )
 
 # %% ../../nbs/exvo/03_training.ipynb #69b46080
 def frame_numbers(
@@ -285,10 +421,14 @@ def frame_numbers(
 
     short = F.avg_pool1d(mel, 4, ceil_mode=True).transpose(1, 2)
     rows = short.flatten(0, 1).numpy()
-    found = MiniBatchKMeans(num_centers, n_init=1, batch_size=2048, random_state=seed).fit(rows).predict(rows)
+    found = (
+        MiniBatchKMeans(num_centers, n_init=1, batch_size=2048, random_state=seed)
+        .fit(rows)
+        .predict(rows)
+    )
     return torch.from_numpy(found.astype(np.int64)).view(short.shape[:2])
 
-
+# %% ../../nbs/exvo/03_training.ipynb #933dc116
 def hidden_spans(
     lengths: Int[Tensor, "B"],  # true frames, after subsampling
     size: int,  # t
@@ -319,7 +459,8 @@ def pretrain_conformer(
 ) -> History:  # with the loss and the share of hidden frames that were named
     "Masked prediction: hide stretches of sound, name the centers that were there."
     numbers = frame_numbers(mel, num_centers=num_centers, seed=seed)
-    with seeded_globals(seed, stream="names"): names = nn.Linear(conformer.num_features, num_centers)
+    with seeded_globals(seed, stream="names"):
+        names = nn.Linear(conformer.num_features, num_centers)
     both = nn.ModuleDict({"conformer": conformer, "names": names}).to(device)
     batch_size = min(batch_size, len(mel))
     steps = num_epochs * (len(mel) // batch_size)
@@ -330,7 +471,9 @@ def pretrain_conformer(
         hidden = hidden_spans((n + 3) // 4, target.shape[1], generator=torch.default_generator)
         heard = x * ~hidden.repeat_interleave(4, 1)[:, None, : x.shape[2]]
         said = both["names"](both["conformer"](heard, n)[0][-1])[hidden]
-        return F.cross_entropy(said, target[hidden]), {"named": (said.argmax(1) == target[hidden]).float().mean()}
+        return F.cross_entropy(said, target[hidden]), {
+            "named": (said.argmax(1) == target[hidden]).float().mean()
+        }
 
     history = fit(both, ShuffledBatches(mel, lengths, numbers, batch_size=batch_size), step=step, optimizer=optimizer, num_steps=steps, clip=5.0,
                   scheduler=cosine_schedule(optimizer, steps, warmup=min(20, steps - 1)), log_every=max(1, steps // 10), seed=seed, device=device, progress=progress)  # fmt: skip
