@@ -88,8 +88,19 @@ def test_zennit_gives_the_same_relevance():
 
 
 def test_hand_worked_shift_and_pairs():
-    frame = pd.DataFrame({"pair": [0, 0, 1, 1], "pair_5": True, "adjective_5": [True, False, True, True], "noun_5": True, "probability": [1.0, 3.0, 2.0, 2.0],
-                          "released": 1.0, "gain_adjective": [1.0, 3.0, 1.0, 1.0], "gain_noun": [1.0, 3.0, 3.0, 3.0]})  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "pair": [0, 0, 1, 1],
+            "pair_5": True,
+            "adjective_5": [True, False, True, True],
+            "noun_5": True,
+            "probability": [1.0, 3.0, 2.0, 2.0],
+            # fmt: skip
+            "released": 1.0,
+            "gain_adjective": [1.0, 3.0, 1.0, 1.0],
+            "gain_noun": [1.0, 3.0, 3.0, 3.0],
+        }
+    )
     pairs = E.by_pair(frame)
     assert (
         pairs["probability"].tolist() == [2, 2]

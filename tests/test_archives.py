@@ -113,8 +113,10 @@ def test_forged_addresses_are_refused(kind):
 
 
 @pytest.mark.parametrize("data", [
-    b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(S'O8'\ntRS'AAAAAAAA'\ntR.",    # ndarray called with a buffer
-    b"cnumpy\ndtype\n(S'f8'\ntR(K\x03S'|'\nNNNK\xffK\xffK?tb.",    # a plain type that is told to hold objects: plain here
+    # ndarray called with a buffer
+    b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(S'O8'\ntRS'AAAAAAAA'\ntR.",
+    # a plain type that is told to hold objects: plain here
+    b"cnumpy\ndtype\n(S'f8'\ntR(K\x03S'|'\nNNNK\xffK\xffK?tb.",
     b"cnumpy\nndarray\n.", b"", b"N", b"(lp0\nh\x00a.", pickle.dumps({1: [2]})[:-3],
 ], ids=["buffer", "flags", "bare class", "empty", "cut", "itself", "cut dict"])  # fmt: skip
 def test_odd_pickles_give_plain_values_or_are_refused(data):

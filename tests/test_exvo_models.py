@@ -429,8 +429,12 @@ def heard(n=96, seed=0, speakers="abcdefgh", frames=16):
 def test_constant_losses_are_those_of_the_best_constant():
     data = heard()
     scales = T.constant_losses(data)
-    constant = {"emotion": data.emotion.mean(0).expand(len(data), -1), "age": data.age.mean().expand(len(data)),
-                "country": (torch.bincount(data.country) / len(data)).log().expand(len(data), -1)}  # fmt: skip
+    constant = {
+        "emotion": data.emotion.mean(0).expand(len(data), -1),
+        "age": data.age.mean().expand(len(data)),
+        # fmt: skip
+        "country": (torch.bincount(data.country) / len(data)).log().expand(len(data), -1),
+    }
     found = T.task_losses(
         constant, data.emotion, data.country, data.age, age_std=float(data.age.std(correction=0))
     )
@@ -594,8 +598,11 @@ def test_what_cannot_stand_side_by_side_is_refused():
 @pytest.mark.parametrize("habits", [P.HABITS, (), *[(h,) for h in P.HABITS]])
 def test_habits_change_the_time_and_nothing_else(habits):
     data = P.random_functionals(SMOKE)
-    ways = [(net := P.functionals_net(SMOKE, "cpu"), make(net, data, batch_size=8, num_steps=2, **how))
-            for make, how in ((P.resident_steps, {}), (P.customary_steps, {"habits": habits}))]  # fmt: skip
+    ways = [
+        (net := P.functionals_net(SMOKE, "cpu"), make(net, data, batch_size=8, num_steps=2, **how))
+        # fmt: skip
+        for make, how in ((P.resident_steps, {}), (P.customary_steps, {"habits": habits}))
+    ]
     ours, theirs = (float(step()) for _, step in ways)
     assert ours == pytest.approx(theirs, rel=1e-5)
     for a, b in zip(*(net.parameters() for net, _ in ways), strict=True):

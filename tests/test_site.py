@@ -209,8 +209,16 @@ def test_cross_references(entries):
         **project.cell('#| label: fig-a\n#| fig-cap: "Loss $x$, after @ada2020"\nplot()', "code"),
         "outputs": [],
     }
-    out = resolved(entries, "See @fig-b, @fig-a, @eq-one, @tbl-t and @sec-s.", figure, "$$\nx = 1\n$$ {#eq-one}",
-                   "![A map](m.png){#fig-b}", "| a |\n|---|\n| 1 |\n\n: Numbers {#tbl-t}", "## Why {#sec-s}")  # fmt: skip
+    out = resolved(
+        entries,
+        "See @fig-b, @fig-a, @eq-one, @tbl-t and @sec-s.",
+        figure,
+        "$$\nx = 1\n$$ {#eq-one}",
+        # fmt: skip
+        "![A map](m.png){#fig-b}",
+        "| a |\n|---|\n| 1 |\n\n: Numbers {#tbl-t}",
+        "## Why {#sec-s}",
+    )
     assert out[0]["source"] == (
         "See [Figure 2](#fig-b), [Figure 1](#fig-a), [Equation 1](#eq-one), [Table 1](#tbl-t) and [“Why”](#sec-s)."
     )

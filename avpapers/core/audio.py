@@ -277,7 +277,8 @@ def spectra(
     window: Float[Tensor, "n"],  # one weight a sample of a stretch
     hop: int,  # from one stretch to the next, samples
     *,
-    center: bool = True,  # the clip is framed by n/2 zeros, so that stretch t is centered at t * hop
+    # the clip is framed by n/2 zeros, so that stretch t is centered at t * hop
+    center: bool = True,
 ) -> Tensor:  # (B, frames, n // 2 + 1), complex
     "Fourier transforms of all stretches."
     around = len(window) // 2 if center else 0
@@ -327,12 +328,14 @@ class LogMel(nn.Module):
         window_ms: float = 25.0,  # length of a window, milliseconds
         hop_ms: float = 10.0,  # from one window to the next, milliseconds
         n_fft: int
-        | None = None,  # of the transform, samples; None: a power of two, long enough for all filters
+        # of the transform, samples; None: a power of two, long enough for all filters
+        | None = None,
         f_min: float = 0.0,  # Hz, where the lowest filter begins
         f_max: float | None = None,  # Hz, where the highest ends; half the sampling rate if None
         power: float = 2.0,  # 2: power, 1: magnitude
         floor: float = 1e-10,  # epsilon: the least value before the logarithm
-        center: bool = True,  # the clip is framed by n_fft/2 zeros, so that frame t is centered at t * hop
+        # the clip is framed by n_fft/2 zeros, so that frame t is centered at t * hop
+        center: bool = True,
     ):
         super().__init__()
         f_max = sample_rate / 2 if f_max is None else f_max

@@ -192,7 +192,8 @@ def _compose(rgba: Tensor, background: Tensor | Sequence[float]) -> Tensor:
     return back + rgba[:, 3:] * (rgba[:, :3] - back)
 
 # %% ../../nbs/data/drawings.ipynb #88c2b8fa
-CHECKSUM = "3fbf4973df0d72aab748db1e03dc67b55ef967967cbde099ca521271a46ad4bf"  # of the content of drawings.npz
+# of the content of drawings.npz
+CHECKSUM = "3fbf4973df0d72aab748db1e03dc67b55ef967967cbde099ca521271a46ad4bf"
 EMOJI_COLUMNS = ("codepoint", "name", "category", "subcategory")  # of the table, once an emoji
 
 # %% ../../nbs/data/drawings.ipynb #c9f65c86

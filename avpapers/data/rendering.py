@@ -285,7 +285,8 @@ def render(
     | None,  # numbers or names of `ADJECTIVES`; None: no adjective
     strength: Float[Tensor, "B"] | float = 1.0,  # 0 (the plain drawing) to 1
     *,
-    generator: torch.Generator,  # the source of the nuisances; the same numbers are drawn for any adjective
+    # the source of the nuisances; the same numbers are drawn for any adjective
+    generator: torch.Generator,
 ) -> Float[Tensor, "B 3 H W"]:  # pictures, 0 to 1
     "Nouns under adjectives, on random backgrounds."
     kind, strong = _batch(adjective, strength, images)

@@ -515,8 +515,15 @@ def subsets_case(c: Config, device: str) -> Case:
         with seeded_globals(0):
             return [burst_resnet(10, width=8, tasks=s) for s in sets]
 
-    variants = {"ours": lambda: train_side_by_side(nets(), train, validation, weightings=["fixed"] * len(sets), **how),
-            "one by one": lambda: [train_bursts(n, train, validation, weighting="fixed", **how) for n in nets()]}  # fmt: skip
+    variants = {
+        "ours": lambda: train_side_by_side(
+            nets(), train, validation, weightings=["fixed"] * len(sets), **how
+        ),
+        # fmt: skip
+        "one by one": lambda: [
+            train_bursts(n, train, validation, weighting="fixed", **how) for n in nets()
+        ],
+    }
     sizes = f"{len(sets)} nets, B={c.stacked_batch}, 40 x 47"
     return Case("sets of tasks, a pass", variants, sizes, items=len(sets) * count // 2)
 

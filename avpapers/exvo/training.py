@@ -259,7 +259,8 @@ def train_side_by_side(
     num_epochs: int = 10,  # passes over the bursts
     lr: float = 2e-3,  # peak learning rate of AdamW
     batch_size: int = 64,  # bursts a step
-    augment: bool = True,  # hide bands and stretches of spectrograms, two of each, up to an eighth wide
+    # hide bands and stretches of spectrograms, two of each, up to an eighth wide
+    augment: bool = True,
     seed: int = 0,  # of order and hidden parts
     device: str = "cpu",  # where to train
     checkpoint: Path | None = None,  # resume from here, as in `fit`
@@ -296,7 +297,8 @@ def train_bursts(
     num_epochs: int = 10,  # passes over the bursts
     lr: float = 2e-3,  # peak learning rate of AdamW
     batch_size: int = 64,  # bursts a step
-    augment: bool = True,  # hide bands and stretches of spectrograms, two of each, up to an eighth wide
+    # hide bands and stretches of spectrograms, two of each, up to an eighth wide
+    augment: bool = True,
     seed: int = 0,  # of order and hidden parts
     device: str = "cpu",  # where to train
     checkpoint: Path | None = None,  # resume from here, as in `fit`
@@ -379,9 +381,24 @@ def _train(
         ]
         return {k: v for n, own in enumerate(found) for k, v in label(n, own).items()}
 
-    history = fit(both, ShuffledBatches(*train.tensors, batch_size=batch_size), step=step, optimizer=optimizer, num_steps=num_epochs * steps,
-                  scheduler=cosine_schedule(optimizer, num_epochs * steps, warmup=min(steps, num_epochs * steps - 1)), clip=None if isinstance(body, SideBySide) else 5.0,
-                  evaluate=evaluate, evaluate_every=steps, seed=seed, device=device, checkpoint=checkpoint, progress=progress)  # fmt: skip
+    history = fit(
+        both,
+        ShuffledBatches(*train.tensors, batch_size=batch_size),
+        step=step,
+        optimizer=optimizer,
+        num_steps=num_epochs * steps,
+        scheduler=cosine_schedule(
+            optimizer, num_epochs * steps, warmup=min(steps, num_epochs * steps - 1)
+        ),
+        clip=None if isinstance(body, SideBySide) else 5.0,
+        # fmt: skip
+        evaluate=evaluate,
+        evaluate_every=steps,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
     return [
         Trained(m.eval(), keep.best, keep.scores, _own_history(history, n))
         for n, (m, keep) in enumerate(zip(models, keepers, strict=True))
@@ -475,8 +492,20 @@ def pretrain_conformer(
             "named": (said.argmax(1) == target[hidden]).float().mean()
         }
 
-    history = fit(both, ShuffledBatches(mel, lengths, numbers, batch_size=batch_size), step=step, optimizer=optimizer, num_steps=steps, clip=5.0,
-                  scheduler=cosine_schedule(optimizer, steps, warmup=min(20, steps - 1)), log_every=max(1, steps // 10), seed=seed, device=device, progress=progress)  # fmt: skip
+    history = fit(
+        both,
+        ShuffledBatches(mel, lengths, numbers, batch_size=batch_size),
+        step=step,
+        optimizer=optimizer,
+        num_steps=steps,
+        clip=5.0,
+        # fmt: skip
+        scheduler=cosine_schedule(optimizer, steps, warmup=min(20, steps - 1)),
+        log_every=max(1, steps // 10),
+        seed=seed,
+        device=device,
+        progress=progress,
+    )
     conformer.eval()
     return history
 
@@ -493,8 +522,19 @@ def probe(
     scaler = StandardScaler().fit(train.numpy())
     x, rows = scaler.transform(train.numpy()), [scaler.transform(o.numpy()) for o in others]
     alphas = np.logspace(0, 4, 9)
-    models: dict[str, Any] = {"emotion": RidgeCV(alphas).fit(x, heard.emotion.numpy()), "age": RidgeCV(alphas).fit(x, heard.age.numpy()),
-                              "country": LogisticRegression(C=0.1, max_iter=500).fit(x, heard.country.numpy())}  # fmt: skip
+    models: dict[str, Any] = {
+        "emotion": RidgeCV(alphas).fit(x, heard.emotion.numpy()),
+        "age": RidgeCV(alphas).fit(x, heard.age.numpy()),
+        # fmt: skip
+        "country": LogisticRegression(C=0.1, max_iter=500).fit(x, heard.country.numpy()),
+    }
     as_tensor = lambda v: torch.from_numpy(np.asarray(v)).float()
-    return [{"emotion": as_tensor(models["emotion"].predict(r)).clamp(0, 1), "age": as_tensor(models["age"].predict(r)),
-             "country": as_tensor(models["country"].predict_log_proba(r))} for r in rows]  # fmt: skip
+    return [
+        {
+            "emotion": as_tensor(models["emotion"].predict(r)).clamp(0, 1),
+            "age": as_tensor(models["age"].predict(r)),
+            # fmt: skip
+            "country": as_tensor(models["country"].predict_log_proba(r)),
+        }
+        for r in rows
+    ]
