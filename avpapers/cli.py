@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -171,7 +171,7 @@ def reproduce(
     from avpapers.suite.runner import progress_display, run_all
 
     space, planned = _plan_all(papers, tier, seeds, jobs, scheduler, device, save)
-    given = {
+    given: dict[str, Any] = {
         "workers": jobs,
         "scheduler": scheduler,
         "force": force,
@@ -298,7 +298,7 @@ def run(
     seeds = read_seeds(seed or ["0"])
     check_seeds(seeds)
     paper, only = choose_experiments(name)
-    given = {
+    given: dict[str, Any] = {
         "tier": tier,
         "device": device,
         "out": check_writable(out),
@@ -582,7 +582,8 @@ def data_build(
         raise ValueError(
             f"name: got {name!r}, expected drawings, the only data set that is shipped"
         )
-    from avpapers.data.drawings import build_drawings, drawings
+    from avpapers.data.drawings import drawings
+    from avpapers.data.drawings_build import build_drawings
 
     made = build_drawings()
     typer.echo(f"{made}: {len(drawings(made))} drawings, with the checksum of the shipped file")

@@ -264,7 +264,7 @@ def suspicious(
             versions = {r.versions.get(package, "") for r in (first, other)}
             if len(versions) > 1:
                 found.append(f"{pair} used different versions of {package}")
-    rows = {}
+    rows: dict[str, int] = {}
     for record in records:
         key = str([{k: v for k, v in row.items() if isinstance(v, float)} for row in record.rows])
         if key in rows and key != str([{}] * len(record.rows)):

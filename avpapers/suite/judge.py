@@ -88,7 +88,7 @@ def _decide(
     if worst.reversed and p_wrong_side(worst) < 0.05 / len(everything):
         return Verdict(against, _because(worst, outcome))
     band = None
-    if setting.same_setting and None not in (value, tolerance):
+    if setting.same_setting and value is not None and tolerance is not None:
         band = _judge_value(outcome.headline, value, tolerance)
         if band is not None and band.name == "not reproduced":
             return band

@@ -107,7 +107,7 @@ def _checked(check: Check, kind: str) -> dict[str, Any]:
     }
 
 # %% ../../nbs/suite/ledger.ipynb #f78a49ea
-_UNMEASURED = {
+_UNMEASURED: dict[str, Any] = {
     "estimate": None,
     "low": None,
     "high": None,

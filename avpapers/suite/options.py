@@ -65,7 +65,7 @@ def read_seeds(
     given: list[str],  # `0`, `0..4`
 ) -> list[int]:  # in order, each once
     "Seeds out of numbers and ranges."
-    found = []
+    found: list[int] = []
     for text in given:
         match = re.fullmatch(r"(-?\d+)(?:\.\.(\d+))?", text)
         if match is None:

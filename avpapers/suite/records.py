@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..core.files import write_atomic
 from ..core.fingerprint import fingerprint
@@ -38,7 +38,7 @@ class Carried(BaseModel):
     "One change of code that this record survived, as shown by equal smoke runs."
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
-    from_: str = Field(alias="from")  # fingerprint before
+    from_: str = Field(validation_alias=AliasChoices("from_", "from"), serialization_alias="from")  # fingerprint before
     to: str  # fingerprint after
     date: str  # day, ISO 8601
     why: str = ""  # what changed, where smoke runs alone do not say it
@@ -71,7 +71,7 @@ class Record(BaseModel):
     peak_memory_mb: float = 0.0  # resident (CPU) or allocated (GPU)
     started: str = ""  # UTC, ISO 8601
     commit: str = ""  # short commit, "" outside a checkout, "+" if the tree had changes
-    schema_: int = Field(SCHEMA, alias="schema")  # version of this layout
+    schema_: int = Field(default=SCHEMA, alias="schema")  # version of this layout
 
     @property
     def name(self) -> str:

@@ -143,7 +143,8 @@ def config_of(
     size: Any,  # a frozen dataclass, or plain values
 ) -> dict[str, Any]:  # as JSON gives it back
     "A size as a record keeps it."
-    fields = dataclasses.asdict(size) if dataclasses.is_dataclass(size) else {"size": size}
+    is_size = dataclasses.is_dataclass(size) and not isinstance(size, type)
+    fields = dataclasses.asdict(size) if is_size else {"size": size}
     return json.loads(json.dumps(plain(fields)))
 
 

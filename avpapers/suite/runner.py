@@ -449,7 +449,7 @@ def run_page(
     limit_minutes: float = 10,  # for the whole page
 ) -> Result:  # with the executed notebook
     "Execute one notebook as it stands."
-    payload = {
+    payload: dict[str, Any] = {
         "key": notebook,
         "notebook": (workspace.root / "nbs" / notebook).read_text(encoding="utf8"),
         "parameters": {},
