@@ -230,37 +230,16 @@ def _promote(space, paper: str) -> None:
     import shutil
 
     from avpapers.suite.ledger import ledger, save_ledger
-    from avpapers.suite.runner import plan
 
     (space.committed / paper).mkdir(parents=True, exist_ok=True)
     for path in sorted((space.records / paper).glob(f"*-{space.tier}-seed*.json")):
         shutil.copy(path, space.committed / paper / path.name)
     save_ledger(ledger([paper], space.committed), space.ledger)
-    if space.tier == "cpu":
-        for job in plan([paper], space, seeds=1):
-            _save_page(space, job)
-    typer.echo(f"saved {paper}: records, ledger and outputs are in nbs/")
+    typer.echo(f"saved {paper}: records and ledger are in nbs/; pages: avpapers docs --outputs")
 
 # %% ../nbs/cli.ipynb #372df848
-def _save_page(space, job) -> None:
-    "Put the outputs of a page into the committed notebook: of the run, or of the committed records."
-    from avpapers.core.files import write_atomic
-    from avpapers.site.stage import save_outputs
-    from avpapers.suite.runner import run_page
+#| export
 
-    executed = space.notebooks / job.notebook
-    if (
-        job.stage or "/00" in job.notebook
-    ):  # overview, results and performance: committed records, at their own tier
-        made = run_page(job.notebook, space)
-        if made.status != "ok":
-            raise ValueError(
-                f"{job.notebook}: got {made.error}, expected a page that runs; do open it"
-            )
-        executed = space.base / "pages" / job.notebook
-        write_atomic(executed, made.notebook)
-    if executed.exists():
-        save_outputs(space.root, job.notebook, executed)
 
 # %% ../nbs/cli.ipynb #c8e8a235
 def _render(space, *, changed: bool = True) -> None:
@@ -272,7 +251,7 @@ def _render(space, *, changed: bool = True) -> None:
         typer.echo(f"site unchanged: {index}")
         return
     shown = space.notebooks.is_dir() and space.tier != "smoke"
-    done = build(executed=space.notebooks if shown else None, root=space.root)
+    done = build(executed=space.notebooks if shown else None, root=space.root, tell=typer.echo)
     typer.echo(f"{done.pages} pages by {done.engine} in {done.seconds:.0f} s; open {index}")
 
 # %% ../nbs/cli.ipynb #0eb78b14
@@ -389,6 +368,10 @@ def docs(
     sync: Annotated[
         bool, typer.Option(help="Only bring badges, menus and the README's table up to date.")
     ] = False,
+    outputs: Annotated[
+        bool,
+        typer.Option(help="Run the papers' pages as they stand first, and keep their outputs."),
+    ] = False,
     check_browser: Annotated[
         bool, typer.Option(help="Open every page in a headless browser, wide and narrow.")
     ] = False,
@@ -402,7 +385,9 @@ def docs(
     if sync:
         typer.echo("\n".join(_sync(root)) or "everything is up to date")
         return
-    done = build(executed=executed, engine=engine, root=root)
+    if outputs:
+        _keep_outputs(root)
+    done = build(executed=executed, engine=engine, root=root, tell=typer.echo)
     index = root / "_docs" / "index.html"
     typer.echo(f"{done.pages} pages by {done.engine} in {done.seconds:.0f} s; open {index}")
     for warning in done.warnings:
@@ -424,6 +409,37 @@ def _sync(root: Path) -> list[str]:
             replace_text(path, text, old)
             changed.append(path.name)
     return changed
+
+# %% ../nbs/cli.ipynb #outputs1
+def _keep_outputs(root: Path) -> None:
+    "Run the pages of all papers and put their outputs into the committed notebooks."
+    from concurrent.futures import ProcessPoolExecutor
+    from functools import partial
+    from multiprocessing import get_context
+
+    from avpapers.suite.paper import standing_papers
+    from avpapers.suite.papers import paper_notebooks
+    from avpapers.suite.project import Workspace
+    from avpapers.suite.runner import run_page
+
+    pages = [n for p in standing_papers() for n in paper_notebooks(root / "nbs", p)]
+    space = Workspace(root, "smoke")
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for page, made in zip(
+            pages, pool.map(partial(run_page, workspace=space), pages), strict=True
+        ):
+            typer.echo(f"{made.status:7} {made.seconds:6.1f} s  {page} {made.error}".rstrip())
+            if made.status == "ok":
+                _save_outputs(space, page, made.notebook)
+
+
+def _save_outputs(space, page: str, executed: str) -> None:
+    "Put the outputs of an executed page into the committed notebook."
+    from avpapers.core.files import write_atomic
+    from avpapers.site.stage import save_outputs
+
+    path = write_atomic(space.base / "pages" / page, executed)
+    save_outputs(space.root, page, path)
 
 # %% ../nbs/cli.ipynb #01b55ced
 def _look_at(docs: Path) -> None:

@@ -14,8 +14,10 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .badges import SiteError
 from .links import check_links, finish_pages, offline_maths
@@ -173,18 +175,21 @@ def build(
     engine: str = "auto",  # `quarto`, `smalldocs`, or whichever is here
     strict: bool = True,  # raise on a broken link or a warning, and keep the old site
     root: Path | None = None,  # the clone; default: found from here
+    tell: Callable[[str], Any] | None = None,  # hears what is being done; None: nobody
 ) -> SiteReport:  # what was built
     "Build the site."
-    started, engine = time.monotonic(), _choose(engine)
+    started, engine, tell = time.monotonic(), _choose(engine), tell or str
     root = Path(root or find_project()).resolve()
     out = Path(out or root / "_docs").resolve()
     if out.exists() and any(out.iterdir()) and not (out / "site_libs").is_dir():
         raise SiteError(f"out: {out} holds something that is not a site; give another folder")
+    tell("notebooks to pages: links, references, API entries ...")
     staged = stage_notebooks(root, executed)
     mark, note = _fingerprint(root, staged, engine), root / "_stage" / "built.json"
     report = _kept(note, mark, out)
     if report is None:
         names = [n for n in staged if n.endswith(".ipynb")]
+        tell(f"{len(names)} pages staged in {time.monotonic() - started:.0f} s; rendering ...")
         docs, report = _finished(root, engine, out, names)
         report.from_run = sum((Path(executed) / n).is_file() for n in names) if executed else 0
         if strict:

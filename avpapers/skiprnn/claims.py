@@ -109,7 +109,7 @@ def content(adding: Runs, digits: Runs) -> Outcome:
     7,
     "With a budget, the number of updates barely depends on the sampling rate.",
     where="table 4, Skip LSTM, lambda 1e-5",
-    metric="updates at twice the rate / at once the rate, 1 is independent, 2 is a plain net",
+    metric="updates at twice the rate / at once the rate, 1 is independent, 2 is a plain network",
     control="the ratio without a budget",
     paper_value=PaperValue(1.07, f"{SOURCE}, table 4: 50.7 / 47.4"),
     tolerance=0.3,

@@ -161,7 +161,11 @@ def carry(
                 for side, place in (("before", code), ("after", Path(root)))
             ]
             for record in stale:
-                lines.append(_carry_one(record, offered.get(record.experiment), sides[0], sides[1], committed))
+                lines.append(
+                    _carry_one(
+                        record, offered.get(record.experiment), sides[0], sides[1], committed
+                    )
+                )
     return lines
 
 # %% ../../nbs/suite/carry.ipynb #7343e0f3
