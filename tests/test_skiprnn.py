@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avpapers.skiprnn.model import PATHS, SkipGRU, SkipLSTM, skip_length
+from avpapers.skiprnn.model import PATHS, SkipGRU, SkipLSTM
+from avpapers.skiprnn.recurrence import skip_length
 from avpapers.skiprnn.training import SequenceModel, predict
 
 BOTH = pytest.mark.parametrize("cell", [SkipLSTM, SkipGRU])

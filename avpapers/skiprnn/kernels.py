@@ -22,7 +22,7 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .model import Layer, _Run
+from .recurrence import Layer, Recurrence
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #1475ca1f
 def _jit(function, **more):
@@ -572,13 +572,13 @@ def _start(inputs, state, increment, accumulated, update, last_only, H) -> tuple
     return feed, Result(tops, new(T * B), new(T * B), (B, 1) if steps_first else (1, T), new(*state.shape), new(B)), steps_first
 
 
-def _finish(result: Result, T: int, B: int, steps_first: bool) -> _Run:
+def _finish(result: Result, T: int, B: int, steps_first: bool) -> Recurrence:
     "The outputs as tensors, time first."
     def tensor(x):  # shaped before it becomes a tensor, since autograd lets no one write into views
         x = x.reshape(T, B, *x.shape[1:]) if steps_first else x.reshape(B, T, *x.shape[1:]).swapaxes(0, 1)
         return torch.from_numpy(x)
     tops = tensor(result.tops) if len(result.tops) else torch.from_numpy(result.tops)
-    return _Run(tops, tensor(result.updates), tensor(result.increments), torch.from_numpy(result.state), torch.from_numpy(result.left))
+    return Recurrence(tops, tensor(result.updates), tensor(result.increments), torch.from_numpy(result.state), torch.from_numpy(result.left))
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #7f8a87c9
 _PACKED: WeakKeyDictionary = WeakKeyDictionary()
@@ -627,7 +627,7 @@ def event_kernel(
     update: Tensor | None = None,  # (T, B) forced decisions, None: the gate's
     *,
     last_only: bool = False,  # leave `tops` empty
-) -> _Run:  # as `event_recurrence`
+) -> Recurrence:  # as `event_recurrence`
     "The event-driven path, compiled: single or double precision, CPU, no gradients, any number of layers."
     feed, result, steps_first = _start(inputs, state, increment, accumulated, update, last_only, net.sizes[1])
     lstm, (T, B, _) = kind == "lstm", inputs.shape
@@ -945,7 +945,7 @@ def _back_rows(first, last, past, grads, net, gate_grad):
     return len(own.row)  # so that it lives until here
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #de658189
-def _record(inputs, state, increment, accumulated, update, net) -> tuple[_Run, Past]:
+def _record(inputs, state, increment, accumulated, update, net) -> tuple[Recurrence, Past]:
     "Run forward with a tape."
     feed, result, steps_first = _start(inputs, state, increment, accumulated, update, False, net.sizes[1])
     (T, B, _), H, kind = inputs.shape, net.sizes[1], _KINDS[inputs.dtype]
@@ -1030,7 +1030,7 @@ def trained_kernel(
     increment: Tensor,  # (B,)
     accumulated: Tensor,  # (B,)
     update: Tensor | None = None,  # (T, B) forced decisions
-) -> _Run:  # as `exact_recurrence`, differentiable once
+) -> Recurrence:  # as `exact_recurrence`, differentiable once
     "Values and gradients of the plain recurrence of a one-layer Skip LSTM, on the CPU."
     tops, updates, increments, last, _, left = _TrainedKernel.apply(update, inputs, state, increment, accumulated, *gate, *layer[:3])
-    return _Run(tops, updates, increments, last, left)
+    return Recurrence(tops, updates, increments, last, left)

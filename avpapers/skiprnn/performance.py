@@ -94,11 +94,11 @@ def net_with_share(
 def kernel_call(net: SkipLSTM, x: Tensor) -> Callable[[], Any]:
     "The compiled function with its arguments laid out; one thread, or all for a batch."
     from avpapers.skiprnn import kernels
-    from avpapers.skiprnn.model import _flatten, _read_state
+    from avpapers.skiprnn.model import flatten_state, read_state
 
-    start, gate = _read_state(net, None, x.shape[1]), (net.gate_weight, net.gate_bias)
+    start, gate = read_state(net, None, x.shape[1]), (net.gate_weight, net.gate_bias)
     packed = kernels.pack("lstm", [net.layer(0)], gate)
-    feed, result, _ = kernels._start(x, _flatten(start), start.increment, start.accumulated, None, False, net.hidden_size)
+    feed, result, _ = kernels._start(x, flatten_state(start), start.increment, start.accumulated, None, False, net.hidden_size)
     def piece(first: int, last: int) -> None:
         kernels._run_events(first, last, True, *feed, *result, *packed)
     return lambda: kernels._in_pieces(piece, x.shape[1])
