@@ -16,7 +16,9 @@ def test_checkpoints_change_nothing(tmp_path):
     "With checkpoints, and again with the finished ones found, rows are those of a run without."
     size, rows = replace(E.ADDING["smoke"], num_steps=12), []
     for folder in (None, tmp_path, tmp_path):
-        record = execute(paper, paper.experiments["adding"], tier="smoke", seed=2, folder=folder, size=size)
+        record = execute(
+            paper, paper.experiments["adding"], tier="smoke", seed=2, folder=folder, size=size
+        )
         rows.append([{k: v for k, v in row.items() if k not in TIMED} for row in record.rows])
     assert rows[0] == rows[1] == rows[2] and len(list(tmp_path.glob("*.pt"))) == len(size.variants)
 
@@ -29,7 +31,9 @@ def test_paper_sizes_are_the_papers():
     assert E.FREQUENCY["gpu"].lengths == (100, 200) and not E.DIGITS["gpu"].paper_size
 
 
-@pytest.mark.parametrize("change, message", [({"num_steps": 0}, "num_steps"), ({"batch_size": -1}, "batch_size")])
+@pytest.mark.parametrize(
+    "change, message", [({"num_steps": 0}, "num_steps"), ({"batch_size": -1}, "batch_size")]
+)
 def test_wrong_sizes_raise_an_error(change, message):
     with pytest.raises(ValueError, match=message):
         replace(E.ADDING["smoke"], **change)

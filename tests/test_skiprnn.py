@@ -57,7 +57,10 @@ def test_strided_and_single_step_inputs(cell, path):
     module = sleepy(cell, 3, 8)
     wide = noise(20, 5, 6)
     with torch.no_grad():
-        strided, whole = module(wide[::2, :, ::2], path=path)[0], module(wide[::2, :, ::2].contiguous(), path=path)[0]
+        strided, whole = (
+            module(wide[::2, :, ::2], path=path)[0],
+            module(wide[::2, :, ::2].contiguous(), path=path)[0],
+        )
         torch.testing.assert_close(strided, whole)
         one = module(wide[:1, :, :3], path=path)
     assert one[0].shape == (1, 5, 8) and one[2].update.sum() == 5

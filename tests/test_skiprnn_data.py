@@ -21,7 +21,12 @@ PACKAGED = {
     "watch": D.watch_recordings,
     "newsgroups": D.newsgroups,
 }
-LOADERS = {"imdb": D.imdb, "ucf101": D.ucf101_features, "charades": D.charades_features, "mnist": lambda root: D.sequential_digits("mnist", root=root)}
+LOADERS = {
+    "imdb": D.imdb,
+    "ucf101": D.ucf101_features,
+    "charades": D.charades_features,
+    "mnist": lambda root: D.sequential_digits("mnist", root=root),
+}
 
 
 def generator(seed=0):
@@ -48,7 +53,9 @@ def of(kind):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 20), st.integers(10, 130), st.integers(0, 10**6))
 def test_adding_keeps_its_rules(n, length, seed):
-    x, y = jaxtyped(typechecker=beartype)(D.adding_task)(n, length=length, generator=generator(seed))
+    x, y = jaxtyped(typechecker=beartype)(D.adding_task)(
+        n, length=length, generator=generator(seed)
+    )
     value, marker = x.unbind(-1)
     first, second = marker.nonzero()[:, 1].view(n, 2).T
     assert x.shape == (n, length, 2) and x.dtype == y.dtype == torch.float32
@@ -63,11 +70,23 @@ def test_every_place_of_a_marker_occurs():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(2, 20), st.integers(2, 130), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from(["radians-correct", "released"]),
-       st.sampled_from([0.0, 1.0]), st.integers(0, 10**6))
+@given(
+    st.integers(2, 20),
+    st.integers(2, 130),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from(["radians-correct", "released"]),
+    st.sampled_from([0.0, 1.0]),
+    st.integers(0, 10**6),
+)
 def test_frequency_keeps_its_rules(n, length, sampling, phase, shortest, seed):
     x, label = jaxtyped(typechecker=beartype)(D.frequency_task)(
-        n, length=length, sampling_ms=sampling, generator=generator(seed), phase=phase, shortest_ms=shortest)
+        n,
+        length=length,
+        sampling_ms=sampling,
+        generator=generator(seed),
+        phase=phase,
+        shortest_ms=shortest,
+    )
     assert x.shape == (n, length, 1) and x.dtype == torch.float32 and label.dtype == torch.int64
     assert torch.isfinite(x).all() and x.abs().max() <= 1 and label.sum() == n // 2
 
@@ -92,22 +111,25 @@ def test_same_seed_same_numbers_and_the_global_generator_is_untouched():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(("call", "says"), [
-    (lambda: D.adding_task(0, generator=generator()), "num_sequences"),
-    (lambda: D.adding_task(2, length=9, generator=generator()), "length"),
-    (lambda: D.frequency_task(1, generator=generator()), "num_sequences"),
-    (lambda: D.frequency_task(4, generator=generator(), phase="x"), "phase"),
-    (lambda: D.frequency_task(4, generator=generator(), sampling_ms=0), "sampling_ms"),
-    (lambda: D.frequency_task(4, generator=generator(), shortest_ms=5), "shortest_ms"),
-    (lambda: D.random_skip_floor(-0.1), "skip_prob"),
-    (lambda: D.sequential_digits("cifar"), "source"),
-    (lambda: D.sequential_digits("mnist5k", size=8), "size"),
-    (lambda: D.watch_recordings(fold=-1), "fold"),
-    (lambda: D.newsgroups(groups=("sci.space",)), "groups"),
-    (lambda: D.newsgroups(groups=("sci.space", "sci.space")), "groups"),
-    (lambda: D.newsgroups(vocabulary_size=2), "vocabulary_size"),
-    (lambda: D.write_fixture("cifar", "."), "kind"),
-])
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: D.adding_task(0, generator=generator()), "num_sequences"),
+        (lambda: D.adding_task(2, length=9, generator=generator()), "length"),
+        (lambda: D.frequency_task(1, generator=generator()), "num_sequences"),
+        (lambda: D.frequency_task(4, generator=generator(), phase="x"), "phase"),
+        (lambda: D.frequency_task(4, generator=generator(), sampling_ms=0), "sampling_ms"),
+        (lambda: D.frequency_task(4, generator=generator(), shortest_ms=5), "shortest_ms"),
+        (lambda: D.random_skip_floor(-0.1), "skip_prob"),
+        (lambda: D.sequential_digits("cifar"), "source"),
+        (lambda: D.sequential_digits("mnist5k", size=8), "size"),
+        (lambda: D.watch_recordings(fold=-1), "fold"),
+        (lambda: D.newsgroups(groups=("sci.space",)), "groups"),
+        (lambda: D.newsgroups(groups=("sci.space", "sci.space")), "groups"),
+        (lambda: D.newsgroups(vocabulary_size=2), "vocabulary_size"),
+        (lambda: D.write_fixture("cifar", "."), "kind"),
+    ],
+)
 def test_bad_arguments_are_named(call, says):
     with pytest.raises(ValueError, match=says):
         call()
@@ -119,7 +141,12 @@ def test_bad_arguments_are_named(call, says):
 @pytest.mark.parametrize("name", PACKAGED)
 def test_packaged_data_is_what_it_says(loaded, name):
     d = loaded[name]
-    assert d.name == name and d.stand_in and len(d.class_names) == d.num_classes and D.CHECKSUMS[name] == d.checksum
+    assert (
+        d.name == name
+        and d.stand_in
+        and len(d.class_names) == d.num_classes
+        and D.CHECKSUMS[name] == d.checksum
+    )
     for split in d.splits.values():
         assert split.inputs.dtype == (torch.int64 if name == "newsgroups" else torch.float32)
         assert split.targets.dtype == split.lengths.dtype == torch.int64
@@ -131,7 +158,10 @@ def test_packaged_data_is_what_it_says(loaded, name):
 def test_no_group_and_no_sequence_is_in_two_splits(loaded, name):
     d = loaded[name]
     for kind in ("groups", "rows"):
-        held = [set(s.groups) if kind == "groups" else {x.numpy().tobytes() for x in s.inputs} for s in d.splits.values()]
+        held = [
+            set(s.groups) if kind == "groups" else {x.numpy().tobytes() for x in s.inputs}
+            for s in d.splits.values()
+        ]
         # Other posts can begin with the same 200 words (a list of questions, posted monthly): rows count for the other sets only.
         if kind == "groups" or name != "newsgroups":
             assert sum(map(len, held)) == len(set.union(*held)), kind
@@ -140,27 +170,42 @@ def test_no_group_and_no_sequence_is_in_two_splits(loaded, name):
 @pytest.mark.parametrize("name", PACKAGED)
 def test_loading_twice_gives_the_same(loaded, name):
     again = PACKAGED[name]()
-    assert all(torch.equal(a.inputs, b.inputs) and a.groups == b.groups
-               for a, b in zip(again.splits.values(), loaded[name].splits.values(), strict=True))
+    assert all(
+        torch.equal(a.inputs, b.inputs) and a.groups == b.groups
+        for a, b in zip(again.splits.values(), loaded[name].splits.values(), strict=True)
+    )
 
 
 def test_sizes(loaded):
     sizes = {name: [len(s) for s in d.splits.values()] for name, d in loaded.items()}
-    assert sizes["mnist5k"] == [3500, 500, 1000] and sum(sizes["digits"]) == 1797 and sizes["watch"] == [84, 28, 28]
+    assert (
+        sizes["mnist5k"] == [3500, 500, 1000]
+        and sum(sizes["digits"]) == 1797
+        and sizes["watch"] == [84, 28, 28]
+    )
     assert loaded["mnist5k"].test.inputs.shape == (1000, 196, 1)
-    assert loaded["watch"].test.inputs.shape == (28, 160, 6) and loaded["watch"].step == "0.16 s of movement"
+    assert (
+        loaded["watch"].test.inputs.shape == (28, 160, 6)
+        and loaded["watch"].step == "0.16 s of movement"
+    )
 
 
 def test_watch_averages_and_keeps_the_start():
     fine, coarse = D.watch_recordings(stride=1, length=80), D.watch_recordings(stride=8, length=10)
     mean = fine.train.inputs.view(84, 10, 8, 6).mean(2)
-    slope = [np.corrcoef(mean[..., c].flatten(), coarse.train.inputs[..., c].flatten())[0, 1] for c in range(6)]
-    assert min(slope) > 0.9999     # equal up to the two scales
+    slope = [
+        np.corrcoef(mean[..., c].flatten(), coarse.train.inputs[..., c].flatten())[0, 1]
+        for c in range(6)
+    ]
+    assert min(slope) > 0.9999  # equal up to the two scales
 
 
 def test_vocabulary_knows_the_training_texts_only(loaded):
     d = loaded["newsgroups"]
-    assert d.vocabulary[:2] == (D.PADDING, D.UNKNOWN) and len(d.vocabulary) == len(set(d.vocabulary)) == 5000
+    assert (
+        d.vocabulary[:2] == (D.PADDING, D.UNKNOWN)
+        and len(d.vocabulary) == len(set(d.vocabulary)) == 5000
+    )
     used = set(d.train.inputs.unique().tolist())
     longer = D.newsgroups(length=2000)
     assert used <= set(range(5000)) and len(longer.train.inputs.unique()) > 4900
@@ -179,25 +224,38 @@ def test_folds_and_seeds_move_people_and_texts(loaded):
 
 
 def one(group="Ann", value=0.0, label=0, length=4):
-    return D.Split(torch.full((1, 4, 1), value), torch.tensor([label]), torch.tensor([length]), (group,))
+    return D.Split(
+        torch.full((1, 4, 1), value), torch.tensor([label]), torch.tensor([length]), (group,)
+    )
 
 
 def three(**change):
     parts = {"train": one(), "validation": one("Ben"), "test": one("Cleo")} | change
-    return D.SequenceData("toy", **parts, num_classes=2, checksum="", stand_in=True, step="step", class_names=("a", "b"))
+    return D.SequenceData(
+        "toy",
+        **parts,
+        num_classes=2,
+        checksum="",
+        stand_in=True,
+        step="step",
+        class_names=("a", "b"),
+    )
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"test": one("Ann")}, "share groups.*Ann"),
-    ({"validation": one("Cleo")}, "share groups.*Cleo"),
-    ({"train": one(value=float("inf"))}, "NaN or infinite.*Ann"),
-    ({"train": one(label=2)}, "labels"),
-    ({"train": one(label=-1)}, "labels"),
-    ({"train": one(length=0)}, "lengths"),
-    ({"train": one(length=5)}, "lengths"),
-    ({"train": replace(one(), groups=())}, "equally many"),
-    ({"test": one("Cleo").take(torch.tensor([], dtype=torch.long))}, "no sequences"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"test": one("Ann")}, "share groups.*Ann"),
+        ({"validation": one("Cleo")}, "share groups.*Cleo"),
+        ({"train": one(value=float("inf"))}, "NaN or infinite.*Ann"),
+        ({"train": one(label=2)}, "labels"),
+        ({"train": one(label=-1)}, "labels"),
+        ({"train": one(length=0)}, "lengths"),
+        ({"train": one(length=5)}, "lengths"),
+        ({"train": replace(one(), groups=())}, "equally many"),
+        ({"test": one("Cleo").take(torch.tensor([], dtype=torch.long))}, "no sequences"),
+    ],
+)
 def test_check_refuses(change, says):
     assert three().check().num_classes == 2
     with pytest.raises(ValueError, match=says):
@@ -208,17 +266,30 @@ def test_check_refuses(change, says):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 12), st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(["head", "tail", "random"]), st.integers(0, 99))
+@given(
+    st.integers(1, 12),
+    st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    st.sampled_from(["head", "tail", "random"]),
+    st.integers(0, 99),
+)
 def test_crop(words, lengths, how, seed):
     lengths = torch.tensor(lengths)
-    inputs = (torch.arange(1, 10).expand(len(lengths), 9) * (torch.arange(9) < lengths[:, None])).clone()
+    inputs = (
+        torch.arange(1, 10).expand(len(lengths), 9) * (torch.arange(9) < lengths[:, None])
+    ).clone()
     split = D.Split(inputs, torch.zeros_like(lengths), lengths, ("a",) * len(lengths), lengths)
-    got = D.crop(split, words=words, how=how, generator=generator(seed) if how == "random" else None)
-    for row, kept, n in zip(got.inputs.tolist(), got.lengths.tolist(), lengths.tolist(), strict=True):
+    got = D.crop(
+        split, words=words, how=how, generator=generator(seed) if how == "random" else None
+    )
+    for row, kept, n in zip(
+        got.inputs.tolist(), got.lengths.tolist(), lengths.tolist(), strict=True
+    ):
         assert kept == min(words, n) and set(row[kept:]) <= {0}
         assert row[:kept] == sorted(set(row[:kept])) and set(row[:kept]) <= set(range(1, n + 1))
         if how != "random":
-            assert row[:kept] == (list(range(1, kept + 1)) if how == "head" else list(range(n - kept + 1, n + 1)))
+            assert row[:kept] == (
+                list(range(1, kept + 1)) if how == "head" else list(range(n - kept + 1, n + 1))
+            )
 
 
 @of("charades")
@@ -226,7 +297,9 @@ def test_crop_takes_targets_of_each_step_along(root):
     split = D.charades_features(root).train
     last = D.crop(split, words=2, how="tail")
     for i, n in enumerate(split.lengths.tolist()):
-        assert torch.equal(last.targets[i], split.targets[i, n - 2:n]) and torch.equal(last.inputs[i], split.inputs[i, n - 2:n])
+        assert torch.equal(last.targets[i], split.targets[i, n - 2 : n]) and torch.equal(
+            last.inputs[i], split.inputs[i, n - 2 : n]
+        )
 
 
 # Real layouts
@@ -235,14 +308,23 @@ def test_crop_takes_targets_of_each_step_along(root):
 @pytest.mark.parametrize(("root", "kind"), [(k, k) for k in LOADERS], indirect=["root"])
 def test_real_layouts_load(root, kind):
     d = LOADERS[kind](root)
-    assert d.name == kind and not d.stand_in and len(d.checksum) == 64 and LOADERS[kind](root).checksum == d.checksum
+    assert (
+        d.name == kind
+        and not d.stand_in
+        and len(d.checksum) == 64
+        and LOADERS[kind](root).checksum == d.checksum
+    )
 
 
 @pytest.mark.parametrize(("root", "kind"), [(k, k) for k in LOADERS], indirect=["root"])
 def test_checksum_notices_another_label_or_input(root, kind):
     before = LOADERS[kind](root).checksum
-    changed = {"imdb": "test/pos/0_9.txt", "ucf101": "features/v_Biking_g01_c01.npy", "charades": "features/A0001.npy",
-               "mnist": "MNIST/raw/t10k-images-idx3-ubyte"}[kind]
+    changed = {
+        "imdb": "test/pos/0_9.txt",
+        "ucf101": "features/v_Biking_g01_c01.npy",
+        "charades": "features/A0001.npy",
+        "mnist": "MNIST/raw/t10k-images-idx3-ubyte",
+    }[kind]
     content = bytearray((root / changed).read_bytes())
     content[-4:] = b"bore" if kind == "imdb" else b"\x11\x22\x11\x22"
     (root / changed).write_bytes(bytes(content))
@@ -270,28 +352,146 @@ def spoil_npy(folder, name, change):
 IMDB, UCF, CHARADES, MNIST = "imdb", "ucf101", "charades", "mnist"
 
 
-@pytest.mark.parametrize(("root", "kind", "spoil", "error", "says"), [
-    (IMDB, IMDB, lambda r: (r / "train/neg/0_2.txt").rename(r / "train/neg/0_8.txt"), ValueError, "rating 8"),
-    (IMDB, IMDB, lambda r: (r / "train/neg/0_2.txt").rename(r / "train/neg/zero.txt"), ValueError, "zero.txt"),
-    (IMDB, IMDB, lambda r: (r / "test/pos/0_9.txt").write_text(""), ValueError, "no words"),
-    (UCF, UCF, lambda r: (r / "ucfTrainTestlist/classInd.txt").unlink(), FileNotFoundError, "classInd.txt"),
-    (UCF, UCF, lambda r: (r / "features/v_Biking_g02_c01.npy").unlink(), FileNotFoundError, "v_Biking_g02_c01"),
-    (UCF, UCF, lambda r: os.truncate(r / "features/v_Biking_g02_c01.npy", 150), ValueError, "v_Biking_g02_c01.npy is damaged"),
-    (UCF, UCF, lambda r: os.truncate(r / "features/v_Biking_g02_c01.npy", 0), ValueError, "v_Biking_g02_c01.npy is damaged"),
-    (UCF, UCF, lambda r: spoil_npy(r, "v_Biking_g02_c01", lambda a: a * np.float16("nan")), ValueError, "NaN"),
-    (UCF, UCF, lambda r: spoil_npy(r, "v_Biking_g02_c01", lambda a: a[:, :3]), ValueError, "different widths"),
-    (UCF, UCF, lambda r: spoil_npy(r, "v_Biking_g02_c01", lambda a: a[0]), ValueError, r"float array \(T, D\)"),
-    (UCF, UCF, lambda r: edit(r / "ucfTrainTestlist/trainlist01.txt", "Biking/v", "Hiking/v"), ValueError, "unknown class 'Hiking'"),
-    (UCF, UCF, lambda r: edit(r / "ucfTrainTestlist/trainlist01.txt", ".avi 1", ".avi 2"), ValueError, "label 2"),
-    (UCF, UCF, lambda r: edit(r / "ucfTrainTestlist/trainlist01.txt", ".avi 1", ""), ValueError, "cannot read"),
-    (UCF, UCF, lambda r: edit(r / "ucfTrainTestlist/testlist01.txt", "v_Biking_g01", "v_Biking_g02"), ValueError, "share groups"),
-    (CHARADES, CHARADES, lambda r: edit(r / "Charades_v1_train.csv", "actions", "deeds"), ValueError, "missing columns.*actions"),
-    (CHARADES, CHARADES, lambda r: edit(r / "Charades_v1_train.csv", "c156", "c157"), ValueError, "c157"),
-    (CHARADES, CHARADES, lambda r: edit(r / "Charades_v1_test.csv", "X0001", "A0001"), ValueError, "share groups.*A0001"),
-    (CHARADES, CHARADES, lambda r: edit(r / "Charades_v1_classes.txt", "c003", "c300"), ValueError, "c000 to c156"),
-    (MNIST, MNIST, lambda r: (r / "MNIST/raw/t10k-labels-idx1-ubyte").unlink(), FileNotFoundError, "no MNIST"),
-    (MNIST, MNIST, lambda r: os.truncate(r / "MNIST/raw/t10k-images-idx3-ubyte", 1000), ValueError, "damaged"),
-], indirect=["root"])
+@pytest.mark.parametrize(
+    ("root", "kind", "spoil", "error", "says"),
+    [
+        (
+            IMDB,
+            IMDB,
+            lambda r: (r / "train/neg/0_2.txt").rename(r / "train/neg/0_8.txt"),
+            ValueError,
+            "rating 8",
+        ),
+        (
+            IMDB,
+            IMDB,
+            lambda r: (r / "train/neg/0_2.txt").rename(r / "train/neg/zero.txt"),
+            ValueError,
+            "zero.txt",
+        ),
+        (IMDB, IMDB, lambda r: (r / "test/pos/0_9.txt").write_text(""), ValueError, "no words"),
+        (
+            UCF,
+            UCF,
+            lambda r: (r / "ucfTrainTestlist/classInd.txt").unlink(),
+            FileNotFoundError,
+            "classInd.txt",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: (r / "features/v_Biking_g02_c01.npy").unlink(),
+            FileNotFoundError,
+            "v_Biking_g02_c01",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: os.truncate(r / "features/v_Biking_g02_c01.npy", 150),
+            ValueError,
+            "v_Biking_g02_c01.npy is damaged",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: os.truncate(r / "features/v_Biking_g02_c01.npy", 0),
+            ValueError,
+            "v_Biking_g02_c01.npy is damaged",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: spoil_npy(r, "v_Biking_g02_c01", lambda a: a * np.float16("nan")),
+            ValueError,
+            "NaN",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: spoil_npy(r, "v_Biking_g02_c01", lambda a: a[:, :3]),
+            ValueError,
+            "different widths",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: spoil_npy(r, "v_Biking_g02_c01", lambda a: a[0]),
+            ValueError,
+            r"float array \(T, D\)",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: edit(r / "ucfTrainTestlist/trainlist01.txt", "Biking/v", "Hiking/v"),
+            ValueError,
+            "unknown class 'Hiking'",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: edit(r / "ucfTrainTestlist/trainlist01.txt", ".avi 1", ".avi 2"),
+            ValueError,
+            "label 2",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: edit(r / "ucfTrainTestlist/trainlist01.txt", ".avi 1", ""),
+            ValueError,
+            "cannot read",
+        ),
+        (
+            UCF,
+            UCF,
+            lambda r: edit(r / "ucfTrainTestlist/testlist01.txt", "v_Biking_g01", "v_Biking_g02"),
+            ValueError,
+            "share groups",
+        ),
+        (
+            CHARADES,
+            CHARADES,
+            lambda r: edit(r / "Charades_v1_train.csv", "actions", "deeds"),
+            ValueError,
+            "missing columns.*actions",
+        ),
+        (
+            CHARADES,
+            CHARADES,
+            lambda r: edit(r / "Charades_v1_train.csv", "c156", "c157"),
+            ValueError,
+            "c157",
+        ),
+        (
+            CHARADES,
+            CHARADES,
+            lambda r: edit(r / "Charades_v1_test.csv", "X0001", "A0001"),
+            ValueError,
+            "share groups.*A0001",
+        ),
+        (
+            CHARADES,
+            CHARADES,
+            lambda r: edit(r / "Charades_v1_classes.txt", "c003", "c300"),
+            ValueError,
+            "c000 to c156",
+        ),
+        (
+            MNIST,
+            MNIST,
+            lambda r: (r / "MNIST/raw/t10k-labels-idx1-ubyte").unlink(),
+            FileNotFoundError,
+            "no MNIST",
+        ),
+        (
+            MNIST,
+            MNIST,
+            lambda r: os.truncate(r / "MNIST/raw/t10k-images-idx3-ubyte", 1000),
+            ValueError,
+            "damaged",
+        ),
+    ],
+    indirect=["root"],
+)
 def test_damage_is_named(root, kind, spoil, error, says):
     spoil(root)
     with pytest.raises(error, match=says):
@@ -308,7 +508,11 @@ def test_a_review_of_the_test_split_leaves_the_training(root):
 @of("ucf101")
 def test_ucf101_by_hand(root):
     d = D.ucf101_features(root, every=2, max_steps=3)
-    assert d.class_names == ("Biking", "Diving", "Typing") and d.train.inputs.shape == (9, 3, 16) and d.step == "0.08 s of video"
+    assert (
+        d.class_names == ("Biking", "Diving", "Typing")
+        and d.train.inputs.shape == (9, 3, 16)
+        and d.step == "0.08 s of video"
+    )
     assert set(d.validation.groups) == {"Biking/g05", "Diving/g05", "Typing/g05"}
     stored = np.load(root / "features/v_Diving_g01_c01.npy").astype(np.float32)
     assert np.array_equal(d.test.inputs[1], stored[:6:2])
@@ -319,18 +523,25 @@ def test_charades_by_hand(root):
     d = D.charades_features(root)
     first = next(i for i, g in enumerate(d.test.groups) if g == "Y0001")
     on = d.test.targets[first, :, 1]
-    assert on[:d.test.lengths[first]].tolist() == [1, 1, 1, 1] + [0] * (int(d.test.lengths[first]) - 4)   # c001 from 0 to 0.6 s
+    assert on[: d.test.lengths[first]].tolist() == [1, 1, 1, 1] + [0] * (
+        int(d.test.lengths[first]) - 4
+    )  # c001 from 0 to 0.6 s
     assert d.step == "0.167 s of video" and d.test.targets.shape[2] == 157
 
 
 def test_charades_people_do_not_cross(tmp_path):
     root = D.write_fixture("charades", tmp_path)
-    who = {line.split(",")[0]: line.split(",")[1] for line in (root / "Charades_v1_train.csv").read_text().splitlines()[1:]}
+    who = {
+        line.split(",")[0]: line.split(",")[1]
+        for line in (root / "Charades_v1_train.csv").read_text().splitlines()[1:]
+    }
     d = D.charades_features(root)
     assert {who[g] for g in d.train.groups}.isdisjoint({who[g] for g in d.validation.groups})
 
 
-@pytest.mark.parametrize("actions", ["c092", "c092 1", "c157 0 1", "x001 0 1", "c001 -1 2", "c001 a b"])
+@pytest.mark.parametrize(
+    "actions", ["c092", "c092 1", "c157 0 1", "x001 0 1", "c001 -1 2", "c001 a b"]
+)
 def test_charades_targets_refuse(actions):
     with pytest.raises(ValueError, match="actions"):
         D.charades_targets(actions, torch.zeros(2))
@@ -346,8 +557,16 @@ def test_catalog_is_complete():
         assert not d.package or D.CHECKSUMS[name] == WHEELS[d.package].sha256
 
 
-@pytest.mark.parametrize("load", [lambda: D.sequential_digits("mnist5k"), D.watch_recordings, D.newsgroups, D.imdb,
-                                  lambda: D.sequential_digits("mnist")])
+@pytest.mark.parametrize(
+    "load",
+    [
+        lambda: D.sequential_digits("mnist5k"),
+        D.watch_recordings,
+        D.newsgroups,
+        D.imdb,
+        lambda: D.sequential_digits("mnist"),
+    ],
+)
 def test_offline_and_not_there(load, tmp_path, monkeypatch):
     "No silent fall-back: a clear error."
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path))
@@ -361,4 +580,7 @@ def test_offline_and_not_there(load, tmp_path, monkeypatch):
 def test_what_needs_nothing_works_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path))
     monkeypatch.setenv("AVPAPERS_OFFLINE", "1")
-    assert len(D.sequential_digits().train) == 1258 and D.DATASETS["adding"].get() == "nothing to fetch"
+    assert (
+        len(D.sequential_digits().train) == 1258
+        and D.DATASETS["adding"].get() == "nothing to fetch"
+    )

@@ -56,7 +56,9 @@ def test_model_does_not_import_numba():
 @BOTH
 def test_taken_by_itself_without_gradients(cell, monkeypatch):
     calls, original = [], kernels.event_kernel
-    monkeypatch.setattr(kernels, "event_kernel", lambda *a, **k: calls.append(1) or original(*a, **k))
+    monkeypatch.setattr(
+        kernels, "event_kernel", lambda *a, **k: calls.append(1) or original(*a, **k)
+    )
     module, x = sleepy(cell, 3, 8), noise(20, 4, 3)
     run(module, x)
     with torch.inference_mode():
@@ -84,7 +86,9 @@ def test_what_it_cannot_do_is_told():
         sleepy(SkipGRU, 3, 8)(noise(5, 2, 3), path="compiled")
     with pytest.raises(ValueError, match="LSTM of one layer only"):
         sleepy(SkipLSTM, 3, 8, 2)(noise(5, 2, 3), path="compiled")
-    with pytest.raises(ValueError, match="single or double precision, not on cpu in torch.bfloat16"):
+    with pytest.raises(
+        ValueError, match="single or double precision, not on cpu in torch.bfloat16"
+    ):
         run(sleepy(SkipLSTM, 3, 8).bfloat16(), noise(5, 2, 3).bfloat16(), path="compiled")
 
 
@@ -111,7 +115,9 @@ def test_equals_the_plain_path(cell, layers, D, H, T, B, bias):
 def test_single_precision(cell):
     module, x = sleepy(cell, 3, 110, bias=-2.5), noise(200, 40, 3)
     found = path_difference(module, x, "compiled")
-    assert found["output"] < 5e-6 and found["decisions"] <= 2  # of 8000; one may lie on the edge of rounding
+    assert (
+        found["output"] < 5e-6 and found["decisions"] <= 2
+    )  # of 8000; one may lie on the edge of rounding
 
 
 @BOTH
@@ -197,7 +203,15 @@ def test_gate_in_full_precision_under_autocast():
         trained = module(x.bfloat16(), path="compiled")
     kinds = {
         t.dtype
-        for t in (output, gates.update, gates.increment, state.c, state.accumulated, trained[0], trained[1].c)
+        for t in (
+            output,
+            gates.update,
+            gates.increment,
+            state.c,
+            state.accumulated,
+            trained[0],
+            trained[1].c,
+        )
     }
     assert kinds == {torch.float32}
 
@@ -335,7 +349,10 @@ def test_gradients_equal_those_of_the_plain_path(D, H, T, B, bias, forced, tail)
     module, x = sleepy(SkipLSTM, D, H, bias=bias).double(), noise(T, B, D).double()
     update = (noise(T, B, seed=3) < 0).double() if forced else None
     plain, compiled = (gradients(module, x, path, update, tail) for path in ("dense", "compiled"))
-    for name, g in compiled.items():  # where nothing depends on the gate, the plain path leaves None
+    for (
+        name,
+        g,
+    ) in compiled.items():  # where nothing depends on the gate, the plain path leaves None
         torch.testing.assert_close(
             g,
             plain.get(name, torch.zeros_like(g)),
@@ -425,9 +442,17 @@ def test_goals_name_the_worst_case():
         "low": 1,
         "high": 2,
     }
-    rows = [row | {"ratio": 1.9, "bound": 2.0, "used": 0.5}, row | {"ratio": 8.0, "bound": 10.0, "used": 0.1}]
+    rows = [
+        row | {"ratio": 1.9, "bound": 2.0, "used": 0.5},
+        row | {"ratio": 8.0, "bound": 10.0, "used": 0.1},
+    ]
     first = P.goals(rows)[0]
-    assert first["met"] == "no" and first["ratio"] == 8.0 and first["at"] == "10 % updates" and first["why"]
+    assert (
+        first["met"] == "no"
+        and first["ratio"] == 8.0
+        and first["at"] == "10 % updates"
+        and first["why"]
+    )
     assert P.goals(rows[:1])[0]["met"] == "yes"
     assert P.goals([])[0]["met"] == P.goals([])[-1]["met"] == "not measured"
 
@@ -445,7 +470,8 @@ def test_net_with_share():
 # ---------------------------------------------------------------- the GPU kernel
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed (it exists for Linux only)"
+    importlib.util.find_spec("triton") is None,
+    reason="Triton is not installed (it exists for Linux only)",
 )
 INTERPRETED = """
 import torch

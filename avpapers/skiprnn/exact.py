@@ -93,7 +93,9 @@ def _backward_step(kind, weights, slices, tape, grad, grads):
     for k in reversed(range(len(weights))):
         (weight_ih, weight_hh, _), (h, c), (saved, below) = weights[k], slices[k], tape[k]
         grad_h = grad[:, h] if from_above is None else grad[:, h] + from_above
-        grad_pre, back_h, back_c = _BACKWARD[kind](saved, grad_h, None if c is None else grad[:, c], weight_hh)
+        grad_pre, back_h, back_c = _BACKWARD[kind](
+            saved, grad_h, None if c is None else grad[:, c], weight_hh
+        )
         parts[k] = [back_h] if c is None else [back_h, back_c]
         grads[k].append((saved, below, grad_pre))
         from_above = grad_pre @ weight_ih if k else None
@@ -103,7 +105,10 @@ def _backward_step(kind, weights, slices, tape, grad, grads):
 def _project(kind, state, weights, slices):
     "W_h h of every layer (for the GRU: of its two gates)."
     last = {"lstm": 4, "gru": 2}[kind]
-    return [state[:, h] @ w[1][: last * w[1].shape[1]].t() for w, (h, _) in zip(weights, slices, strict=True)]
+    return [
+        state[:, h] @ w[1][: last * w[1].shape[1]].t()
+        for w, (h, _) in zip(weights, slices, strict=True)
+    ]
 
 
 def _exact_forward(kind, inputs, state, increment, accumulated, update, gate, weights):
@@ -124,14 +129,22 @@ def _exact_forward(kind, inputs, state, increment, accumulated, update, gate, we
             proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
             kept = _take((proposed, candidate[:, -H:]), rows)
             delta = candidate - state, proposed - increment
-            state, increment, accumulated = _select(rows, u, candidate, state, proposed, increment, prob)
+            state, increment, accumulated = _select(
+                rows, u, candidate, state, proposed, increment, prob
+            )
         else:
-            state, increment, steps, kept = _forced_step(kind, weights, slices, pre[t], projected, state, increment, gate, rows)
+            state, increment, steps, kept = _forced_step(
+                kind, weights, slices, pre[t], projected, state, increment, gate, rows
+            )
             delta = None
         tape.append((rows, steps, *kept, delta, prob, increment_before < room, u))
         projected = _reproject(kind, rows, projected, state, weights, slices)
-        tops.append(state[:, slices[-1][0]]); updates.append(u); increments.append(increment)
-    return Recurrence(torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated), tape
+        tops.append(state[:, slices[-1][0]])
+        updates.append(u)
+        increments.append(increment)
+    return Recurrence(
+        torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated
+    ), tape
 
 # %% ../../nbs/skiprnn/07_exact_gradients.ipynb #f94b73cf
 def _forced_step(kind, weights, slices, pre, projected, state, increment, gate, rows):
@@ -145,7 +158,12 @@ def _forced_step(kind, weights, slices, pre, projected, state, increment, gate, 
     kept = proposed, candidate[:, -H:]
     if rows is None:
         return candidate, proposed, steps, kept
-    return state.index_copy(0, rows, candidate), increment.index_copy(0, rows, proposed), steps, kept
+    return (
+        state.index_copy(0, rows, candidate),
+        increment.index_copy(0, rows, proposed),
+        steps,
+        kept,
+    )
 
 
 def _select(rows, u, candidate, state, proposed, increment, prob):
@@ -167,7 +185,19 @@ def _reproject(kind, rows, projected, state, weights, slices):
     return projected
 
 # %% ../../nbs/skiprnn/07_exact_gradients.ipynb #8b96ba22
-def _exact_backward(kind, tape, weights, gate, learned, g_tops, g_updates, g_increments, g_state, g_increment, g_accumulated):
+def _exact_backward(
+    kind,
+    tape,
+    weights,
+    gate,
+    learned,
+    g_tops,
+    g_updates,
+    g_increments,
+    g_state,
+    g_increment,
+    g_accumulated,
+):
     "Gradients of initial state and gate, and the factors of the weights' gradients, visiting updates only."
     slices, H = state_slices(kind, len(weights), weights[0][1].shape[1]), weights[0][1].shape[1]
     g_s, g_p, g_a = g_state.clone(), g_increment.clone(), g_accumulated.clone()
@@ -208,11 +238,20 @@ def _weight_grads(kind, tape, grads, gate_grads, inputs, weights, needs_input):
     g_inputs = None
     if needs_input:
         g_inputs = torch.zeros_like(inputs)
-        updated = (entry for entry in reversed(list(enumerate(tape))) if entry[1][0] is None or len(entry[1][0]))
+        updated = (
+            entry
+            for entry in reversed(list(enumerate(tape)))
+            if entry[1][0] is None or len(entry[1][0])
+        )
         for (t, entry), (_, _, grad) in zip(updated, grads[0], strict=True):
             g_inputs[t, slice(None) if entry[0] is None else entry[0]] = grad @ weights[0][0]
     if not gate_grads:
-        return result, torch.zeros(1, weights[0][1].shape[1]).to(inputs), torch.zeros(1).to(inputs), g_inputs
+        return (
+            result,
+            torch.zeros(1, weights[0][1].shape[1]).to(inputs),
+            torch.zeros(1).to(inputs),
+            g_inputs,
+        )
     g_q, top = (torch.cat(x) for x in zip(*gate_grads, strict=True))
     return result, (g_q @ top)[None], g_q.sum()[None], g_inputs
 
@@ -220,19 +259,27 @@ def _weight_grads(kind, tape, grads, gate_grads, inputs, weights, needs_input):
 def _updated_inputs(tape, inputs):
     "The inputs at updates, in the order in which the backward pass met them."
     steps = [(t, entry[0]) for t, entry in enumerate(tape) if entry[0] is None or len(entry[0])]
-    return torch.cat([inputs[t] if rows is None else inputs[t][rows] for t, rows in reversed(steps)])
+    return torch.cat(
+        [inputs[t] if rows is None else inputs[t][rows] for t, rows in reversed(steps)]
+    )
 
 # %% ../../nbs/skiprnn/07_exact_gradients.ipynb #07785eea
 class _ExactRecurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kind, update, inputs, state, increment, accumulated, gate_weight, gate_bias, *flat):
+    def forward(
+        ctx, kind, update, inputs, state, increment, accumulated, gate_weight, gate_bias, *flat
+    ):
         weights = [flat[3 * k : 3 * k + 3] for k in range(len(flat) // 3)]
         run, ctx.tape = _exact_forward(
             kind, inputs, state, increment, accumulated, update, (gate_weight, gate_bias), weights
         )
         ctx.kind, ctx.learned = kind, update is None
         ctx.save_for_backward(inputs, gate_weight, gate_bias, *flat)
-        ends = run.state, run.increments[-1], run.accumulated  # copied: the tape must not hold an output of its own node
+        ends = (
+            run.state,
+            run.increments[-1],
+            run.accumulated,
+        )  # copied: the tape must not hold an output of its own node
         return run.tops, run.updates, run.increments, *(x.clone() for x in ends)
 
     @staticmethod
@@ -251,7 +298,9 @@ class _ExactRecurrence(torch.autograd.Function):
         return None, None, g_x, g_s, g_p, g_a, g_gate, g_bias, *by_layer
 
 
-def exact_recurrence(kind, layers, gate, inputs, state, increment, accumulated, update=None) -> Recurrence:
+def exact_recurrence(
+    kind, layers, gate, inputs, state, increment, accumulated, update=None
+) -> Recurrence:
     "Same values and gradients as `dense_recurrence`, with a backward pass through updates only."
     flat = [w for layer in layers for w in layer[:3]]
     tops, updates, increments, last, _, left = _ExactRecurrence.apply(

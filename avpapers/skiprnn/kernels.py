@@ -27,7 +27,11 @@ from .recurrence import Layer, Recurrence
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #1475ca1f
 def _jit(function, **more):
     "Compile, and keep the result on disk if that is possible."
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}} | more
+    options: dict[str, Any] = {
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"contract"},
+    } | more
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder to keep it in
@@ -42,6 +46,7 @@ def _jit_sum(function):
 @intrinsic
 def _lend(typing_context, group):
     "A named tuple with the same arrays, uncounted; the caller must keep the original."
+
     def generate(context, builder, signature, arguments):
         parts = []
         for i, kind in enumerate(group.types):
@@ -52,22 +57,28 @@ def _lend(typing_context, group):
                 part = view._getvalue()
             parts.append(part)
         return context.make_tuple(builder, group, parts)
+
     return group(group), generate
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #1d9cf534
 @intrinsic
 def _power_of_two(typing_context, shifted):
     "2**n of a single-precision number that holds n in its last bits."
+
     def generate(context, builder, signature, arguments):
         whole = context.get_value_type(types.int32)
         n = builder.shl(builder.bitcast(arguments[0], whole), ir.Constant(whole, 23))
         bits = builder.add(n, ir.Constant(whole, 127 << 23))
         return builder.bitcast(bits, context.get_value_type(types.float32))
+
     return types.float32(types.float32), generate
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #4c8d5887
 _ONE, _TWO, _LARGE, _SHIFT = np.float32(1), np.float32(2), np.float32(87), np.float32(1.5 * 2**23)
-_LOG2E, _LN2_HIGH = np.float32(1 / math.log(2)), np.float32(0.693359375)  # the high part has few bits, so n * high is exact
+_LOG2E, _LN2_HIGH = (
+    np.float32(1 / math.log(2)),
+    np.float32(0.693359375),
+)  # the high part has few bits, so n * high is exact
 _LN2_LOW = np.float32(math.log(2) - 0.693359375)
 _E2, _E3, _E4, _E5, _E6, _E7 = (np.float32(1 / math.factorial(k)) for k in range(2, 8))
 
@@ -81,18 +92,27 @@ def _exp(x):
 def _exp_compiled(x):
     if x is not types.float32:
         return lambda x: math.exp(x)
+
     def single(x):
         x = _LARGE if x > _LARGE else x  # a NaN passes both tests
         x = -_LARGE if x < -_LARGE else x
         shifted = x * _LOG2E + _SHIFT
         n = shifted - _SHIFT
         r = x - n * _LN2_HIGH - n * _LN2_LOW
-        series = _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * (_E6 + r * _E7))))))
+        series = _ONE + r * (
+            _ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * (_E6 + r * _E7)))))
+        )
         return series * _power_of_two(shifted)
+
     return single
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #26efe022
-_T3, _T5, _T7, _T9 = np.float32(-1 / 3), np.float32(2 / 15), np.float32(-17 / 315), np.float32(62 / 2835)
+_T3, _T5, _T7, _T9 = (
+    np.float32(-1 / 3),
+    np.float32(2 / 15),
+    np.float32(-17 / 315),
+    np.float32(62 / 2835),
+)
 _SMALL = np.float32(1 / 16)
 
 
@@ -105,11 +125,13 @@ def _tanh(x):
 def _tanh_compiled(x):
     if x is not types.float32:
         return lambda x: math.tanh(x)
+
     def single(x):
         square = x * x
         near = x + x * square * (_T3 + square * (_T5 + square * (_T7 + square * _T9)))
         far = _ONE - _TWO / (_exp(_TWO * x) + _ONE)
         return near if square < _SMALL else far
+
     return single
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #ed77a5c8
@@ -175,11 +197,21 @@ def pack(
     "Lay weights out for the kernels."
     layers = [Layer(*(x.detach() for x in layer[:3])) for layer in layers]
     H, D = layers[0].weight_hh.shape[1], layers[0].weight_ih.shape[1]
-    K, parts = _padded(max(D, H if len(layers) > 1 else 0) + H, 8), {"lstm": (slice(4), slice(0)), "gru": (slice(2), slice(2, 3))}[kind]
-    weight, weight_new = (np.stack([_columns([x.weight_ih, x.weight_hh], chosen, H, K) for x in layers]) for chosen in parts)
-    bias, bias_new = (np.stack([_columns([x.bias[:, None]], chosen, H, 1)[0] for x in layers]) for chosen in parts)
+    K, parts = (
+        _padded(max(D, H if len(layers) > 1 else 0) + H, 8),
+        {"lstm": (slice(4), slice(0)), "gru": (slice(2), slice(2, 3))}[kind],
+    )
+    weight, weight_new = (
+        np.stack([_columns([x.weight_ih, x.weight_hh], chosen, H, K) for x in layers])
+        for chosen in parts
+    )
+    bias, bias_new = (
+        np.stack([_columns([x.bias[:, None]], chosen, H, 1)[0] for x in layers]) for chosen in parts
+    )
     gate_weight = torch.nn.functional.pad(gate[0].detach()[0], (0, _padded(H, 16) - H)).numpy()
-    return Net(weight, bias, weight_new, bias_new, gate_weight, gate[1].detach().numpy().copy(), (D, H))
+    return Net(
+        weight, bias, weight_new, bias_new, gate_weight, gate[1].detach().numpy().copy(), (D, H)
+    )
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #c023f0ba
 @_jit
@@ -341,8 +373,17 @@ def _slots(net):
     "Empty slots."
     L, K, N = net.weight.shape
     P, kind, R = len(net.gate_weight), net.weight.dtype, _WIDTH
-    return Slots(np.zeros(R, np.int64), np.zeros(R, np.int64), np.zeros((R, L, P), kind), np.zeros((R, L, P), kind), np.zeros(R, kind),
-                 np.zeros(R, kind), np.zeros((R, K), kind), np.zeros((R, N), kind), np.zeros((R, P), kind))  # fmt: skip
+    return Slots(
+        np.zeros(R, np.int64),
+        np.zeros(R, np.int64),
+        np.zeros((R, L, P), kind),
+        np.zeros((R, L, P), kind),
+        np.zeros(R, kind),
+        np.zeros(R, kind),
+        np.zeros((R, K), kind),
+        np.zeros((R, N), kind),
+        np.zeros((R, P), kind),
+    )
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #3c3ce2a6
 class Feed(NamedTuple):
@@ -391,7 +432,17 @@ def _sleep(q, row, time, increment, left, h, forced, T, tops, updates, increment
     mask = len(forced) > 0
     count = _wait_forced(forced, b, t) if mask else _wait(increment, left, q, T - t)
     update = 0 * increment[q] if not mask else 0.0
-    _fill(tops, updates, increments, t * strides[0] + b * strides[1], strides[0], count, update, increment[q], h[q, -1])
+    _fill(
+        tops,
+        updates,
+        increments,
+        t * strides[0] + b * strides[1],
+        strides[0],
+        count,
+        update,
+        increment[q],
+        h[q, -1],
+    )
     time[q] = t + count
     return t + count < T
 
@@ -409,7 +460,20 @@ def _enter(s, q, b, last, feed, result, H, lstm):
     while b < last:
         s.row[q], s.time[q], s.increment[q], s.left[q] = b, 0, feed.increment[b], feed.left[b]
         _exchange(feed.state[b], s.h[q], s.c[q], H, lstm, True)
-        if _sleep(q, s.row, s.time, s.increment, s.left, s.h, feed.forced, feed.steps, result.tops, result.updates, result.increments, result.strides):
+        if _sleep(
+            q,
+            s.row,
+            s.time,
+            s.increment,
+            s.left,
+            s.h,
+            feed.forced,
+            feed.steps,
+            result.tops,
+            result.updates,
+            result.increments,
+            result.strides,
+        ):
             return b + 1, True
         _leave(s, q, result, H, lstm)
         b += 1
@@ -442,7 +506,25 @@ def _join(both, m, n, H, h, k):
 
 
 @_jit
-def _step(m, lstm, D, H, memory, strides, row, time, both, gates, new, h, c, weight, bias, weight_new, bias_new):
+def _step(
+    m,
+    lstm,
+    D,
+    H,
+    memory,
+    strides,
+    row,
+    time,
+    both,
+    gates,
+    new,
+    h,
+    c,
+    weight,
+    bias,
+    weight_new,
+    bias_new,
+):
     "New states of the first m slots."
     for k in range(len(bias)):
         n = H if k else D
@@ -472,7 +554,11 @@ def _note(tape, used, b, t, c):
     "Add an entry, in twice the room if there is none left."
     H = tape.cell.shape[1]
     if used == len(tape.row):
-        larger = Tape(np.empty(2 * used, np.int64), np.empty(2 * used, np.int64), np.empty((2 * used, H), tape.cell.dtype))
+        larger = Tape(
+            np.empty(2 * used, np.int64),
+            np.empty(2 * used, np.int64),
+            np.empty((2 * used, H), tape.cell.dtype),
+        )
         for n in range(used):  # loops, since copying slices takes seconds to compile
             larger.row[n], larger.time[n] = tape.row[n], tape.time[n]
             for j in range(H):
@@ -485,11 +571,32 @@ def _note(tape, used, b, t, c):
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #492cb253
 @_jit
-def _settle(q, b, t, lstm, H, row, time, h, c, increment, left, gate_weight, gate_bias, masked, updates, increments, tops, strides):
+def _settle(
+    q,
+    b,
+    t,
+    lstm,
+    H,
+    row,
+    time,
+    h,
+    c,
+    increment,
+    left,
+    gate_weight,
+    gate_bias,
+    masked,
+    updates,
+    increments,
+    tops,
+    strides,
+):
     "Gate and outputs of the update just made."
     p = _propose(c[q, -1] if lstm else h[q, -1], gate_weight, gate_bias)
     increment[q], left[q], time[q] = p, 0, t + 1
-    _fill(tops, updates, increments, t * strides[0] + b * strides[1], strides[0], 1, 1.0, p, h[q, -1])
+    _fill(
+        tops, updates, increments, t * strides[0] + b * strides[1], strides[0], 1, 1.0, p, h[q, -1]
+    )
     if math.isnan(p) and not masked:
         for k in range(h.shape[1]):
             for j in range(H):
@@ -508,12 +615,51 @@ def _run_slots(s, first, last, feed, result, net, lstm, tape):
         b, found = _enter(s, m, b, last, feed, result, H, lstm)
         m += found
     while m:
-        _step(m, lstm, D, H, memory, x_strides, row, time, both, gates, new, h, c, weight, bias, weight_new, bias_new)
+        _step(
+            m,
+            lstm,
+            D,
+            H,
+            memory,
+            x_strides,
+            row,
+            time,
+            both,
+            gates,
+            new,
+            h,
+            c,
+            weight,
+            bias,
+            weight_new,
+            bias_new,
+        )
         for q in range(m - 1, -1, -1):
             if noting:
                 tape, used = _note(tape, used, row[q], time[q], c[q, -1]), used + 1
-            _settle(q, row[q], time[q], lstm, H, row, time, h, c, increment, left, gate_weight, gate_bias, len(forced) > 0, updates, increments, tops, strides)
-            if not _sleep(q, row, time, increment, left, h, forced, T, tops, updates, increments, strides):
+            _settle(
+                q,
+                row[q],
+                time[q],
+                lstm,
+                H,
+                row,
+                time,
+                h,
+                c,
+                increment,
+                left,
+                gate_weight,
+                gate_bias,
+                len(forced) > 0,
+                updates,
+                increments,
+                tops,
+                strides,
+            )
+            if not _sleep(
+                q, row, time, increment, left, h, forced, T, tops, updates, increments, strides
+            ):
                 _leave(s, q, result, H, lstm)
                 b, found = _enter(s, q, b, last, feed, result, H, lstm)
                 if not found:
@@ -526,17 +672,53 @@ def _run_slots(s, first, last, feed, result, net, lstm, tape):
 def _run_rows(first, last, feed, result, net, lstm, tape):
     "The same, with room to work."
     s = _slots(net)
-    tape, used = _run_slots(_lend(s), first, last, _lend(feed), _lend(result), _lend(net), lstm, tape)
+    tape, used = _run_slots(
+        _lend(s), first, last, _lend(feed), _lend(result), _lend(net), lstm, tape
+    )
     return tape, used * len(s.row) // _WIDTH  # so that s lives until here
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #e0a5a0bd
 @_jit
-def _run_events(first, last, lstm, memory, x_strides, T, forced, state, increment, left, tops, updates, increments, strides, end, end_left,
-                weight, bias, weight_new, bias_new, gate_weight, gate_bias, sizes):  # fmt: skip
+def _run_events(
+    first,
+    last,
+    lstm,
+    memory,
+    x_strides,
+    T,
+    forced,
+    state,
+    increment,
+    left,
+    tops,
+    updates,
+    increments,
+    strides,
+    end,
+    end_left,
+    weight,
+    bias,
+    weight_new,
+    bias_new,
+    gate_weight,
+    gate_bias,
+    sizes,
+):
     "Without a tape."
-    feed, result = Feed(memory, x_strides, T, forced, state, increment, left), Result(tops, updates, increments, strides, end, end_left)
+    feed, result = (
+        Feed(memory, x_strides, T, forced, state, increment, left),
+        Result(tops, updates, increments, strides, end, end_left),
+    )
     nothing = Tape(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 0), state.dtype))
-    _run_rows(first, last, feed, result, Net(weight, bias, weight_new, bias_new, gate_weight, gate_bias, sizes), lstm, nothing)
+    _run_rows(
+        first,
+        last,
+        feed,
+        result,
+        Net(weight, bias, weight_new, bias_new, gate_weight, gate_bias, sizes),
+        lstm,
+        nothing,
+    )
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #73484261
 @cache
@@ -561,24 +743,58 @@ def _flat(x: Tensor) -> np.ndarray:
     return x.as_strided((extent,), (1,)).numpy()
 
 
-def _start(inputs, state, increment, accumulated, update, last_only, H) -> tuple[Feed, Result, bool]:
+def _start(
+    inputs, state, increment, accumulated, update, last_only, H
+) -> tuple[Feed, Result, bool]:
     "Inputs and empty outputs as the kernels take them, and whether the outputs lie in memory step after step, as the input does."
     (T, B, _), (by_time, by_row, by_feature) = inputs.shape, inputs.stride()
     kind, steps_first = _KINDS[inputs.dtype], by_time >= by_row
     new = lambda *shape: np.empty(shape, kind)  # numpy, since it asks for large pages where it can
     forced = _NOTHING if update is None else update.float().contiguous().numpy()
-    feed = Feed(_flat(inputs.detach()), (by_time, by_row, by_feature), T, forced, *(x.detach().to(inputs.dtype).contiguous().numpy() for x in (state, increment, accumulated)))
+    feed = Feed(
+        _flat(inputs.detach()),
+        (by_time, by_row, by_feature),
+        T,
+        forced,
+        *(
+            x.detach().to(inputs.dtype).contiguous().numpy()
+            for x in (state, increment, accumulated)
+        ),
+    )
     tops = new(0 if last_only else T * B, H)
-    return feed, Result(tops, new(T * B), new(T * B), (B, 1) if steps_first else (1, T), new(*state.shape), new(B)), steps_first
+    return (
+        feed,
+        Result(
+            tops,
+            new(T * B),
+            new(T * B),
+            (B, 1) if steps_first else (1, T),
+            new(*state.shape),
+            new(B),
+        ),
+        steps_first,
+    )
 
 
 def _finish(result: Result, T: int, B: int, steps_first: bool) -> Recurrence:
     "The outputs as tensors, time first."
+
     def tensor(x):  # shaped before it becomes a tensor, since autograd lets no one write into views
-        x = x.reshape(T, B, *x.shape[1:]) if steps_first else x.reshape(B, T, *x.shape[1:]).swapaxes(0, 1)
+        x = (
+            x.reshape(T, B, *x.shape[1:])
+            if steps_first
+            else x.reshape(B, T, *x.shape[1:]).swapaxes(0, 1)
+        )
         return torch.from_numpy(x)
+
     tops = tensor(result.tops) if len(result.tops) else torch.from_numpy(result.tops)
-    return Recurrence(tops, tensor(result.updates), tensor(result.increments), torch.from_numpy(result.state), torch.from_numpy(result.left))
+    return Recurrence(
+        tops,
+        tensor(result.updates),
+        tensor(result.increments),
+        torch.from_numpy(result.state),
+        torch.from_numpy(result.left),
+    )
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #7f8a87c9
 _PACKED: WeakKeyDictionary = WeakKeyDictionary()
@@ -629,7 +845,9 @@ def event_kernel(
     last_only: bool = False,  # leave `tops` empty
 ) -> Recurrence:  # as `event_recurrence`
     "The event-driven path, compiled: single or double precision, CPU, no gradients, any number of layers."
-    feed, result, steps_first = _start(inputs, state, increment, accumulated, update, last_only, net.sizes[1])
+    feed, result, steps_first = _start(
+        inputs, state, increment, accumulated, update, last_only, net.sizes[1]
+    )
     lstm, (T, B, _) = kind == "lstm", inputs.shape
     _in_pieces(lambda first, last: _run_events(first, last, lstm, *feed, *result, *net), B)
     return _finish(result, T, B, steps_first)
@@ -742,11 +960,26 @@ def _walk(net, T):
     N, P, R, kind = len(net.bias), len(net.gate_weight), _WIDTH, net.bias.dtype
     square, line, wide = (R, P), R, (R, N)
     return Walk(
-        np.zeros(R, np.int64), np.zeros(R, np.int64), np.zeros(square, kind), np.zeros(square, kind), np.zeros(line, kind), np.zeros(line, kind),
-        np.zeros((R, len(net.weight_h)), kind), np.zeros(square, kind), np.zeros(line, kind), np.zeros(wide, kind), np.zeros(wide, kind),
-        np.zeros(square, kind), np.zeros((R, T), kind), np.zeros((R, T), np.bool_), np.zeros((R, len(net.weight_x)), kind), np.zeros(wide, kind),
-        np.zeros((3, P), kind), np.zeros(P, kind), np.zeros(P, kind),
-    )  # fmt: skip
+        np.zeros(R, np.int64),
+        np.zeros(R, np.int64),
+        np.zeros(square, kind),
+        np.zeros(square, kind),
+        np.zeros(line, kind),
+        np.zeros(line, kind),
+        np.zeros((R, len(net.weight_h)), kind),
+        np.zeros(square, kind),
+        np.zeros(line, kind),
+        np.zeros(wide, kind),
+        np.zeros(wide, kind),
+        np.zeros(square, kind),
+        np.zeros((R, T), kind),
+        np.zeros((R, T), np.bool_),
+        np.zeros((R, len(net.weight_x)), kind),
+        np.zeros(wide, kind),
+        np.zeros((3, P), kind),
+        np.zeros(P, kind),
+        np.zeros(P, kind),
+    )
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #a66042c6
 @_jit
@@ -766,9 +999,34 @@ def _scaled(factor, part, total):
 @_jit
 def _back_skipped(q, first, last, past, grads, net, w):
     "Backward through the skipped steps from `first` to `last` of slot q."
-    b, learned, D, xs, st, memory = w.row[q], past.learned, net.sizes[0], past.x_strides, past.strides, past.memory
-    g_h, g_c, g_p, g_a, c, levels, free, x, many, old = w.g_h[q], w.g_c[q], w.g_p, w.g_a, w.c[q], w.levels[q], w.free[q], w.x, w.many, w.old
-    tops, increments, updates, weight, bias, weight_x = grads.tops, grads.increments, grads.updates, net.gate_weight, net.gate_bias, net.weight_x
+    b, learned, D, xs, st, memory = (
+        w.row[q],
+        past.learned,
+        net.sizes[0],
+        past.x_strides,
+        past.strides,
+        past.memory,
+    )
+    g_h, g_c, g_p, g_a, c, levels, free, x, many, old = (
+        w.g_h[q],
+        w.g_c[q],
+        w.g_p,
+        w.g_a,
+        w.c[q],
+        w.levels[q],
+        w.free[q],
+        w.x,
+        w.many,
+        w.old,
+    )
+    tops, increments, updates, weight, bias, weight_x = (
+        grads.tops,
+        grads.increments,
+        grads.updates,
+        net.gate_weight,
+        net.gate_bias,
+        net.weight_x,
+    )
     new_c, new_h, projected, p = w.new[0], w.new[1], w.projected[q], w.p[q]
     _copy(w.h[q], old)
     while last > first:
@@ -786,7 +1044,12 @@ def _back_skipped(q, first, last, past, grads, net, w):
             if learned:
                 _copy(c, new_c)
                 _lstm_point(many[i], new_c, new_h)
-                gain = _gain(g_h, new_h, old) + _gain(g_c, new_c, c) + g_p[q] * (_propose(new_c, weight, bias) - p) + updates[at]
+                gain = (
+                    _gain(g_h, new_h, old)
+                    + _gain(g_c, new_c, c)
+                    + g_p[q] * (_propose(new_c, weight, bias) - p)
+                    + updates[at]
+                )
                 _back_gate(q, g_p, g_a, gain, levels[t], free[t], True)
         last -= n
 
@@ -814,8 +1077,23 @@ def _back_cell(i, f, g, o, c, squashed, g_h, g_c, total):
 @_jit
 def _back_update(q, e, past, grads, net, w, gate_grad):
     "Backward through the update of slot q that is entry e of the tape."
-    t, P, one, old, g_h, g_c, c, gates = past.time[e], len(net.gate_weight), w.new.dtype.type(1), w.old, w.g_h[q], w.g_c[q], w.c[q], w.gates[q]
-    at, new_c, squashed, new_h, o = t * past.strides[0] + w.row[q] * past.strides[1], w.new[0], w.new[1], w.new[2], gates[3 * P :]
+    t, P, one, old, g_h, g_c, c, gates = (
+        past.time[e],
+        len(net.gate_weight),
+        w.new.dtype.type(1),
+        w.old,
+        w.g_h[q],
+        w.g_c[q],
+        w.c[q],
+        w.gates[q],
+    )
+    at, new_c, squashed, new_h, o = (
+        t * past.strides[0] + w.row[q] * past.strides[1],
+        w.new[0],
+        w.new[1],
+        w.new[2],
+        gates[3 * P :],
+    )
     _add(grads.tops[at], g_h)
     w.g_p[q] += grads.increments[at]
     _copy(past.cell[e], new_c)
@@ -827,7 +1105,12 @@ def _back_update(q, e, past, grads, net, w, gate_grad):
     g_q = w.g_p[q] * proposed * (one - proposed)
     if past.learned:
         _copy(w.h[q], old)
-        gain = _gain(g_h, new_h, old) + _gain(g_c, new_c, c) + w.g_p[q] * (proposed - w.p[q]) + grads.updates[at]
+        gain = (
+            _gain(g_h, new_h, old)
+            + _gain(g_c, new_c, c)
+            + w.g_p[q] * (proposed - w.p[q])
+            + grads.updates[at]
+        )
         _back_gate(q, w.g_p, w.g_a, gain, w.levels[q, t], w.free[q, t], False)
     else:
         w.g_p[q] = w.g_a[q] = 0
@@ -887,7 +1170,14 @@ def _back_look(w, q, past, net):
         e = past.entry[past.begin[b] + k]
         last = past.time[e]
     if past.learned:
-        _levels(w.levels[q], w.free[q], w.p[q], past.left[b] if k == 0 else w.p[q] * 0, first, last + (e >= 0))
+        _levels(
+            w.levels[q],
+            w.free[q],
+            w.p[q],
+            past.left[b] if k == 0 else w.p[q] * 0,
+            first,
+            last + (e >= 0),
+        )
     return first, last, e
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #155130ce
@@ -947,14 +1237,38 @@ def _back_rows(first, last, past, grads, net, gate_grad):
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #de658189
 def _record(inputs, state, increment, accumulated, update, net) -> tuple[Recurrence, Past]:
     "Run forward with a tape."
-    feed, result, steps_first = _start(inputs, state, increment, accumulated, update, False, net.sizes[1])
+    feed, result, steps_first = _start(
+        inputs, state, increment, accumulated, update, False, net.sizes[1]
+    )
     (T, B, _), H, kind = inputs.shape, net.sizes[1], _KINDS[inputs.dtype]
     room = lambda n: Tape(np.empty(n, np.int64), np.empty(n, np.int64), np.empty((n, H), kind))
-    pieces = _in_pieces(lambda first, last: _run_rows(first, last, feed, result, net, True, room((last - first) * (2 + T // 8))), B)
-    row, time, cell = (np.concatenate([getattr(tape, name)[:used] for tape, used in pieces]) for name in Tape._fields)
+    pieces = _in_pieces(
+        lambda first, last: _run_rows(
+            first, last, feed, result, net, True, room((last - first) * (2 + T // 8))
+        ),
+        B,
+    )
+    row, time, cell = (
+        np.concatenate([getattr(tape, name)[:used] for tape, used in pieces])
+        for name in Tape._fields
+    )
     begin = np.concatenate([[0], np.bincount(row, minlength=B).cumsum()])
-    past = Past(feed.memory, feed.strides, T, update is None, feed.state, feed.increment, feed.left, result.tops, result.increments,
-                result.strides, begin, np.lexsort((time, row)), time, cell)  # fmt: skip
+    past = Past(
+        feed.memory,
+        feed.strides,
+        T,
+        update is None,
+        feed.state,
+        feed.increment,
+        feed.left,
+        result.tops,
+        result.increments,
+        result.strides,
+        begin,
+        np.lexsort((time, row)),
+        time,
+        cell,
+    )
     return _finish(result, T, B, steps_first), past
 
 
@@ -965,8 +1279,15 @@ def _back(layer: Layer, gate: tuple[Tensor, Tensor]) -> Back:
     back = w_h.new_zeros(4, P, P)
     back[:, :H, :H] = w_h.unflatten(0, (4, H))
     packed = pack("lstm", [layer], gate)
-    return Back(_columns([w_x], every, H, _padded(w_x.shape[1], 8)), _columns([w_h], every, H, _padded(H, 8)), packed.bias[0],
-                back.flatten(0, 1).numpy(), packed.gate_weight, packed.gate_bias, packed.sizes)  # fmt: skip
+    return Back(
+        _columns([w_x], every, H, _padded(w_x.shape[1], 8)),
+        _columns([w_h], every, H, _padded(H, 8)),
+        packed.bias[0],
+        back.flatten(0, 1).numpy(),
+        packed.gate_weight,
+        packed.gate_bias,
+        packed.sizes,
+    )
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #c6c1de6d
 def _incoming(g: Tensor, strides: tuple[int, int], *shape: int) -> np.ndarray:
@@ -974,43 +1295,76 @@ def _incoming(g: Tensor, strides: tuple[int, int], *shape: int) -> np.ndarray:
     return (g if strides[1] == 1 else g.transpose(0, 1)).reshape(shape).numpy()
 
 
-def _walk_back(past: Past, layer: Layer, gate, g_tops, g_updates, g_increments, g_state, g_increment, g_left) -> tuple[Grads, Tensor]:
+def _walk_back(
+    past: Past, layer: Layer, gate, g_tops, g_updates, g_increments, g_state, g_increment, g_left
+) -> tuple[Grads, Tensor]:
     "Gradients of the first state, of each update's gates, and of W_p and b_p."
     net, n = _back(layer, gate), len(past.time)
     H, N, P = net.sizes[1], len(net.bias), len(net.gate_weight)
     kind, flat = net.bias.dtype, -1
     copy = lambda g: g.detach().clone().numpy()
     grads = Grads(
-        _incoming(g_tops, past.strides, flat, H), _incoming(g_updates, past.strides, flat), _incoming(g_increments, past.strides, flat),
-        copy(g_state), copy(g_increment), copy(g_left), np.empty((n, N), kind), np.empty((n, sum(net.sizes)), kind),
-    )  # fmt: skip
+        _incoming(g_tops, past.strides, flat, H),
+        _incoming(g_updates, past.strides, flat),
+        _incoming(g_increments, past.strides, flat),
+        copy(g_state),
+        copy(g_increment),
+        copy(g_left),
+        np.empty((n, N), kind),
+        np.empty((n, sum(net.sizes)), kind),
+    )
+
     def work(first, last):
         gate_grad = np.zeros(P + 1, kind)
         _back_rows(first, last, past, grads, net, gate_grad)
         return gate_grad
+
     return grads, torch.from_numpy(sum(_in_pieces(work, len(past.left))))
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #2d2307db
 class _TrainedKernel(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, update, inputs, state, increment, accumulated, gate_weight, gate_bias, *weights):
+    def forward(
+        ctx, update, inputs, state, increment, accumulated, gate_weight, gate_bias, *weights
+    ):
         layer = Layer(*weights)
-        run, ctx.past = _record(inputs, state, increment, accumulated, update, pack("lstm", [layer], (gate_weight, gate_bias)))
-        ctx.save_for_backward(inputs, run.tops, run.increments, gate_weight, gate_bias, *weights)  # outputs, so that a change is noticed
+        run, ctx.past = _record(
+            inputs,
+            state,
+            increment,
+            accumulated,
+            update,
+            pack("lstm", [layer], (gate_weight, gate_bias)),
+        )
+        ctx.save_for_backward(
+            inputs, run.tops, run.increments, gate_weight, gate_bias, *weights
+        )  # outputs, so that a change is noticed
         return (*run[:4], run.increments[-1].clone(), run.accumulated)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g_tops, g_updates, g_increments, g_state, g_last, g_left):
         inputs, _, _, gate_weight, gate_bias, *weights = ctx.saved_tensors
-        grads, g_gate = _walk_back(ctx.past, Layer(*weights), (gate_weight, gate_bias), g_tops, g_updates, g_increments, g_state, g_last, g_left)
+        grads, g_gate = _walk_back(
+            ctx.past,
+            Layer(*weights),
+            (gate_weight, gate_bias),
+            g_tops,
+            g_updates,
+            g_increments,
+            g_state,
+            g_last,
+            g_left,
+        )
         H, g_pre, g_inputs = weights[1].shape[1], torch.from_numpy(grads.gates), None
         unpad = lambda g: g.unflatten(0, (4, -1))[:, :H].flatten(0, 1)
         both = unpad(g_pre.t() @ torch.from_numpy(grads.before))
         g_weights = both[:, H:], both[:, :H], unpad(g_pre.sum(0))
         if ctx.needs_input_grad[1]:
             g_inputs, time = torch.zeros_like(inputs), torch.from_numpy(ctx.past.time)
-            g_inputs[time, _rows_of(ctx.past)] = g_pre.unflatten(1, (4, -1))[..., :H].flatten(1) @ weights[0]
+            g_inputs[time, _rows_of(ctx.past)] = (
+                g_pre.unflatten(1, (4, -1))[..., :H].flatten(1) @ weights[0]
+            )
         first = (torch.from_numpy(x) for x in grads[3:6])
         return None, g_inputs, *first, g_gate[None, :H], g_gate[-1:], *g_weights
 
@@ -1032,5 +1386,7 @@ def trained_kernel(
     update: Tensor | None = None,  # (T, B) forced decisions
 ) -> Recurrence:  # as `exact_recurrence`, differentiable once
     "Values and gradients of the plain recurrence of a one-layer Skip LSTM, on the CPU."
-    tops, updates, increments, last, _, left = _TrainedKernel.apply(update, inputs, state, increment, accumulated, *gate, *layer[:3])
+    tops, updates, increments, last, _, left = _TrainedKernel.apply(
+        update, inputs, state, increment, accumulated, *gate, *layer[:3]
+    )
     return Recurrence(tops, updates, increments, last, left)

@@ -42,7 +42,10 @@ def _initialize(module: "_SkipRNN", generator: torch.Generator | None) -> None:
     G, H = module.num_gates, module.hidden_size
     for k in range(module.num_layers):
         layer = module.layer(k)
-        fan_in, groups = layer.weight_ih.shape[1] + H, [range(G)] if G == 4 else [range(2), range(2, 3)]
+        fan_in, groups = (
+            layer.weight_ih.shape[1] + H,
+            [range(G)] if G == 4 else [range(2), range(2, 3)],
+        )
         for group in groups:  # the GRU's new gate has a matrix of its own
             rows = slice(group[0] * H, (group[-1] + 1) * H)
             bound = math.sqrt(6 / (fan_in + len(group) * H))
@@ -68,22 +71,53 @@ class _SkipRNN(nn.Module):
     h_0: nn.Parameter  # learned start
     c_0: nn.Parameter
 
-    def __init__(self, input_size, hidden_size, num_layers=1, *, batch_first=False, layer_norm=False,
-                 gate_bias=1.0, generator=None, device=None, dtype=None):  # fmt: skip
+    def __init__(
+        self,
+        input_size,
+        hidden_size,
+        num_layers=1,
+        *,
+        batch_first=False,
+        layer_norm=False,
+        gate_bias=1.0,
+        generator=None,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
-        for name, value in {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}.items():
+        for name, value in {
+            "input_size": input_size,
+            "hidden_size": hidden_size,
+            "num_layers": num_layers,
+        }.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.batch_first, self.layer_norm, self.initial_gate_bias = batch_first, layer_norm, gate_bias
-        G, H, new = self.num_gates, hidden_size, lambda *s: nn.Parameter(torch.empty(*s, device=device, dtype=dtype))
+        self.batch_first, self.layer_norm, self.initial_gate_bias = (
+            batch_first,
+            layer_norm,
+            gate_bias,
+        )
+        G, H, new = (
+            self.num_gates,
+            hidden_size,
+            lambda *s: nn.Parameter(torch.empty(*s, device=device, dtype=dtype)),
+        )
         for k in range(num_layers):
             setattr(self, f"weight_ih_l{k}", new(G * H, H if k else input_size))
             setattr(self, f"weight_hh_l{k}", new(G * H, H))
             setattr(self, f"bias_l{k}", new(G * H))
             if layer_norm:
-                setattr(self, f"norm_weight_l{k}", nn.Parameter(torch.ones(G, H, device=device, dtype=dtype)))
-                setattr(self, f"norm_bias_l{k}", nn.Parameter(torch.zeros(G, H, device=device, dtype=dtype)))
+                setattr(
+                    self,
+                    f"norm_weight_l{k}",
+                    nn.Parameter(torch.ones(G, H, device=device, dtype=dtype)),
+                )
+                setattr(
+                    self,
+                    f"norm_bias_l{k}",
+                    nn.Parameter(torch.zeros(G, H, device=device, dtype=dtype)),
+                )
         self.gate_weight, self.gate_bias = new(1, H), new(1)
         self.h_0 = new(num_layers, 1, H)
         if self.kind == "lstm":
@@ -93,7 +127,9 @@ class _SkipRNN(nn.Module):
 
     def layer(self, k: int) -> Layer:
         "The tensors of layer `k`."
-        names = ("weight_ih", "weight_hh", "bias") + (("norm_weight", "norm_bias") if self.layer_norm else ())
+        names = ("weight_ih", "weight_hh", "bias") + (
+            ("norm_weight", "norm_bias") if self.layer_norm else ()
+        )
         return Layer(*(getattr(self, f"{n}_l{k}") for n in names))
 
     def initial_state(self, batch_size: int) -> SkipState:
@@ -105,10 +141,15 @@ class _SkipRNN(nn.Module):
     def forward(
         self,
         input: Float[Tensor, "..."],  # (T, B, I), or (B, T, I) with batch_first, or (T, I)
-        state: SkipState | tuple | Tensor | None = None,  # from an earlier chunk; None: learned start
+        state: SkipState
+        | tuple
+        | Tensor
+        | None = None,  # from an earlier chunk; None: learned start
         *,
-        update: Float[Tensor, "..."] | None = None,  # forced u_t of 0 and 1, like input without I; None: the gate decides
-        path: str | None = None,  # one of `PATHS`; None: the fastest that can do it, by jumps without gradients, else `exact`
+        update: Float[Tensor, "..."]
+        | None = None,  # forced u_t of 0 and 1, like input without I; None: the gate decides
+        path: str
+        | None = None,  # one of `PATHS`; None: the fastest that can do it, by jumps without gradients, else `exact`
     ) -> tuple[Tensor, SkipState, Gates]:  # top hidden states, last state, what the gate did
         "Run a batch of sequences."
         return _run_module(self, input, state, update, path)
@@ -144,9 +185,13 @@ def _choose_path(module, path, update):
     if path is not None and path not in PATHS:
         raise ValueError(f"path: got {path!r}, expected one of {', '.join(PATHS)} or None")
     if path == "event" and (torch.is_grad_enabled() or update is not None):
-        raise ValueError("path: 'event' gives no gradients and takes no forced update; use torch.no_grad(), or 'exact'")
+        raise ValueError(
+            "path: 'event' gives no gradients and takes no forced update; use torch.no_grad(), or 'exact'"
+        )
     if path == "exact" and module.layer_norm:
-        raise ValueError("path: 'exact' has no backward for layer_norm; use 'dense' (None chooses it)")
+        raise ValueError(
+            "path: 'exact' has no backward for layer_norm; use 'dense' (None chooses it)"
+        )
     if path == "compiled" and (reason := _not_compiled(module)):
         raise ValueError(f"path: 'compiled' {reason}; None chooses a path that can")
     if path is not None:
@@ -165,8 +210,18 @@ def _run_compiled(module, layers, gate, inputs, start, update) -> Recurrence:
 
     state, increment, accumulated = start
     if torch.is_grad_enabled():
-        return kernels.trained_kernel(layers[0], gate, inputs, state, increment, accumulated, update)
-    return kernels.event_kernel(module.kind, kernels.packed(module, layers, gate), inputs, state, increment, accumulated, update)
+        return kernels.trained_kernel(
+            layers[0], gate, inputs, state, increment, accumulated, update
+        )
+    return kernels.event_kernel(
+        module.kind,
+        kernels.packed(module, layers, gate),
+        inputs,
+        state,
+        increment,
+        accumulated,
+        update,
+    )
 
 
 def _exact_recurrence():
@@ -178,10 +233,15 @@ def _exact_recurrence():
 
 def _run_module(module, input, state, update, path):
     path = _choose_path(module, path, update)
-    with torch.autocast(input.device.type, enabled=False):  # u, \Delta\tilde u and c stay in full precision
+    with torch.autocast(
+        input.device.type, enabled=False
+    ):  # u, \Delta\tilde u and c stay in full precision
         batched, inputs, update = _time_first(module, input, update)
         state = read_state(module, state, inputs.shape[1])
-        layers, gate = [module.layer(k) for k in range(module.num_layers)], (module.gate_weight, module.gate_bias)
+        layers, gate = (
+            [module.layer(k) for k in range(module.num_layers)],
+            (module.gate_weight, module.gate_bias),
+        )
         start = (flatten_state(state), state.increment, state.accumulated)
         if path == "compiled":
             run = _run_compiled(module, layers, gate, inputs, start, update)
@@ -198,18 +258,26 @@ def _time_first(module, input, update):
     "Check the input and bring it into the order (T, B, I)."
     batched = input.dim() == 3
     if input.dim() not in (2, 3) or input.shape[-1] != module.input_size:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected (T, {module.input_size}) or 3-D ending in it")
+        raise ValueError(
+            f"input: got shape {tuple(input.shape)}, expected (T, {module.input_size}) or 3-D ending in it"
+        )
     inputs = input if batched else input[:, None]
     inputs = inputs.transpose(0, 1) if batched and module.batch_first else inputs
     if 0 in inputs.shape:
-        raise ValueError(f"input: got shape {tuple(input.shape)}, expected at least one sequence of one step")
+        raise ValueError(
+            f"input: got shape {tuple(input.shape)}, expected at least one sequence of one step"
+        )
     inputs = inputs.to(module.gate_bias.dtype)
     if update is not None:
         if update.shape != input.shape[:-1]:
-            raise ValueError(f"update: got shape {tuple(update.shape)}, expected {tuple(input.shape[:-1])}")
+            raise ValueError(
+                f"update: got shape {tuple(update.shape)}, expected {tuple(input.shape[:-1])}"
+            )
         update = update[:, None] if not batched else update.t() if module.batch_first else update
         if not ((update == 0) | (update == 1)).all():
-            raise ValueError("update: got values other than 0 and 1, expected a mask of zeros and ones")
+            raise ValueError(
+                "update: got values other than 0 and 1, expected a mask of zeros and ones"
+            )
         update = update.to(inputs)
     return batched, inputs, update
 
@@ -224,7 +292,9 @@ def read_state(module, state, B):
         state = SkipState(h, c, start.increment, start.accumulated)
     for name, given in (("h", state.h), ("c", state.c)):
         if given is not None and given.shape != start.h.shape:
-            raise ValueError(f"state: {name} has shape {tuple(given.shape)}, expected {tuple(start.h.shape)}")
+            raise ValueError(
+                f"state: {name} has shape {tuple(given.shape)}, expected {tuple(start.h.shape)}"
+            )
     return state
 
 
@@ -274,19 +344,26 @@ def path_difference(
     module: nn.Module,  # a skip layer
     input: Float[Tensor, "..."],  # sequences in the module's layout
     path: str,  # compared with `dense`
-) -> dict[str, float]:  # largest absolute difference of outputs, and number of decisions that differ
+) -> dict[
+    str, float
+]:  # largest absolute difference of outputs, and number of decisions that differ
     "How far a path is from the plain one."
     with torch.no_grad():
         reference, other = module(input, path="dense"), module(input, path=path)
     flips = int((reference[2].update != other[2].update).sum())
-    return {"output": float((reference[0] - other[0]).abs().max()), "decisions": flips,
-            "updates": float(reference[2].update.sum(0 if not module.batch_first else 1).mean())}
+    return {
+        "output": float((reference[0] - other[0]).abs().max()),
+        "decisions": flips,
+        "updates": float(reference[2].update.sum(0 if not module.batch_first else 1).mean()),
+    }
 
 # %% ../../nbs/skiprnn/02_model.ipynb #58ef80dd
 @torch.no_grad()
 def run_on_demand(
     module: _SkipRNN,  # a `SkipLSTM` or `SkipGRU`
-    fetch: Callable[[Int[Tensor, "N"], Int[Tensor, "N"]], Float[Tensor, "N I"]],  # (rows, times) -> inputs
+    fetch: Callable[
+        [Int[Tensor, "N"], Int[Tensor, "N"]], Float[Tensor, "N I"]
+    ],  # (rows, times) -> inputs
     *,
     batch_size: int,  # sequences, B
     num_steps: int,  # length, T
@@ -294,11 +371,18 @@ def run_on_demand(
 ) -> tuple[Tensor, SkipState, Gates]:  # as `forward`
     "Run the event-driven path, computing an input only when its step is an update."
     if batch_size < 1 or num_steps < 1:
-        raise ValueError(f"batch_size, num_steps: got {batch_size}, {num_steps}, expected at least 1 each")
+        raise ValueError(
+            f"batch_size, num_steps: got {batch_size}, {num_steps}, expected at least 1 each"
+        )
     state = read_state(module, state, batch_size)
-    layers, gate = [module.layer(k) for k in range(module.num_layers)], (module.gate_weight, module.gate_bias)
+    layers, gate = (
+        [module.layer(k) for k in range(module.num_layers)],
+        (module.gate_weight, module.gate_bias),
+    )
     start = (flatten_state(state), state.increment, state.accumulated)
-    return _outputs(module, event_recurrence(module.kind, layers, gate, fetch, num_steps, *start), True)
+    return _outputs(
+        module, event_recurrence(module.kind, layers, gate, fetch, num_steps, *start), True
+    )
 
 # %% ../../nbs/skiprnn/02_model.ipynb #390affc5
 def multiply_adds_per_update(
@@ -311,4 +395,6 @@ def multiply_adds_per_update(
     "Work of one update by the paper's convention (Table 1): G H (I + H), plus H for the gate."
     if kind not in ("lstm", "gru"):
         raise ValueError(f"kind: got {kind!r}, expected 'lstm' or 'gru'")
-    return {"lstm": 4, "gru": 3}[kind] * hidden_size * (input_size + hidden_size) + hidden_size * gate
+    return {"lstm": 4, "gru": 3}[kind] * hidden_size * (
+        input_size + hidden_size
+    ) + hidden_size * gate

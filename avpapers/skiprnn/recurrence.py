@@ -37,7 +37,9 @@ def round_straight_through(
 def open_gate(
     increment: Float[Tensor, "*B"],  # proposed at the last update, \Delta\tilde u
     accumulated: Float[Tensor, "*B"],  # left over from the last step, 0 after an update
-) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:  # decision u_t in {0, 1} and probability \tilde u_t
+) -> tuple[
+    Float[Tensor, "*B"], Float[Tensor, "*B"]
+]:  # decision u_t in {0, 1} and probability \tilde u_t
     "Accumulate the update probability and round it (Eqs. 2 and 5)."
     update_prob = accumulated + torch.minimum(increment, 1 - accumulated)  # \tilde u_t
     return round_straight_through(update_prob), update_prob
@@ -54,7 +56,9 @@ def skip_length(
     start = np.zeros_like(p) if accumulated is None else accumulated.detach().cpu().numpy()
     smallest = max(float(p.min(initial=1.0)), 1e-30)
     exact = 0.5 / smallest
-    horizon = int(min(limit, exact + 2 + exact * exact * 2e-7))  # room for the rounding of `exact` additions
+    horizon = int(
+        min(limit, exact + 2 + exact * exact * 2e-7)
+    )  # room for the rounding of `exact` additions
     steps = np.broadcast_to(p[:, None], (len(p), max(horizon, 1)))
     climb = np.add.accumulate(np.concatenate([start[:, None], steps], 1), axis=1)[:, 1:]
     due = climb > 0.5
@@ -89,7 +93,9 @@ def lstm_cell(
     layer: Layer,  # weights
 ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H"]]:  # candidate hidden and cell state
     "One LSTM step."
-    gates = _normalize(F.linear(x, layer.weight_ih, layer.bias) + F.linear(h, layer.weight_hh), layer)
+    gates = _normalize(
+        F.linear(x, layer.weight_ih, layer.bias) + F.linear(h, layer.weight_hh), layer
+    )
     i, f, g, o = gates.chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
@@ -103,9 +109,13 @@ def gru_cell(
     "One GRU step, reset gate applied before the matrix product."
     H = h.shape[-1]
     from_x = F.linear(x, layer.weight_ih, layer.bias)
-    gates = _normalize(from_x[..., : 2 * H] + F.linear(h, layer.weight_hh[: 2 * H]), layer, slice(0, 2))
+    gates = _normalize(
+        from_x[..., : 2 * H] + F.linear(h, layer.weight_hh[: 2 * H]), layer, slice(0, 2)
+    )
     r, z = gates.sigmoid().chunk(2, -1)
-    n = _normalize(from_x[..., 2 * H :] + F.linear(r * h, layer.weight_hh[2 * H :]), layer, slice(2, 3)).tanh()
+    n = _normalize(
+        from_x[..., 2 * H :] + F.linear(r * h, layer.weight_hh[2 * H :]), layer, slice(2, 3)
+    ).tanh()
     return z * h + (1 - z) * n
 
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #0207937e
@@ -113,7 +123,10 @@ def state_slices(kind: str, num_layers: int, H: int) -> list[tuple[slice, slice 
     "Where `h` and `c` of each layer lie in the flat state."
     if kind == "gru":
         return [(slice(k * H, (k + 1) * H), None) for k in range(num_layers)]
-    return [(slice(2 * k * H, (2 * k + 1) * H), slice((2 * k + 1) * H, (2 * k + 2) * H)) for k in range(num_layers)]
+    return [
+        (slice(2 * k * H, (2 * k + 1) * H), slice((2 * k + 1) * H, (2 * k + 2) * H))
+        for k in range(num_layers)
+    ]
 
 
 def candidate_state(
@@ -124,7 +137,9 @@ def candidate_state(
 ) -> Float[Tensor, "B S"]:  # flat candidate, S(s_{t-1}, x_t)
     "What the state would become if this step were an update; each layer reads the one below."
     parts = []
-    for layer, (h, c) in zip(layers, state_slices(kind, len(layers), layers[0].weight_hh.shape[1]), strict=True):
+    for layer, (h, c) in zip(
+        layers, state_slices(kind, len(layers), layers[0].weight_hh.shape[1]), strict=True
+    ):
         if kind == "lstm":
             x, new_c = lstm_cell(x, state[:, h], state[:, c], layer)
             parts += [x, new_c]
@@ -140,7 +155,9 @@ def propose_increment(
     gate_bias: Float[Tensor, "1"],  # b_p
 ) -> Float[Tensor, "B"]:  # \Delta\tilde u in [0, 1]
     "Read the increment off the state (Eq. 4)."
-    return torch.sigmoid(F.linear(state[:, -gate_weight.shape[1] :], gate_weight, gate_bias)).squeeze(-1)
+    return torch.sigmoid(
+        F.linear(state[:, -gate_weight.shape[1] :], gate_weight, gate_bias)
+    ).squeeze(-1)
 
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #8662f4fc
 class Recurrence(NamedTuple):
@@ -153,7 +170,9 @@ class Recurrence(NamedTuple):
     accumulated: Tensor  # (B,) left in the gate
 
 
-def dense_recurrence(kind, layers, gate, inputs, state, increment, accumulated, update=None) -> Recurrence:
+def dense_recurrence(
+    kind, layers, gate, inputs, state, increment, accumulated, update=None
+) -> Recurrence:
     "Every candidate computed, then kept or dropped (Eqs. 2 to 5): the plain path."
     top = state_slices(kind, len(layers), layers[0].weight_hh.shape[1])[-1][0]
     tops, updates, increments = [], [], []
@@ -163,12 +182,23 @@ def dense_recurrence(kind, layers, gate, inputs, state, increment, accumulated, 
         state = u[:, None] * candidate + (1 - u[:, None]) * state  # s_t, eq. 3
         increment = u * propose_increment(candidate, *gate) + (1 - u) * increment  # eq. 4
         accumulated = (1 - u) * prob
-        tops.append(state[:, top]); updates.append(u); increments.append(increment)
-    return Recurrence(torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated)
+        tops.append(state[:, top])
+        updates.append(u)
+        increments.append(increment)
+    return Recurrence(
+        torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated
+    )
 
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #b1e7985d
 def event_recurrence(
-    kind, layers, gate, fetch: Callable[[Tensor, Tensor], Tensor], num_steps, state, increment, accumulated
+    kind,
+    layers,
+    gate,
+    fetch: Callable[[Tensor, Tensor], Tensor],
+    num_steps,
+    state,
+    increment,
+    accumulated,
 ) -> Recurrence:
     "Jump from update to update, each sequence on its own clock; `fetch(rows, times)` gives the inputs asked for."
     top = state_slices(kind, len(layers), layers[0].weight_hh.shape[1])[-1][0]
@@ -195,7 +225,9 @@ def _expand(history, updates, state, increment, accumulated) -> Recurrence:
     tops = torch.stack([h for h, _ in history])[count, columns]
     increments = torch.stack([p for _, p in history])[count, columns]
     before = torch.cat([history[0][1][None], increments[:-1]])
-    updates = torch.where(before.isnan(), torch.nan, updates)  # once NaN, always NaN, as in the plain path
+    updates = torch.where(
+        before.isnan(), torch.nan, updates
+    )  # once NaN, always NaN, as in the plain path
     rest = (count == count[-1]).sum(0) - (count[-1] > 0).long()  # steps since the last update
     left = torch.where(count[-1] > 0, torch.zeros_like(accumulated), accumulated)
     for k in range(int(rest.max())):

@@ -45,14 +45,26 @@ class SequenceModel(nn.Module):
         super().__init__()
         if cell not in CELLS:
             raise ValueError(f"cell: got {cell!r}, expected one of {', '.join(CELLS)}")
-        self.rnn = CELLS[cell](input_size, hidden_size, num_layers, batch_first=True, generator=generator)
-        self.head, self.dropout, self.every_step = nn.Linear(hidden_size, num_outputs), nn.Dropout(dropout), every_step
-        self.embedding = None if vocabulary_size is None else nn.Embedding(vocabulary_size, input_size, padding_idx=0)
+        self.rnn = CELLS[cell](
+            input_size, hidden_size, num_layers, batch_first=True, generator=generator
+        )
+        self.head, self.dropout, self.every_step = (
+            nn.Linear(hidden_size, num_outputs),
+            nn.Dropout(dropout),
+            every_step,
+        )
+        self.embedding = (
+            None
+            if vocabulary_size is None
+            else nn.Embedding(vocabulary_size, input_size, padding_idx=0)
+        )
         with torch.no_grad():
             nn.init.xavier_uniform_(self.head.weight, generator=generator)
             self.head.bias.zero_()
             if self.embedding is not None:
-                self.embedding.weight[1:].uniform_(-0.25, 0.25, generator=generator)  # table 5's unknown words
+                self.embedding.weight[1:].uniform_(
+                    -0.25, 0.25, generator=generator
+                )  # table 5's unknown words
             if not content_gate:
                 self.rnn.gate_weight.zero_()
         self.rnn.gate_weight.requires_grad_(content_gate)
@@ -113,9 +125,11 @@ def random_skip(
     "Skip each step with a fixed probability."
     if not 0 <= rate < 1:
         raise ValueError(f"rate: got {rate}, expected a probability in [0, 1)")
+
     def policy(inputs: Tensor, generator: torch.Generator) -> Tensor:
         draws = torch.rand(inputs.shape[:2], generator=generator, device=generator.device)
         return (draws >= rate).float().to(inputs.device)
+
     return policy
 
 
@@ -125,10 +139,12 @@ def fixed_stride(
     "Use evenly spaced steps."
     if not 0 < rate <= 1:
         raise ValueError(f"rate: got {rate}, expected a share in (0, 1]")
+
     def policy(inputs: Tensor, generator: torch.Generator) -> Tensor:
         due = (torch.arange(inputs.shape[1], device=inputs.device) * rate).floor()
         first = torch.cat([due.new_ones(1), due.diff()]).clamp(max=1)
         return first.expand(inputs.shape[:2])
+
     return policy
 
 
@@ -140,8 +156,11 @@ def markers_only(inputs: Tensor, generator: torch.Generator) -> Tensor:
 @dataclass(frozen=True)
 class Variant:
     "One model of a comparison."
+
     name: str  # as in tables
-    role: str  # dense, skip (decides the claim), free (no price), sweep, random, stride, oracle, ...
+    role: (
+        str  # dense, skip (decides the claim), free (no price), sweep, random, stride, oracle, ...
+    )
     cell: str = "lstm"  # `lstm` or `gru`
     budget: float | None = None  # lambda; None where the gate has no say
     policy: str = "learned"  # learned, every step, random, stride, markers
@@ -154,9 +173,12 @@ class Variant:
 
 
 _POLICIES: Mapping[str, Callable[..., Policy]] = {
-    "learned": lambda rate: learned, "every step": lambda rate: every_step, "markers": lambda rate: markers_only,
-    "random": random_skip, "stride": fixed_stride,
-}  # fmt: skip
+    "learned": lambda rate: learned,
+    "every step": lambda rate: every_step,
+    "markers": lambda rate: markers_only,
+    "random": random_skip,
+    "stride": fixed_stride,
+}
 
 
 def policy_of(
@@ -201,12 +223,21 @@ def make_step(
     budget: float | None,  # lambda, None: no price
 ) -> Callable[[nn.Module, Any], tuple[Tensor, dict[str, Tensor]]]:  # for `fit`
     "Loss of a batch (inputs, targets, lengths, forced decisions), with the number of updates as a log."
+
     def step(model, batch):
         inputs, target, lengths, update = batch
         outputs, gates = model(inputs, lengths, update)
         task_loss = LOSSES[task](outputs, target)
-        price = budget_loss(gates.update, budget, lengths=lengths) if budget else task_loss.new_zeros(())
-        return task_loss + price, {"task_loss": task_loss, "updates": count_updates(gates.update.detach(), lengths).mean()}
+        price = (
+            budget_loss(gates.update, budget, lengths=lengths)
+            if budget
+            else task_loss.new_zeros(())
+        )
+        return task_loss + price, {
+            "task_loss": task_loss,
+            "updates": count_updates(gates.update.detach(), lengths).mean(),
+        }
+
     return step
 
 # %% ../../nbs/skiprnn/03_training.ipynb #b0aff811
@@ -226,7 +257,8 @@ def predict(
     for rows in torch.arange(len(inputs)).split(batch_size):
         forced = None if update is None else update[rows].to(device)
         out, gates = model(inputs[rows].to(device), lengths[rows].to(device), forced)
-        outputs.append(out.cpu()); decisions.append(gates.update.cpu())
+        outputs.append(out.cpu())
+        decisions.append(gates.update.cpu())
     model.train(was_training)
     return torch.cat(outputs), torch.cat(decisions)
 
@@ -237,7 +269,11 @@ def score(
     target: Tensor,  # (N,)
 ) -> float:  # squared error, or the share that is right
     "The task's metric."
-    return float(mean_squared_error(outputs.squeeze(-1), target) if task == "regression" else accuracy(outputs, target))
+    return float(
+        mean_squared_error(outputs.squeeze(-1), target)
+        if task == "regression"
+        else accuracy(outputs, target)
+    )
 
 # %% ../../nbs/skiprnn/03_training.ipynb #96b0509d
 def train(
@@ -259,7 +295,17 @@ def train(
     "Adam, gradients clipped at norm 1 (section 4), a cosine schedule."
     optimizer = torch.optim.Adam(model.parameters(), lr)  # betas and eps are the paper's
     return fit(
-        model, MaskedBatches(batches, policy), step=make_step(task, budget), optimizer=optimizer, num_steps=num_steps,
-        scheduler=cosine_schedule(optimizer, num_steps), clip=1.0, seed=seed, device=device, evaluate=evaluate,
-        evaluate_every=evaluate_every, checkpoint=checkpoint, progress=progress,
-    )  # fmt: skip
+        model,
+        MaskedBatches(batches, policy),
+        step=make_step(task, budget),
+        optimizer=optimizer,
+        num_steps=num_steps,
+        scheduler=cosine_schedule(optimizer, num_steps),
+        clip=1.0,
+        seed=seed,
+        device=device,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
