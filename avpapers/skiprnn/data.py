@@ -173,7 +173,8 @@ def frequency_task(
     length: int = 100,  # T, steps; T times T_s is the duration in ms
     sampling_ms: float = 1.0,  # T_s, ms between steps
     generator: torch.Generator,  # the source of randomness; numbers are drawn on its device
-    phase: str = "radians-correct",  # "radians-correct", or "released": the phase in ms is added as radians
+    # "radians-correct", or "released": the phase in ms is added as radians
+    phase: str = "radians-correct",
     shortest_ms: float = 1.0,  # shortest period of class 1, ms, 0 to 5; 0 in the released code
     device: str | torch.device = "cpu",  # where the tensors go
 ) -> tuple[
@@ -305,8 +306,8 @@ _DIGIT_SIZES = {
 def sequential_digits(
     source: str = "sklearn",  # "sklearn" (1,797 of 8x8), "mnist5k" (5,000) or "mnist" (70,000)
     *,
-    size: int
-    | None = None,  # side in pixels: 8 for sklearn, 14 (default of mnist5k) or 28 (of mnist)
+    # side in pixels: 8 for sklearn, 14 (default of mnist5k) or 28 (of mnist)
+    size: int | None = None,
     split_seed: int = 0,  # who is in which split; the test digits of "mnist" are the official ones
     root: str | Path | None = None,  # folder that holds MNIST/raw; None: the cache; "mnist" only
 ) -> SequenceData:  # one pixel in [0, 1] a step, row by row, no permutation
@@ -322,7 +323,8 @@ def sequential_digits(
     )
     if size != images.shape[-1]:
         images = torch.nn.functional.avg_pool2d(images, images.shape[-1] // size)
-    pixels, ids = images.flatten(1)[..., None], [f"{source}-{i:05d}" for i in range(len(labels))]
+    pixels = images.flatten(1)[..., None]
+    ids = [f"{source}-{i:05d}" for i in range(len(labels))]
     whole = Split(pixels, labels, torch.full_like(labels, size * size), tuple(ids))
     name = "digits" if source == "sklearn" else source
     return SequenceData(
@@ -351,7 +353,8 @@ def _digit_pictures(
         order[:held].sort().values,
         torch.arange(len(test)) + len(train),
     ]
-    images, labels = torch.cat([train, test]), torch.cat([train_labels, test_labels])
+    images = torch.cat([train, test])
+    labels = torch.cat([train_labels, test_labels])
     return images, labels, _digest((images * 255).round().to(torch.uint8), labels), parts
 
 # %% ../../nbs/skiprnn/01_data.ipynb #f1517e9f
@@ -431,7 +434,8 @@ def watch_recordings(
         _from_wheel("seglearn", "sequential_digits(source='sklearn') needs none")[0]
     )
     steps = [_decimate(torch.tensor(x, dtype=torch.float32), stride) for x in fields["X"]]
-    labels, people = torch.tensor(fields["y"]).long(), torch.tensor(fields["subject"]).long()
+    labels = torch.tensor(fields["y"]).long()
+    people = torch.tensor(fields["subject"]).long()
     parts = [
         torch.isin(people, ids).nonzero()[:, 0] for ids in _share_people(people.unique(), fold)
     ]
@@ -526,10 +530,8 @@ def _text_group(text: list[str]) -> str:
 def _tokens(pairs: _Texts, token: dict[str, int], length: int) -> Split:
     rows = [torch.tensor([token.get(word, 1) for word in text[:length]]) for text, _ in pairs]
     inputs, lengths = _pad(rows, length)
-    labels, full = (
-        torch.tensor([label for _, label in pairs]),
-        torch.tensor([len(text) for text, _ in pairs]),
-    )
+    labels = torch.tensor([label for _, label in pairs])
+    full = torch.tensor([len(text) for text, _ in pairs])
     return Split(inputs, labels, lengths, tuple(_text_group(text) for text, _ in pairs), full)
 
 # %% ../../nbs/skiprnn/01_data.ipynb #4cd263ac
@@ -676,9 +678,8 @@ def _review_words(file: Path, label: int) -> list[str]:
 
 # %% ../../nbs/skiprnn/01_data.ipynb #aff5d7ff
 def imdb(
-    root: str
-    | Path
-    | None = None,  # the folder aclImdb; None: the cache, filled if need be (84 MB)
+    # the folder aclImdb; None: the cache, filled if need be (84 MB)
+    root: str | Path | None = None,
     *,
     length: int = 400,  # T, words; the paper compares 200 and 400
     vocabulary_size: int = 20_000,  # tokens, padding and unknown included

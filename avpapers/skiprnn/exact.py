@@ -60,7 +60,9 @@ def _hidden_weight_grad(kind, saved, grad):
     "Gradient of weight_hh from the rows that updated."
     if kind == "lstm":
         return grad.t() @ saved[0]
-    h, r, H = saved[0], saved[1], saved[0].shape[1]
+    h = saved[0]
+    r = saved[1]
+    H = saved[0].shape[1]
     return torch.cat([grad[:, : 2 * H].t() @ h, grad[:, 2 * H :].t() @ (r * h)])
 
 
@@ -75,7 +77,9 @@ def _take(saved, rows):
 
 def _forward_step(kind, weights, slices, pre, projected, state, rows):
     "Candidate state of a stack, with the tape of the rows that update."
-    parts, tape, below = [], [], None
+    parts = []
+    tape = []
+    below = None
     for k, ((weight_ih, weight_hh, bias), (h, c)) in enumerate(zip(weights, slices, strict=True)):
         if k:
             pre = torch.addmm(bias, below, weight_ih.t())
@@ -91,7 +95,9 @@ def _backward_step(kind, weights, slices, tape, grad, grads):
     "Gradient of the previous state from that of the candidate; appends the weights' factors to `grads`."
     parts, from_above = [None] * len(weights), None
     for k in reversed(range(len(weights))):
-        (weight_ih, weight_hh, _), (h, c), (saved, below) = weights[k], slices[k], tape[k]
+        (weight_ih, weight_hh, _) = weights[k]
+        (h, c) = slices[k]
+        (saved, below) = tape[k]
         grad_h = grad[:, h] if from_above is None else grad[:, h] + from_above
         grad_pre, back_h, back_c = _BACKWARD[kind](
             saved, grad_h, None if c is None else grad[:, c], weight_hh
@@ -114,10 +120,14 @@ def _project(kind, state, weights, slices):
 def _exact_forward(kind, inputs, state, increment, accumulated, update, gate, weights):
     "The recurrence, and a tape with one entry a step."
     T, B, _ = inputs.shape
-    slices, H = state_slices(kind, len(weights), weights[0][1].shape[1]), weights[0][1].shape[1]
+    slices = state_slices(kind, len(weights), weights[0][1].shape[1])
+    H = weights[0][1].shape[1]
     pre = F.linear(inputs.reshape(T * B, -1), weights[0][0], weights[0][2]).view(T, B, -1)
     projected = _project(kind, state, weights, slices)
-    tops, updates, increments, tape = [], [], [], []
+    tops = []
+    updates = []
+    increments = []
+    tape = []
     for t in range(T):
         room, increment_before = 1 - accumulated, increment
         prob = accumulated + torch.minimum(increment, room) if update is None else update[t]
@@ -152,7 +162,8 @@ def _forced_step(kind, weights, slices, pre, projected, state, increment, gate, 
     H = weights[0][1].shape[1]
     if rows is not None and not len(rows):
         return state, increment, [], (increment[rows], state[rows, -H:])
-    mine, below = _take((state, pre), rows), [_take((p,), rows)[0] for p in projected]
+    mine = _take((state, pre), rows)
+    below = [_take((p,), rows)[0] for p in projected]
     candidate, steps = _forward_step(kind, weights, slices, mine[1], below, mine[0], None)
     proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
     kept = proposed, candidate[:, -H:]
@@ -199,8 +210,11 @@ def _exact_backward(
     g_accumulated,
 ):
     "Gradients of initial state and gate, and the factors of the weights' gradients, visiting updates only."
-    slices, H = state_slices(kind, len(weights), weights[0][1].shape[1]), weights[0][1].shape[1]
-    g_s, g_p, g_a = g_state.clone(), g_increment.clone(), g_accumulated.clone()
+    slices = state_slices(kind, len(weights), weights[0][1].shape[1])
+    H = weights[0][1].shape[1]
+    g_s = g_state.clone()
+    g_p = g_increment.clone()
+    g_a = g_accumulated.clone()
     grads, gate_grads = [[] for _ in weights], []
     for t in reversed(range(len(tape))):
         rows, steps, proposed, top, delta, prob, uncapped, u = tape[t]

@@ -205,10 +205,8 @@ ORACLE = Variant("lstm oracle", "oracle", "lstm", policy="markers")
 
 def table_1() -> tuple[Variant, ...]:
     "The variants of the paper's table 1."
-    lstm, gru = (
-        family_of("lstm", 1e-5, sweep=(0.0,), random=0.2),
-        family_of("gru", 1e-5, sweep=(0.0,), random=0.02),
-    )
+    lstm = family_of("lstm", 1e-5, sweep=(0.0,), random=0.2)
+    gru = family_of("gru", 1e-5, sweep=(0.0,), random=0.02)
     half = [
         Variant(f"{c} p_skip=0.5", "random_half", c, policy="random", rate=0.5)
         for c in ("lstm", "gru")
@@ -375,7 +373,8 @@ def keep_digits(run: Run, name: str, update: Tensor, pixels: Tensor, targets: Te
 def digits(size: Config, run: Run) -> None:
     "SR-1, SR-4, SR-5, SR-11: digits, pixel by pixel."
     images = sets.sequential_digits(size.source, split_seed=run.seed)
-    family, pixels = set_family(images, size.batch_size, input_size=1), images.test.inputs[..., 0]
+    family = set_family(images, size.batch_size, input_size=1)
+    pixels = images.test.inputs[..., 0]
     run.units(test_images=len(pixels))
     run.data(images.name, images.checksum)
 

@@ -186,20 +186,15 @@ def _forward(
     PRECISION: tl.constexpr,
 ):
     "ROWS sequences from beginning to end."
-    rows, columns = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, P)
-    live, w_p, b_p = (
-        rows < B,
-        tl.load(gate_weight + columns, mask=columns < H, other=0.0),
-        tl.load(gate_bias),
-    )
-    h, c = (
-        _tile(state, rows, 2 * H, columns, H, live),
-        _tile(state + H, rows, 2 * H, columns, H, live),
-    )
-    p, left = (
-        tl.load(increment + rows, mask=live, other=0.0),
-        tl.load(accumulated + rows, mask=live, other=0.0),
-    )
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = tl.arange(0, P)
+    live = rows < B
+    w_p = tl.load(gate_weight + columns, mask=columns < H, other=0.0)
+    b_p = tl.load(gate_bias)
+    h = _tile(state, rows, 2 * H, columns, H, live)
+    c = _tile(state + H, rows, 2 * H, columns, H, live)
+    p = tl.load(increment + rows, mask=live, other=0.0)
+    left = tl.load(accumulated + rows, mask=live, other=0.0)
     t, left = _sleep(
         tops,
         cells,
@@ -400,35 +395,24 @@ def _backward(
     PRECISION: tl.constexpr,
 ):
     "ROWS sequences from end to beginning."
-    rows, columns = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, P)
-    live, w_p, b_p = (
-        rows < B,
-        tl.load(gate_weight + columns, mask=columns < H, other=0.0),
-        tl.load(gate_bias),
-    )
-    g_h, g_c = (
-        _tile(g_state, rows, 2 * H, columns, H, live),
-        _tile(g_state + H, rows, 2 * H, columns, H, live),
-    )
-    g_p, g_a = (
-        tl.load(g_increment + rows, mask=live, other=0.0),
-        tl.load(g_left + rows, mask=live, other=0.0),
-    )
+    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    columns = tl.arange(0, P)
+    live = rows < B
+    w_p = tl.load(gate_weight + columns, mask=columns < H, other=0.0)
+    b_p = tl.load(gate_bias)
+    g_h = _tile(g_state, rows, 2 * H, columns, H, live)
+    g_c = _tile(g_state + H, rows, 2 * H, columns, H, live)
+    g_p = tl.load(g_increment + rows, mask=live, other=0.0)
+    g_a = tl.load(g_left + rows, mask=live, other=0.0)
     g_w, g_b = tl.zeros((P,), tl.float32), tl.zeros((ROWS,), tl.float32)
     t, busy = rows * 0 + T - 1, live
     while tl.max(busy.to(tl.int32), 0) > 0:
-        h, c = (
-            _before(tops, state, t, rows, B, columns, busy, H),
-            _before(cells, state + H, t, rows, B, columns, busy, H),
-        )
-        p_i, p_f = (
-            _from_state(h, weight_h, bias, 0, columns, H, PRECISION),
-            _from_state(h, weight_h, bias, 1, columns, H, PRECISION),
-        )
-        p_g, p_o = (
-            _from_state(h, weight_h, bias, 2, columns, H, PRECISION),
-            _from_state(h, weight_h, bias, 3, columns, H, PRECISION),
-        )
+        h = _before(tops, state, t, rows, B, columns, busy, H)
+        c = _before(cells, state + H, t, rows, B, columns, busy, H)
+        p_i = _from_state(h, weight_h, bias, 0, columns, H, PRECISION)
+        p_f = _from_state(h, weight_h, bias, 1, columns, H, PRECISION)
+        p_g = _from_state(h, weight_h, bias, 2, columns, H, PRECISION)
+        p_o = _from_state(h, weight_h, bias, 3, columns, H, PRECISION)
         at = t * B + rows
         due = busy & (tl.load(updates + at, mask=busy, other=0.0) > 0.5)
         new_h, new_p = _incoming(g_tops, g_increments, t, rows, B, columns, due, g_h, g_p, H)
@@ -460,12 +444,10 @@ def _backward(
         g_w += tl.sum(g_q[:, None] * new_c, 0)
         g_b += g_q
         total = g_c + g_q[:, None] * w_p[None, :] + g_h * o * (1 - squashed * squashed)
-        g_i, g_f, g_g, g_o = (
-            total * g * i * (1 - i),
-            total * c * f * (1 - f),
-            total * i * (1 - g * g),
-            g_h * squashed * o * (1 - o),
-        )
+        g_i = total * g * i * (1 - i)
+        g_f = total * c * f * (1 - f)
+        g_g = total * i * (1 - g * g)
+        g_o = g_h * squashed * o * (1 - o)
         slot = tl.load(slots + at, mask=due, other=0)
         _put(g_pre, slot, 4 * H, columns, H, due, g_i)
         _put(g_pre + H, slot, 4 * H, columns, H, due, g_f)
@@ -477,12 +459,11 @@ def _backward(
         back += _through(g_g, weight_h, 2, columns, H, PRECISION) + _through(
             g_o, weight_h, 3, columns, H, PRECISION
         )
-        g_h, g_c = tl.where(due[:, None], back, g_h), tl.where(due[:, None], total * f, g_c)
-        g_p, g_a, t = (
-            tl.where(due, passed, g_p),
-            tl.where(due, passed, g_a),
-            tl.where(due, t - 1, t),
-        )
+        g_h = tl.where(due[:, None], back, g_h)
+        g_c = tl.where(due[:, None], total * f, g_c)
+        g_p = tl.where(due, passed, g_p)
+        g_a = tl.where(due, passed, g_a)
+        t = tl.where(due, t - 1, t)
         skipped = (
             busy
             & (t >= 0)
@@ -514,11 +495,9 @@ def _backward(
                 tl.load(g_updates + at, mask=skipped, other=0.0),
                 True,
             )
-            g_p, g_a, t = (
-                tl.where(skipped, g_p + passed, g_p),
-                tl.where(skipped, passed, g_a),
-                tl.where(skipped, t - 1, t),
-            )
+            g_p = tl.where(skipped, g_p + passed, g_p)
+            g_a = tl.where(skipped, passed, g_a)
+            t = tl.where(skipped, t - 1, t)
             skipped = (
                 skipped
                 & (t >= 0)
@@ -552,15 +531,13 @@ class _TritonRecurrence(torch.autograd.Function):
             x.contiguous()
             for x in (inputs, *weights, gate_weight, gate_bias, state, increment, accumulated)
         ]
-        tops, cells, updates, increments, levels, end, left = (
-            new(T, B, H),
-            new(T, B, H),
-            new(T, B),
-            new(T, B),
-            new(T, B),
-            new(B, 2 * H),
-            new(B),
-        )
+        tops = new(T, B, H)
+        cells = new(T, B, H)
+        updates = new(T, B)
+        increments = new(T, B)
+        levels = new(T, B)
+        end = new(B, 2 * H)
+        left = new(B)
         _launch(
             _forward,
             B,
@@ -590,7 +567,8 @@ class _TritonRecurrence(torch.autograd.Function):
         (T, B, D), H = inputs.shape, weight_h.shape[1]
         time, row = updates.nonzero(as_tuple=True)
         slots = (updates.flatten().cumsum(0) - 1).long().view(T, B)
-        g_pre, P = inputs.new_zeros(len(time), 4 * H), max(16, triton.next_power_of_2(H))
+        g_pre = inputs.new_zeros(len(time), 4 * H)
+        P = max(16, triton.next_power_of_2(H))
         g_gate = inputs.new_zeros(triton.cdiv(B, 16), P + 1)
         out = [g.clone() for g in (g_state, g_last, g_left)]
         _launch(
@@ -634,7 +612,8 @@ def triton_recurrence(
     increment: Tensor,  # (B,)
     accumulated: Tensor,  # (B,)
     *,
-    precision: str = "ieee",  # of products: ieee, tf32x3 or tf32 (ten bits, so decisions may differ)
+    # of products: ieee, tf32x3 or tf32 (ten bits, so decisions may differ)
+    precision: str = "ieee",
 ) -> Recurrence:  # as `exact_recurrence`, differentiable once
     "Values and gradients of the plain recurrence of a one-layer Skip LSTM, in one launch each."
     if triton is None:

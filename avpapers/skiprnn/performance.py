@@ -20,7 +20,13 @@ from ..core.benchmark import speedup_row, time_interleaved, torch_threads
 from ..core.environment import describe_machine, package_versions
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
-from .model import SkipLSTM, multiply_adds_per_update, run_on_demand
+from avpapers.skiprnn.model import (
+    SkipLSTM,
+    flatten_state,
+    multiply_adds_per_update,
+    read_state,
+    run_on_demand,
+)
 from ..suite.run import Run
 from .claims import paper
 
@@ -123,18 +129,16 @@ def net_with_share(
 def kernel_call(net: SkipLSTM, x: Tensor) -> Callable[[], Any]:
     "The compiled function with its arguments laid out; one thread, or all for a batch."
     from avpapers.skiprnn import kernels
-    from avpapers.skiprnn.model import flatten_state, read_state
 
-    start, gate = read_state(net, None, x.shape[1]), (net.gate_weight, net.gate_bias)
-    packed = kernels.pack("lstm", [net.layer(0)], gate)
-    feed, result, _ = kernels._start(
-        x, flatten_state(start), start.increment, start.accumulated, None, False, net.hidden_size
-    )
+    state = read_state(net, None, x.shape[1])
+    start = (flatten_state(state), state.increment, state.accumulated)
+    weights = kernels.pack_weights("lstm", [net.layer(0)], (net.gate_weight, net.gate_bias))
+    inputs, outputs = kernels.prepare_run(x, start, None, net.hidden_size)
 
-    def piece(first: int, last: int) -> None:
-        kernels._run_events(first, last, True, *feed, *result, *packed)
+    def work(first: int, last: int) -> None:
+        kernels.run_events(first, last, True, *inputs, *outputs, *weights)
 
-    return lambda: kernels._in_pieces(piece, x.shape[1])
+    return lambda: kernels.run_in_chunks(work, x.shape[1])
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #da30c45a
 def _in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -158,17 +162,15 @@ def run_inference(c: Config, batch: int, threads: int) -> list[dict[str, Any]]:
     rows, sizes = [], f"B={batch}, H={c.hidden_size}, T={c.length}"
     for share in c.shares:
         for way in ("kernel", "module"):
-            ours, about = (
-                times[f"{way} {share}"],
-                {
-                    "case": "running",
-                    "way": way,
-                    "batch": batch,
-                    "used": used[share],
-                    "threads": threads,
-                    "sizes": sizes,
-                },
-            )
+            ours = times[f"{way} {share}"]
+            about = {
+                "case": "running",
+                "way": way,
+                "batch": batch,
+                "used": used[share],
+                "threads": threads,
+                "sizes": sizes,
+            }
             name = f"running, {way}, {100 * share:.0f} % updates"
             rows.append(
                 speedup_row(
@@ -334,11 +336,10 @@ def gradient_difference(net: SkipLSTM, x: Tensor, check: str) -> float:
 
 def run_training(c: Config, threads: int) -> list[dict[str, Any]]:
     "Rows of training steps: the compiled trainer against the plain loop and the uncompiled exact path."
-    x, rows = torch.randn(c.train_length, c.train_batch, 2, generator=seeded_generator(0)), []
-    states, weights = (
-        torch.randn(c.train_length * c.train_batch, c.hidden_size + 2),
-        torch.randn(c.hidden_size + 2, 4 * c.hidden_size),
-    )
+    x = torch.randn(c.train_length, c.train_batch, 2, generator=seeded_generator(0))
+    rows = []
+    states = torch.randn(c.train_length * c.train_batch, c.hidden_size + 2)
+    weights = torch.randn(c.hidden_size + 2, 4 * c.hidden_size)
     product = lambda: states @ weights  # of all steps at once
     for share in c.train_shares:
         net = net_with_share(share, x, c.hidden_size).train()
@@ -425,11 +426,9 @@ def _goal(
 def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     "Every goal with its worst measured case."
     pick = lambda **where: [r for r in rows if all(r.get(k) == v for k, v in where.items())]
-    itself, lstm, loop = (
-        {"peer": "same code, all steps"},
-        {"peer": "torch.nn.LSTM"},
-        {"peer": "plain loop, autograd"},
-    )
+    itself = {"peer": "same code, all steps"}
+    lstm = {"peer": "torch.nn.LSTM"}
+    loop = {"peer": "plain loop, autograd"}
     calls = (
         "a call of the module has checks, layout and tensors that cost as much as dozens of updates"
     )

@@ -175,7 +175,9 @@ def dense_recurrence(
 ) -> Recurrence:
     "Every candidate computed, then kept or dropped (Eqs. 2 to 5): the plain path."
     top = state_slices(kind, len(layers), layers[0].weight_hh.shape[1])[-1][0]
-    tops, updates, increments = [], [], []
+    tops = []
+    updates = []
+    increments = []
     for t, x in enumerate(inputs):
         u, prob = open_gate(increment, accumulated) if update is None else (update[t], update[t])
         candidate = candidate_state(kind, layers, x, state)

@@ -48,11 +48,9 @@ class SequenceModel(nn.Module):
         self.rnn = CELLS[cell](
             input_size, hidden_size, num_layers, batch_first=True, generator=generator
         )
-        self.head, self.dropout, self.every_step = (
-            nn.Linear(hidden_size, num_outputs),
-            nn.Dropout(dropout),
-            every_step,
-        )
+        self.head = nn.Linear(hidden_size, num_outputs)
+        self.dropout = nn.Dropout(dropout)
+        self.every_step = every_step
         self.embedding = (
             None
             if vocabulary_size is None
