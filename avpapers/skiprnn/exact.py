@@ -8,9 +8,11 @@ __all__ = ['exact_recurrence']
 # %% ../../nbs/skiprnn/07_exact_gradients.ipynb #0ce97263
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .recurrence import Recurrence, state_slices
+from .recurrence import Layer, Recurrence, state_slices
 
 # %% ../../nbs/skiprnn/07_exact_gradients.ipynb #67903bbc
 def _lstm_value(pre, projected, h, c, weight_hh):
@@ -24,7 +26,7 @@ def _lstm_value(pre, projected, h, c, weight_hh):
     squashed = new_c.tanh()
     return o * squashed, new_c, (h, c, acts, squashed)
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #43d3d902
 def _lstm_backward(saved, grad_h, grad_c, weight_hh):
     "Gradients of the pre-activations, of h and of c."
     h, c, acts, squashed = saved
@@ -44,7 +46,7 @@ def _gru_value(pre, projected, h, c, weight_hh):
     n = torch.addmm(pre[:, 2 * H :], r * h, weight_hh[2 * H :].t()).tanh()
     return torch.lerp(n, h, z), None, (h, r, z, n)
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #7cbe59a3
 def _gru_backward(saved, grad_h, grad_c, weight_hh):
     "Gradients of the pre-activations and of h."
     h, r, z, n = saved
@@ -55,7 +57,7 @@ def _gru_backward(saved, grad_h, grad_c, weight_hh):
     grad = torch.cat([grad_gates, grad_n], 1)
     return grad, grad_h * z + grad_reset * r + grad_gates @ weight_hh[: 2 * H], None
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #04627d34
 def _hidden_weight_grad(kind, saved, grad):
     "Gradient of weight_hh from the rows that updated."
     if kind == "lstm":
@@ -74,7 +76,7 @@ def _take(saved, rows):
     "Keep only some rows of a tuple of tensors."
     return saved if rows is None else tuple(s[rows] for s in saved)
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #748f735f
 def _forward_step(kind, weights, slices, pre, projected, state, rows):
     "Candidate state of a stack, with the tape of the rows that update."
     parts = []
@@ -116,12 +118,12 @@ def _project(kind, state, weights, slices):
         for w, (h, _) in zip(weights, slices, strict=True)
     ]
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #ef078600
 def _exact_forward(kind, inputs, state, increment, accumulated, update, gate, weights):
-    "The recurrence, and a tape with one entry a step."
+    "The recurrence, and a tape with one entry per step."
     T, B, _ = inputs.shape
-    slices = state_slices(kind, len(weights), weights[0][1].shape[1])
     H = weights[0][1].shape[1]
+    slices = state_slices(kind, len(weights), H)
     pre = F.linear(inputs.reshape(T * B, -1), weights[0][0], weights[0][2]).view(T, B, -1)
     projected = _project(kind, state, weights, slices)
     tops = []
@@ -129,54 +131,55 @@ def _exact_forward(kind, inputs, state, increment, accumulated, update, gate, we
     increments = []
     tape = []
     for t in range(T):
-        room, increment_before = 1 - accumulated, increment
+        room, before = 1 - accumulated, increment
         prob = accumulated + torch.minimum(increment, room) if update is None else update[t]
         u = prob.round()
         rows = u.nonzero().squeeze(1)
         rows = None if len(rows) == B else rows
+        cells = (kind, weights, slices, pre[t], projected)
         if update is None:
-            candidate, steps = _forward_step(kind, weights, slices, pre[t], projected, state, rows)
-            proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
-            kept = _take((proposed, candidate[:, -H:]), rows)
-            delta = candidate - state, proposed - increment
-            state, increment, accumulated = _select(
-                rows, u, candidate, state, proposed, increment, prob
-            )
+            learned = _learned_step(cells, state, increment, gate, rows, u, prob)
+            state, increment, accumulated, steps, kept, delta = learned
         else:
-            state, increment, steps, kept = _forced_step(
-                kind, weights, slices, pre[t], projected, state, increment, gate, rows
-            )
+            state, increment, steps, kept = _forced_step(cells, state, increment, gate, rows)
             delta = None
-        tape.append((rows, steps, *kept, delta, prob, increment_before < room, u))
+        tape.append((rows, steps, *kept, delta, prob, before < room, u))
         projected = _reproject(kind, rows, projected, state, weights, slices)
         tops.append(state[:, slices[-1][0]])
         updates.append(u)
         increments.append(increment)
-    return Recurrence(
-        torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated
-    ), tape
+    stacked = (torch.stack(x) for x in (tops, updates, increments))
+    return Recurrence(*stacked, state, accumulated), tape
 
 # %% ../../nbs/skiprnn/07_exact_gradients.ipynb #f94b73cf
-def _forced_step(kind, weights, slices, pre, projected, state, increment, gate, rows):
-    "An update of some rows, the others not even looked at."
+def _learned_step(cells, state, increment, gate, rows, u, prob):
+    "A step with candidates of all rows, as the gate's gradient needs them."
+    H = cells[1][0][1].shape[1]
+    candidate, steps = _forward_step(*cells, state, rows)
+    proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
+    kept = _take((proposed, candidate[:, -H:]), rows)
+    delta = candidate - state, proposed - increment
+    selected = _select(rows, u, candidate, state, proposed, increment, prob)
+    return *selected, steps, kept, delta
+
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #518c74dc
+def _forced_step(cells, state, increment, gate, rows):
+    "An update of some rows; the others are not computed."
+    kind, weights, slices, pre, projected = cells
     H = weights[0][1].shape[1]
     if rows is not None and not len(rows):
         return state, increment, [], (increment[rows], state[rows, -H:])
-    mine = _take((state, pre), rows)
-    below = [_take((p,), rows)[0] for p in projected]
-    candidate, steps = _forward_step(kind, weights, slices, mine[1], below, mine[0], None)
+    own_state, own_pre = _take((state, pre), rows)
+    own_projected = [_take((p,), rows)[0] for p in projected]
+    candidate, steps = _forward_step(kind, weights, slices, own_pre, own_projected, own_state, None)
     proposed = torch.addmv(gate[1], candidate[:, -H:], gate[0][0]).sigmoid()
     kept = proposed, candidate[:, -H:]
     if rows is None:
         return candidate, proposed, steps, kept
-    return (
-        state.index_copy(0, rows, candidate),
-        increment.index_copy(0, rows, proposed),
-        steps,
-        kept,
-    )
+    state = state.index_copy(0, rows, candidate)
+    return state, increment.index_copy(0, rows, proposed), steps, kept
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #0990e3b2
 def _select(rows, u, candidate, state, proposed, increment, prob):
     "Keep or replace state and increment, and what is left in the gate."
     if rows is None:
@@ -185,7 +188,7 @@ def _select(rows, u, candidate, state, proposed, increment, prob):
     state = torch.where(keep[:, None], state, candidate)
     return state, torch.where(keep, increment, proposed), (1 - u) * prob
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #f4c6e2b6
 def _reproject(kind, rows, projected, state, weights, slices):
     "W_h h again, for the rows that changed."
     if rows is None:
@@ -237,39 +240,38 @@ def _exact_backward(
     return g_s, g_p, g_a, grads, gate_grads
 
 # %% ../../nbs/skiprnn/07_exact_gradients.ipynb #9d5302ce
+def _layer_grads(kind, k, factors, tape, inputs, weights):
+    "Gradients of weight_ih, weight_hh and bias of layer k."
+    if not factors:
+        return [torch.zeros_like(w) for w in weights[k]]
+    saved = tuple(torch.cat([f[0][j] for f in factors]) for j in range(2))
+    grad = torch.cat([f[2] for f in factors])
+    below = torch.cat([f[1] for f in factors]) if k else _updated_inputs(tape, inputs)
+    return [grad.t() @ below, _hidden_weight_grad(kind, saved, grad), grad.sum(0)]
+
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #e0069d66
+def _input_grad(tape, factors, inputs, weight_ih):
+    "Gradient of the inputs, zero where nothing was updated."
+    g_inputs = torch.zeros_like(inputs)
+    entries = ((t, tape[t][0]) for t in reversed(range(len(tape))))
+    updated = ((t, rows) for t, rows in entries if rows is None or len(rows))
+    for (t, rows), (_, _, grad) in zip(updated, factors, strict=True):
+        g_inputs[t, slice(None) if rows is None else rows] = grad @ weight_ih
+    return g_inputs
+
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #1786499a
 def _weight_grads(kind, tape, grads, gate_grads, inputs, weights, needs_input):
-    "One matrix product a weight, over all updates at once."
-    T, B, _ = inputs.shape
-    result = []
-    for k, factors in enumerate(grads):
-        if not factors:
-            result += [torch.zeros_like(w) for w in weights[k]]
-            continue
-        saved = tuple(torch.cat([f[0][j] for f in factors]) for j in range(2))
-        grad = torch.cat([f[2] for f in factors])
-        below = torch.cat([f[1] for f in factors]) if k else _updated_inputs(tape, inputs)
-        result += [grad.t() @ below, _hidden_weight_grad(kind, saved, grad), grad.sum(0)]
-    g_inputs = None
-    if needs_input:
-        g_inputs = torch.zeros_like(inputs)
-        updated = (
-            entry
-            for entry in reversed(list(enumerate(tape)))
-            if entry[1][0] is None or len(entry[1][0])
-        )
-        for (t, entry), (_, _, grad) in zip(updated, grads[0], strict=True):
-            g_inputs[t, slice(None) if entry[0] is None else entry[0]] = grad @ weights[0][0]
+    "One matrix product per weight, over all updates at once."
+    layers = [_layer_grads(kind, k, f, tape, inputs, weights) for k, f in enumerate(grads)]
+    by_layer = [g for layer in layers for g in layer]
+    g_inputs = _input_grad(tape, grads[0], inputs, weights[0][0]) if needs_input else None
     if not gate_grads:
-        return (
-            result,
-            torch.zeros(1, weights[0][1].shape[1]).to(inputs),
-            torch.zeros(1).to(inputs),
-            g_inputs,
-        )
+        H = weights[0][1].shape[1]
+        return by_layer, torch.zeros(1, H).to(inputs), torch.zeros(1).to(inputs), g_inputs
     g_q, top = (torch.cat(x) for x in zip(*gate_grads, strict=True))
-    return result, (g_q @ top)[None], g_q.sum()[None], g_inputs
+    return by_layer, (g_q @ top)[None], g_q.sum()[None], g_inputs
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #8e2c1251
 def _updated_inputs(tape, inputs):
     "The inputs at updates, in the order in which the backward pass met them."
     steps = [(t, entry[0]) for t, entry in enumerate(tape) if entry[0] is None or len(entry[0])]
@@ -311,11 +313,18 @@ class _ExactRecurrence(torch.autograd.Function):
         )
         return None, None, g_x, g_s, g_p, g_a, g_gate, g_bias, *by_layer
 
-
+# %% ../../nbs/skiprnn/07_exact_gradients.ipynb #d68e22f4
 def exact_recurrence(
-    kind, layers, gate, inputs, state, increment, accumulated, update=None
-) -> Recurrence:
-    "Same values and gradients as `dense_recurrence`, with a backward pass through updates only."
+    kind: str,  # `lstm` or `gru`
+    layers: list[Layer],  # bottom to top, without layer norm
+    gate: tuple[Tensor, Tensor],  # W_p and b_p
+    inputs: Float[Tensor, "T B I"],  # time first
+    state: Float[Tensor, "B S"],  # flat initial state
+    increment: Float[Tensor, "B"],  # \Delta\tilde u before the first step
+    accumulated: Float[Tensor, "B"],  # left over in the gate
+    update: Float[Tensor, "T B"] | None = None,  # forced decisions; None: the gate's
+) -> Recurrence:  # differentiable once
+    "Values and gradients of `dense_recurrence`, with a backward pass through updates only."
     flat = [w for layer in layers for w in layer[:3]]
     tops, updates, increments, last, _, left = _ExactRecurrence.apply(
         kind, update, inputs, state, increment, accumulated, *gate, *flat

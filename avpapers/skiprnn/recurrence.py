@@ -26,7 +26,7 @@ class _RoundStraightThrough(torch.autograd.Function):
     def backward(ctx, grad):
         return grad
 
-
+# %% ../../nbs/skiprnn/01b_recurrence.ipynb #713edabd
 def round_straight_through(
     x: Float[Tensor, "..."],  # any values; halves go to the even neighbor, so 0.5 -> 0
 ) -> Float[Tensor, "..."]:  # rounded values, with the gradient of the identity
@@ -37,45 +37,46 @@ def round_straight_through(
 def open_gate(
     increment: Float[Tensor, "*B"],  # proposed at the last update, \Delta\tilde u
     accumulated: Float[Tensor, "*B"],  # left over from the last step, 0 after an update
-) -> tuple[
-    Float[Tensor, "*B"], Float[Tensor, "*B"]
-]:  # decision u_t in {0, 1} and probability \tilde u_t
+) -> tuple[Float[Tensor, "*B"], Float[Tensor, "*B"]]:  # u_t in {0, 1} and \tilde u_t
     "Accumulate the update probability and round it (Eqs. 2 and 5)."
     update_prob = accumulated + torch.minimum(increment, 1 - accumulated)  # \tilde u_t
     return round_straight_through(update_prob), update_prob
 
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #f99abc05
+def _horizon(increment: np.ndarray, limit: int) -> int:
+    "Steps after which even the smallest increment has summed to more than one half."
+    smallest = max(float(increment.min(initial=1.0)), 1e-30)
+    exact = 0.5 / smallest
+    # the last term leaves room for the rounding of `exact` additions
+    return max(int(min(limit, exact + 2 + exact * exact * 2e-7)), 1)
+
+# %% ../../nbs/skiprnn/01b_recurrence.ipynb #7eebf308
 def skip_length(
     increment: Float[Tensor, "B"],  # \Delta\tilde u of each sequence
     *,
     limit: int,  # steps left; a longer wait is cut to limit + 1
-    accumulated: Float[Tensor, "B"] | None = None,  # where the count starts, None: at zero
-) -> Int[Tensor, "B"]:  # steps to the next update, from 1 (no step skipped) to limit + 1 (never)
-    "Steps until the accumulated increments round to one (Eq. 6, strict form), bit for bit as the recurrence adds them."
+    accumulated: Float[Tensor, "B"] | None = None,  # where the sum starts, None: at zero
+) -> Int[Tensor, "B"]:  # steps to the next update, from 1 (none skipped) to limit + 1 (never)
+    "Steps until the accumulated increments round to one (Eq. 6, strict form), bit for bit."
     p = np.nan_to_num(increment.detach().cpu().numpy())  # a NaN waits forever
     start = np.zeros_like(p) if accumulated is None else accumulated.detach().cpu().numpy()
-    smallest = max(float(p.min(initial=1.0)), 1e-30)
-    exact = 0.5 / smallest
-    horizon = int(
-        min(limit, exact + 2 + exact * exact * 2e-7)
-    )  # room for the rounding of `exact` additions
-    steps = np.broadcast_to(p[:, None], (len(p), max(horizon, 1)))
-    climb = np.add.accumulate(np.concatenate([start[:, None], steps], 1), axis=1)[:, 1:]
-    due = climb > 0.5
+    steps = np.broadcast_to(p[:, None], (len(p), _horizon(p, limit)))
+    sums = np.add.accumulate(np.concatenate([start[:, None], steps], 1), axis=1)[:, 1:]
+    due = sums > 0.5
     wait = np.where(due.any(1), due.argmax(1) + 1, limit + 1)
     return torch.from_numpy(wait).to(increment.device)
 
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #ef31ab67
 class Layer(NamedTuple):
-    "The tensors of one layer; `G` is 4 for the LSTM (input, forget, cell, output), 3 for the GRU (reset, update, new)."
+    "The tensors of one layer; G gates are 4 (input, forget, cell, output) or 3 (reset, update, new)."
 
     weight_ih: Tensor  # (G*H, I)
     weight_hh: Tensor  # (G*H, H)
     bias: Tensor  # (G*H,)
-    norm_weight: Tensor | None = None  # (G, H): scale of the optional layer norm, one a gate
+    norm_weight: Tensor | None = None  # (G, H): scale of the optional layer norm, per gate
     norm_bias: Tensor | None = None  # (G, H)
 
-
+# %% ../../nbs/skiprnn/01b_recurrence.ipynb #67008694
 def _normalize(gates: Tensor, layer: Layer, rows: slice = slice(None)) -> Tensor:
     "Layer norm of each gate's pre-activations, if the layer has one."
     if layer.norm_weight is None:
@@ -119,8 +120,13 @@ def gru_cell(
     return z * h + (1 - z) * n
 
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #0207937e
-def state_slices(kind: str, num_layers: int, H: int) -> list[tuple[slice, slice | None]]:
+def state_slices(
+    kind: str,  # `lstm` or `gru`
+    num_layers: int,  # in the stack
+    hidden_size: int,  # H
+) -> list[tuple[slice, slice | None]]:  # of h and c, per layer
     "Where `h` and `c` of each layer lie in the flat state."
+    H = hidden_size
     if kind == "gru":
         return [(slice(k * H, (k + 1) * H), None) for k in range(num_layers)]
     return [
@@ -128,18 +134,17 @@ def state_slices(kind: str, num_layers: int, H: int) -> list[tuple[slice, slice 
         for k in range(num_layers)
     ]
 
-
+# %% ../../nbs/skiprnn/01b_recurrence.ipynb #28dc1a16
 def candidate_state(
     kind: str,  # `lstm` or `gru`
     layers: list[Layer],  # bottom to top
     x: Float[Tensor, "B I"],  # input
     state: Float[Tensor, "B S"],  # flat state, S = num_layers * H * (2 for LSTM, 1 for GRU)
 ) -> Float[Tensor, "B S"]:  # flat candidate, S(s_{t-1}, x_t)
-    "What the state would become if this step were an update; each layer reads the one below."
+    "The state after an update at this step; each layer reads the one below."
     parts = []
-    for layer, (h, c) in zip(
-        layers, state_slices(kind, len(layers), layers[0].weight_hh.shape[1]), strict=True
-    ):
+    slices = state_slices(kind, len(layers), layers[0].weight_hh.shape[1])
+    for layer, (h, c) in zip(layers, slices, strict=True):
         if kind == "lstm":
             x, new_c = lstm_cell(x, state[:, h], state[:, c], layer)
             parts += [x, new_c]
@@ -154,7 +159,7 @@ def propose_increment(
     gate_weight: Float[Tensor, "1 H"],  # W_p
     gate_bias: Float[Tensor, "1"],  # b_p
 ) -> Float[Tensor, "B"]:  # \Delta\tilde u in [0, 1]
-    "Read the increment off the state (Eq. 4)."
+    "Compute the increment from the state (Eq. 4)."
     return torch.sigmoid(
         F.linear(state[:, -gate_weight.shape[1] :], gate_weight, gate_bias)
     ).squeeze(-1)
@@ -169,11 +174,18 @@ class Recurrence(NamedTuple):
     state: Tensor  # (B, S) last state
     accumulated: Tensor  # (B,) left in the gate
 
-
+# %% ../../nbs/skiprnn/01b_recurrence.ipynb #1507473b
 def dense_recurrence(
-    kind, layers, gate, inputs, state, increment, accumulated, update=None
-) -> Recurrence:
-    "Every candidate computed, then kept or dropped (Eqs. 2 to 5): the plain path."
+    kind: str,  # `lstm` or `gru`
+    layers: list[Layer],  # bottom to top
+    gate: tuple[Tensor, Tensor],  # W_p and b_p
+    inputs: Float[Tensor, "T B I"],  # time first
+    state: Float[Tensor, "B S"],  # flat initial state
+    increment: Float[Tensor, "B"],  # \Delta\tilde u before the first step
+    accumulated: Float[Tensor, "B"],  # left over in the gate
+    update: Float[Tensor, "T B"] | None = None,  # forced decisions; None: the gate's
+) -> Recurrence:  # with autograd's gradients
+    "Every candidate computed, then kept or discarded (Eqs. 2 to 5): the plain path."
     top = state_slices(kind, len(layers), layers[0].weight_hh.shape[1])[-1][0]
     tops = []
     updates = []
@@ -187,41 +199,40 @@ def dense_recurrence(
         tops.append(state[:, top])
         updates.append(u)
         increments.append(increment)
-    return Recurrence(
-        torch.stack(tops), torch.stack(updates), torch.stack(increments), state, accumulated
-    )
+    stacked = (torch.stack(x) for x in (tops, updates, increments))
+    return Recurrence(*stacked, state, accumulated)
 
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #b1e7985d
 def event_recurrence(
-    kind,
-    layers,
-    gate,
-    fetch: Callable[[Tensor, Tensor], Tensor],
-    num_steps,
-    state,
-    increment,
-    accumulated,
-) -> Recurrence:
-    "Jump from update to update, each sequence on its own clock; `fetch(rows, times)` gives the inputs asked for."
+    kind: str,  # `lstm` or `gru`
+    layers: list[Layer],  # bottom to top
+    gate: tuple[Tensor, Tensor],  # W_p and b_p
+    fetch: Callable[[Tensor, Tensor], Tensor],  # (rows, times) -> inputs
+    num_steps: int,  # T
+    state: Float[Tensor, "B S"],  # flat initial state
+    increment: Float[Tensor, "B"],  # \Delta\tilde u before the first step
+    accumulated: Float[Tensor, "B"],  # left over in the gate
+) -> Recurrence:  # without gradients
+    "Jump from update to update, each sequence at its own time."
     top = state_slices(kind, len(layers), layers[0].weight_hh.shape[1])[-1][0]
     state, increment = state.clone(), increment.clone()
     updates = state.new_zeros(num_steps, len(state))
     history = [(state[:, top].clone(), increment.clone())]
-    clock = skip_length(increment, limit=num_steps, accumulated=accumulated) - 1
-    rows = torch.nonzero(clock < num_steps).squeeze(1)
+    next_update = skip_length(increment, limit=num_steps, accumulated=accumulated) - 1
+    rows = torch.nonzero(next_update < num_steps).squeeze(1)
     while len(rows):
-        times = clock[rows]
+        times = next_update[rows]
         updates[times, rows] = 1
         state[rows] = candidate_state(kind, layers, fetch(rows, times), state[rows])
         increment[rows] = propose_increment(state[rows], *gate)
         history.append((state[:, top].clone(), increment.clone()))
-        clock[rows] = times + skip_length(increment[rows], limit=num_steps)
-        rows = rows[clock[rows] < num_steps]
+        next_update[rows] = times + skip_length(increment[rows], limit=num_steps)
+        rows = rows[next_update[rows] < num_steps]
     return _expand(history, updates, state, increment, accumulated)
 
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #3e4db23c
 def _expand(history, updates, state, increment, accumulated) -> Recurrence:
-    "From one entry an update to one entry a step; also what is left in the gate at the end."
+    "From one entry per update to one entry per step; also what is left in the gate at the end."
     count = updates.cumsum(0).long()  # (T, B): 0 before the first update
     columns = torch.arange(updates.shape[1], device=updates.device)
     tops = torch.stack([h for h, _ in history])[count, columns]
