@@ -35,21 +35,13 @@ def _tanh(x):
 @_jit
 def _tile(base, row, stride, columns, n, mask):
     "Rows of a matrix, zero outside."
-    return tl.load(
-        base + row[:, None] * stride + columns[None, :],
-        mask=mask[:, None] & (columns < n)[None, :],
-        other=0.0,
-    )
+    return tl.load(base + row[:, None] * stride + columns[None, :], mask=mask[:, None] & (columns < n)[None, :], other=0.0)
 
 
 @_jit
 def _put(base, row, stride, columns, n, mask, value):
     "Write rows of a matrix."
-    tl.store(
-        base + row[:, None] * stride + columns[None, :],
-        value,
-        mask=mask[:, None] & (columns < n)[None, :],
-    )
+    tl.store(base + row[:, None] * stride + columns[None, :], value, mask=mask[:, None] & (columns < n)[None, :])
 
 # %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #b952cf6c
 @_jit
@@ -59,11 +51,7 @@ def _from_input(x, at, live, weight, gate, columns, D, H: tl.constexpr, PRECISIO
     for first in range(0, D, 16):
         k = first + tl.arange(0, 16)
         part = _tile(x, at, D, k, D, live)
-        w = tl.load(
-            weight + (gate * H + columns)[None, :] * D + k[:, None],
-            mask=(columns < H)[None, :] & (k < D)[:, None],
-            other=0.0,
-        )
+        w = tl.load(weight + (gate * H + columns)[None, :] * D + k[:, None], mask=(columns < H)[None, :] & (k < D)[:, None], other=0.0)
         total += tl.dot(part, w, input_precision=PRECISION)
     return tl.where((columns < H)[None, :], total, 0.0)  # an infinite input times a zero is NaN
 
@@ -72,36 +60,12 @@ def _from_input(x, at, live, weight, gate, columns, D, H: tl.constexpr, PRECISIO
 def _from_state(h, weight, bias, gate, columns, H: tl.constexpr, PRECISION: tl.constexpr):
     "W_h h + b of one gate; the weight is (4*H, H)."
     inside = columns < H
-    w = tl.load(
-        weight + (gate * H + columns)[None, :] * H + columns[:, None],
-        mask=inside[None, :] & inside[:, None],
-        other=0.0,
-    )
-    return (
-        tl.dot(h, w, input_precision=PRECISION)
-        + tl.load(bias + gate * H + columns, mask=inside, other=0.0)[None, :]
-    )
+    w = tl.load(weight + (gate * H + columns)[None, :] * H + columns[:, None], mask=inside[None, :] & inside[:, None], other=0.0)
+    return tl.dot(h, w, input_precision=PRECISION) + tl.load(bias + gate * H + columns, mask=inside, other=0.0)[None, :]
 
 # %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #59426f05
 @_jit
-def _write(
-    tops,
-    cells,
-    updates,
-    increments,
-    levels,
-    t,
-    rows,
-    B,
-    columns,
-    mask,
-    h,
-    c,
-    u,
-    p,
-    level,
-    H: tl.constexpr,
-):
+def _write(tops, cells, updates, increments, levels, t, rows, B, columns, mask, h, c, u, p, level, H: tl.constexpr):
     "One step of some sequences."
     at = t * B + rows
     _put(tops, at, H, columns, H, mask, h)
@@ -112,47 +76,13 @@ def _write(
 
 
 @_jit
-def _sleep(
-    tops,
-    cells,
-    updates,
-    increments,
-    levels,
-    t,
-    T,
-    rows,
-    B,
-    columns,
-    live,
-    h,
-    c,
-    p,
-    left,
-    H: tl.constexpr,
-):
+def _sleep(tops, cells, updates, increments, levels, t, T, rows, B, columns, live, h, c, p, left, H: tl.constexpr):
     "Skip to the next update of each sequence; returns its time, and what is in the gate."
     waiting = live & (t < T)
     while tl.max(waiting.to(tl.int32), 0) > 0:
         level = left + tl.minimum(p, 1 - left)
         skipped = waiting & ~(level > 0.5)
-        _write(
-            tops,
-            cells,
-            updates,
-            increments,
-            levels,
-            t,
-            rows,
-            B,
-            columns,
-            skipped,
-            h,
-            c,
-            p * 0,
-            p,
-            level,
-            H,
-        )
+        _write(tops, cells, updates, increments, levels, t, rows, B, columns, skipped, h, c, p * 0, p, level, H)
         left = tl.where(waiting, level, left)
         t = tl.where(skipped, t + 1, t)
         waiting = skipped & (t < T)
@@ -160,118 +90,27 @@ def _sleep(
 
 # %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #3d217127
 @_jit
-def _forward(
-    x,
-    weight_x,
-    weight_h,
-    bias,
-    gate_weight,
-    gate_bias,
-    state,
-    increment,
-    accumulated,
-    tops,
-    cells,
-    updates,
-    increments,
-    levels,
-    end,
-    end_left,
-    T,
-    B,
-    D,
-    H: tl.constexpr,
-    P: tl.constexpr,
-    ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def _forward(x, weight_x, weight_h, bias, gate_weight, gate_bias, state, increment, accumulated, tops, cells, updates, increments, levels,
+             end, end_left, T, B, D, H: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     "ROWS sequences from beginning to end."
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    columns = tl.arange(0, P)
-    live = rows < B
-    w_p = tl.load(gate_weight + columns, mask=columns < H, other=0.0)
-    b_p = tl.load(gate_bias)
-    h = _tile(state, rows, 2 * H, columns, H, live)
-    c = _tile(state + H, rows, 2 * H, columns, H, live)
-    p = tl.load(increment + rows, mask=live, other=0.0)
-    left = tl.load(accumulated + rows, mask=live, other=0.0)
-    t, left = _sleep(
-        tops,
-        cells,
-        updates,
-        increments,
-        levels,
-        rows * 0,
-        T,
-        rows,
-        B,
-        columns,
-        live,
-        h,
-        c,
-        p,
-        left,
-        H,
-    )
+    rows, columns = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, P)
+    live, w_p, b_p = rows < B, tl.load(gate_weight + columns, mask=columns < H, other=0.0), tl.load(gate_bias)
+    h, c = _tile(state, rows, 2 * H, columns, H, live), _tile(state + H, rows, 2 * H, columns, H, live)
+    p, left = tl.load(increment + rows, mask=live, other=0.0), tl.load(accumulated + rows, mask=live, other=0.0)
+    t, left = _sleep(tops, cells, updates, increments, levels, rows * 0, T, rows, B, columns, live, h, c, p, left, H)
     busy = live & (t < T)
     while tl.max(busy.to(tl.int32), 0) > 0:
         at = t * B + rows
-        i = tl.sigmoid(
-            _from_input(x, at, busy, weight_x, 0, columns, D, H, PRECISION)
-            + _from_state(h, weight_h, bias, 0, columns, H, PRECISION)
-        )
-        f = tl.sigmoid(
-            _from_input(x, at, busy, weight_x, 1, columns, D, H, PRECISION)
-            + _from_state(h, weight_h, bias, 1, columns, H, PRECISION)
-        )
-        g = _tanh(
-            _from_input(x, at, busy, weight_x, 2, columns, D, H, PRECISION)
-            + _from_state(h, weight_h, bias, 2, columns, H, PRECISION)
-        )
-        o = tl.sigmoid(
-            _from_input(x, at, busy, weight_x, 3, columns, D, H, PRECISION)
-            + _from_state(h, weight_h, bias, 3, columns, H, PRECISION)
-        )
+        i = tl.sigmoid(_from_input(x, at, busy, weight_x, 0, columns, D, H, PRECISION) + _from_state(h, weight_h, bias, 0, columns, H, PRECISION))
+        f = tl.sigmoid(_from_input(x, at, busy, weight_x, 1, columns, D, H, PRECISION) + _from_state(h, weight_h, bias, 1, columns, H, PRECISION))
+        g = _tanh(_from_input(x, at, busy, weight_x, 2, columns, D, H, PRECISION) + _from_state(h, weight_h, bias, 2, columns, H, PRECISION))
+        o = tl.sigmoid(_from_input(x, at, busy, weight_x, 3, columns, D, H, PRECISION) + _from_state(h, weight_h, bias, 3, columns, H, PRECISION))
         c = tl.where(busy[:, None], f * c + i * g, c)
         h = tl.where(busy[:, None], o * _tanh(c), h)
         p = tl.where(busy, tl.sigmoid(tl.sum(c * w_p[None, :], 1) + b_p), p)
-        _write(
-            tops,
-            cells,
-            updates,
-            increments,
-            levels,
-            t,
-            rows,
-            B,
-            columns,
-            busy,
-            h,
-            c,
-            p * 0 + 1,
-            p,
-            left,
-            H,
-        )
+        _write(tops, cells, updates, increments, levels, t, rows, B, columns, busy, h, c, p * 0 + 1, p, left, H)
         left = tl.where(busy, 0.0, left)
-        t, left = _sleep(
-            tops,
-            cells,
-            updates,
-            increments,
-            levels,
-            tl.where(busy, t + 1, t),
-            T,
-            rows,
-            B,
-            columns,
-            live,
-            h,
-            c,
-            p,
-            left,
-            H,
-        )
+        t, left = _sleep(tops, cells, updates, increments, levels, tl.where(busy, t + 1, t), T, rows, B, columns, live, h, c, p, left, H)
         busy = live & (t < T)
     _put(end, rows, 2 * H, columns, H, live, h)
     _put(end + H, rows, 2 * H, columns, H, live, c)
@@ -286,16 +125,9 @@ def _before(outputs, state, t, rows, B, columns, live, H: tl.constexpr):
 
 
 @_jit
-def _at_gate(
-    g_h, g_c, g_p, g_a, h_new, c_new, p_new, h, c, p, level, left, g_update, skipped: tl.constexpr
-):
+def _at_gate(g_h, g_c, g_p, g_a, h_new, c_new, p_new, h, c, p, level, left, g_update, skipped: tl.constexpr):
     "Straight-through gradient of one decision, handed to the increment and to what was accumulated."
-    passed = (
-        tl.sum(g_h * (h_new - h) + g_c * (c_new - c), 1)
-        + g_p * (p_new - p)
-        - g_a * level
-        + g_update
-    )
+    passed = tl.sum(g_h * (h_new - h) + g_c * (c_new - c), 1) + g_p * (p_new - p) - g_a * level + g_update
     if skipped:
         passed += g_a
     return tl.where(p < 1 - left, passed, 0.0)
@@ -305,32 +137,14 @@ def _at_gate(
 def _gate_input(levels, updates, increments, increment, accumulated, t, rows, B, live):
     "Level at step t; increment and what was accumulated before it."
     at, later = t * B + rows, live & (t > 0)
-    p = tl.load(increments + at - B, mask=later, other=0.0) + tl.load(
-        increment + rows, mask=live & (t <= 0), other=0.0
-    )
-    kept = tl.load(levels + at - B, mask=later, other=0.0) * (
-        1 - tl.load(updates + at - B, mask=later, other=1.0)
-    )
+    p = tl.load(increments + at - B, mask=later, other=0.0) + tl.load(increment + rows, mask=live & (t <= 0), other=0.0)
+    kept = tl.load(levels + at - B, mask=later, other=0.0) * (1 - tl.load(updates + at - B, mask=later, other=1.0))
     left = kept + tl.load(accumulated + rows, mask=live & (t <= 0), other=0.0)
     return tl.load(levels + at, mask=live, other=0.0), p, left
 
 
 @_jit
-def _candidate(
-    x,
-    at,
-    live,
-    weight_x,
-    p_i,
-    p_f,
-    p_g,
-    p_o,
-    c,
-    columns,
-    D,
-    H: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def _candidate(x, at, live, weight_x, p_i, p_f, p_g, p_o, c, columns, D, H: tl.constexpr, PRECISION: tl.constexpr):
     "Gates and candidate of a step, from the projected state."
     i = tl.sigmoid(p_i + _from_input(x, at, live, weight_x, 0, columns, D, H, PRECISION))
     f = tl.sigmoid(p_f + _from_input(x, at, live, weight_x, 1, columns, D, H, PRECISION))
@@ -344,11 +158,7 @@ def _candidate(
 def _through(grad, weight, gate, columns, H: tl.constexpr, PRECISION: tl.constexpr):
     "Gradient of h from that of one gate's pre-activations."
     inside = columns < H
-    w = tl.load(
-        weight + (gate * H + columns)[:, None] * H + columns[None, :],
-        mask=inside[:, None] & inside[None, :],
-        other=0.0,
-    )
+    w = tl.load(weight + (gate * H + columns)[:, None] * H + columns[None, :], mask=inside[:, None] & inside[None, :], other=0.0)
     return tl.dot(grad, w, input_precision=PRECISION)
 
 
@@ -356,153 +166,56 @@ def _through(grad, weight, gate, columns, H: tl.constexpr, PRECISION: tl.constex
 def _incoming(g_tops, g_increments, t, rows, B, columns, live, g_h, g_p, H: tl.constexpr):
     "Add what comes in at step t."
     at = t * B + rows
-    return g_h + _tile(g_tops, at, H, columns, H, live), g_p + tl.load(
-        g_increments + at, mask=live, other=0.0
-    )
+    return g_h + _tile(g_tops, at, H, columns, H, live), g_p + tl.load(g_increments + at, mask=live, other=0.0)
 
 # %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #d87eb8a3
 @_jit
-def _backward(
-    x,
-    weight_x,
-    weight_h,
-    bias,
-    gate_weight,
-    gate_bias,
-    state,
-    increment,
-    accumulated,
-    tops,
-    cells,
-    updates,
-    increments,
-    levels,
-    slots,
-    g_tops,
-    g_updates,
-    g_increments,
-    g_state,
-    g_increment,
-    g_left,
-    g_pre,
-    g_gate,
-    T,
-    B,
-    D,
-    H: tl.constexpr,
-    P: tl.constexpr,
-    ROWS: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def _backward(x, weight_x, weight_h, bias, gate_weight, gate_bias, state, increment, accumulated, tops, cells, updates, increments, levels,
+              slots, g_tops, g_updates, g_increments, g_state, g_increment, g_left, g_pre, g_gate, T, B, D, H: tl.constexpr, P: tl.constexpr,
+              ROWS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     "ROWS sequences from end to beginning."
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
-    columns = tl.arange(0, P)
-    live = rows < B
-    w_p = tl.load(gate_weight + columns, mask=columns < H, other=0.0)
-    b_p = tl.load(gate_bias)
-    g_h = _tile(g_state, rows, 2 * H, columns, H, live)
-    g_c = _tile(g_state + H, rows, 2 * H, columns, H, live)
-    g_p = tl.load(g_increment + rows, mask=live, other=0.0)
-    g_a = tl.load(g_left + rows, mask=live, other=0.0)
+    rows, columns = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, P)
+    live, w_p, b_p = rows < B, tl.load(gate_weight + columns, mask=columns < H, other=0.0), tl.load(gate_bias)
+    g_h, g_c = _tile(g_state, rows, 2 * H, columns, H, live), _tile(g_state + H, rows, 2 * H, columns, H, live)
+    g_p, g_a = tl.load(g_increment + rows, mask=live, other=0.0), tl.load(g_left + rows, mask=live, other=0.0)
     g_w, g_b = tl.zeros((P,), tl.float32), tl.zeros((ROWS,), tl.float32)
     t, busy = rows * 0 + T - 1, live
     while tl.max(busy.to(tl.int32), 0) > 0:
-        h = _before(tops, state, t, rows, B, columns, busy, H)
-        c = _before(cells, state + H, t, rows, B, columns, busy, H)
-        p_i = _from_state(h, weight_h, bias, 0, columns, H, PRECISION)
-        p_f = _from_state(h, weight_h, bias, 1, columns, H, PRECISION)
-        p_g = _from_state(h, weight_h, bias, 2, columns, H, PRECISION)
-        p_o = _from_state(h, weight_h, bias, 3, columns, H, PRECISION)
+        h, c = _before(tops, state, t, rows, B, columns, busy, H), _before(cells, state + H, t, rows, B, columns, busy, H)
+        p_i, p_f = _from_state(h, weight_h, bias, 0, columns, H, PRECISION), _from_state(h, weight_h, bias, 1, columns, H, PRECISION)
+        p_g, p_o = _from_state(h, weight_h, bias, 2, columns, H, PRECISION), _from_state(h, weight_h, bias, 3, columns, H, PRECISION)
         at = t * B + rows
         due = busy & (tl.load(updates + at, mask=busy, other=0.0) > 0.5)
         new_h, new_p = _incoming(g_tops, g_increments, t, rows, B, columns, due, g_h, g_p, H)
         g_h, g_p = new_h, new_p
-        i, f, g, o, new_c, squashed = _candidate(
-            x, at, due, weight_x, p_i, p_f, p_g, p_o, c, columns, D, H, PRECISION
-        )
-        level, p, left = _gate_input(
-            levels, updates, increments, increment, accumulated, t, rows, B, due
-        )
+        i, f, g, o, new_c, squashed = _candidate(x, at, due, weight_x, p_i, p_f, p_g, p_o, c, columns, D, H, PRECISION)
+        level, p, left = _gate_input(levels, updates, increments, increment, accumulated, t, rows, B, due)
         proposed = tl.load(increments + at, mask=due, other=0.0)
-        passed = _at_gate(
-            g_h,
-            g_c,
-            g_p,
-            g_a,
-            o * squashed,
-            new_c,
-            proposed,
-            h,
-            c,
-            p,
-            level,
-            left,
-            tl.load(g_updates + at, mask=due, other=0.0),
-            False,
-        )
+        passed = _at_gate(g_h, g_c, g_p, g_a, o * squashed, new_c, proposed, h, c, p, level, left, tl.load(g_updates + at, mask=due, other=0.0), False)
         g_q = tl.where(due, g_p * proposed * (1 - proposed), 0.0)
         g_w += tl.sum(g_q[:, None] * new_c, 0)
         g_b += g_q
         total = g_c + g_q[:, None] * w_p[None, :] + g_h * o * (1 - squashed * squashed)
-        g_i = total * g * i * (1 - i)
-        g_f = total * c * f * (1 - f)
-        g_g = total * i * (1 - g * g)
-        g_o = g_h * squashed * o * (1 - o)
+        g_i, g_f, g_g, g_o = total * g * i * (1 - i), total * c * f * (1 - f), total * i * (1 - g * g), g_h * squashed * o * (1 - o)
         slot = tl.load(slots + at, mask=due, other=0)
         _put(g_pre, slot, 4 * H, columns, H, due, g_i)
         _put(g_pre + H, slot, 4 * H, columns, H, due, g_f)
         _put(g_pre + 2 * H, slot, 4 * H, columns, H, due, g_g)
         _put(g_pre + 3 * H, slot, 4 * H, columns, H, due, g_o)
-        back = _through(g_i, weight_h, 0, columns, H, PRECISION) + _through(
-            g_f, weight_h, 1, columns, H, PRECISION
-        )
-        back += _through(g_g, weight_h, 2, columns, H, PRECISION) + _through(
-            g_o, weight_h, 3, columns, H, PRECISION
-        )
-        g_h = tl.where(due[:, None], back, g_h)
-        g_c = tl.where(due[:, None], total * f, g_c)
-        g_p = tl.where(due, passed, g_p)
-        g_a = tl.where(due, passed, g_a)
-        t = tl.where(due, t - 1, t)
-        skipped = (
-            busy
-            & (t >= 0)
-            & (tl.load(updates + t * B + rows, mask=busy & (t >= 0), other=1.0) < 0.5)
-        )
+        back = _through(g_i, weight_h, 0, columns, H, PRECISION) + _through(g_f, weight_h, 1, columns, H, PRECISION)
+        back += _through(g_g, weight_h, 2, columns, H, PRECISION) + _through(g_o, weight_h, 3, columns, H, PRECISION)
+        g_h, g_c = tl.where(due[:, None], back, g_h), tl.where(due[:, None], total * f, g_c)
+        g_p, g_a, t = tl.where(due, passed, g_p), tl.where(due, passed, g_a), tl.where(due, t - 1, t)
+        skipped = busy & (t >= 0) & (tl.load(updates + t * B + rows, mask=busy & (t >= 0), other=1.0) < 0.5)
         while tl.max(skipped.to(tl.int32), 0) > 0:
             at = t * B + rows
             g_h, g_p = _incoming(g_tops, g_increments, t, rows, B, columns, skipped, g_h, g_p, H)
-            i, f, g, o, new_c, squashed = _candidate(
-                x, at, skipped, weight_x, p_i, p_f, p_g, p_o, c, columns, D, H, PRECISION
-            )
-            level, p, left = _gate_input(
-                levels, updates, increments, increment, accumulated, t, rows, B, skipped
-            )
+            i, f, g, o, new_c, squashed = _candidate(x, at, skipped, weight_x, p_i, p_f, p_g, p_o, c, columns, D, H, PRECISION)
+            level, p, left = _gate_input(levels, updates, increments, increment, accumulated, t, rows, B, skipped)
             new_p = tl.sigmoid(tl.sum(new_c * w_p[None, :], 1) + b_p)
-            passed = _at_gate(
-                g_h,
-                g_c,
-                g_p,
-                g_a,
-                o * squashed,
-                new_c,
-                new_p,
-                h,
-                c,
-                p,
-                level,
-                left,
-                tl.load(g_updates + at, mask=skipped, other=0.0),
-                True,
-            )
-            g_p = tl.where(skipped, g_p + passed, g_p)
-            g_a = tl.where(skipped, passed, g_a)
-            t = tl.where(skipped, t - 1, t)
-            skipped = (
-                skipped
-                & (t >= 0)
-                & (tl.load(updates + t * B + rows, mask=skipped & (t >= 0), other=1.0) < 0.5)
-            )
+            passed = _at_gate(g_h, g_c, g_p, g_a, o * squashed, new_c, new_p, h, c, p, level, left, tl.load(g_updates + at, mask=skipped, other=0.0), True)
+            g_p, g_a, t = tl.where(skipped, g_p + passed, g_p), tl.where(skipped, passed, g_a), tl.where(skipped, t - 1, t)
+            skipped = skipped & (t >= 0) & (tl.load(updates + t * B + rows, mask=skipped & (t >= 0), other=1.0) < 0.5)
         busy = busy & (t >= 0)
     _put(g_state, rows, 2 * H, columns, H, live, g_h)
     _put(g_state + H, rows, 2 * H, columns, H, live, g_c)
@@ -515,46 +228,17 @@ def _backward(
 def _launch(kernel, B: int, H: int, precision: str, *arguments):
     "One program for 16 sequences."
     P, ROWS = max(16, triton.next_power_of_2(H)), 16
-    kernel[(triton.cdiv(B, ROWS),)](
-        *arguments, H=H, P=P, ROWS=ROWS, PRECISION=precision, num_warps=8
-    )
+    kernel[(triton.cdiv(B, ROWS),)](*arguments, H=H, P=P, ROWS=ROWS, PRECISION=precision, num_warps=8)
 
 
 class _TritonRecurrence(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, precision, inputs, state, increment, accumulated, gate_weight, gate_bias, *weights
-    ):
+    def forward(ctx, precision, inputs, state, increment, accumulated, gate_weight, gate_bias, *weights):
         (T, B, D), H = inputs.shape, weights[1].shape[1]
         new = lambda *shape: inputs.new_empty(shape)
-        fixed = [
-            x.contiguous()
-            for x in (inputs, *weights, gate_weight, gate_bias, state, increment, accumulated)
-        ]
-        tops = new(T, B, H)
-        cells = new(T, B, H)
-        updates = new(T, B)
-        increments = new(T, B)
-        levels = new(T, B)
-        end = new(B, 2 * H)
-        left = new(B)
-        _launch(
-            _forward,
-            B,
-            H,
-            precision,
-            *fixed,
-            tops,
-            cells,
-            updates,
-            increments,
-            levels,
-            end,
-            left,
-            T,
-            B,
-            D,
-        )
+        fixed = [x.contiguous() for x in (inputs, *weights, gate_weight, gate_bias, state, increment, accumulated)]
+        tops, cells, updates, increments, levels, end, left = new(T, B, H), new(T, B, H), new(T, B), new(T, B), new(T, B), new(B, 2 * H), new(B)
+        _launch(_forward, B, H, precision, *fixed, tops, cells, updates, increments, levels, end, left, T, B, D)
         ctx.precision = precision
         ctx.save_for_backward(*fixed, tops, cells, updates, increments, levels)
         return tops, updates, increments, end, increments[-1].clone(), left
@@ -567,41 +251,17 @@ class _TritonRecurrence(torch.autograd.Function):
         (T, B, D), H = inputs.shape, weight_h.shape[1]
         time, row = updates.nonzero(as_tuple=True)
         slots = (updates.flatten().cumsum(0) - 1).long().view(T, B)
-        g_pre = inputs.new_zeros(len(time), 4 * H)
-        P = max(16, triton.next_power_of_2(H))
+        g_pre, P = inputs.new_zeros(len(time), 4 * H), max(16, triton.next_power_of_2(H))
         g_gate = inputs.new_zeros(triton.cdiv(B, 16), P + 1)
         out = [g.clone() for g in (g_state, g_last, g_left)]
-        _launch(
-            _backward,
-            B,
-            H,
-            ctx.precision,
-            *saved,
-            slots,
-            *(g.contiguous() for g in (g_tops, g_updates, g_increments)),
-            *out,
-            g_pre,
-            g_gate,
-            T,
-            B,
-            D,
-        )
+        _launch(_backward, B, H, ctx.precision, *saved, slots, *(g.contiguous() for g in (g_tops, g_updates, g_increments)), *out, g_pre, g_gate, T, B, D)
         before = torch.cat([state[None, :, :H], tops[:-1]])[time, row]
         g_inputs = None
         if ctx.needs_input_grad[1]:
             g_inputs = torch.zeros_like(inputs)
             g_inputs[time, row] = g_pre @ weight_x
         total = g_gate.sum(0)
-        return (
-            None,
-            g_inputs,
-            *out,
-            total[None, :H],
-            total[P:],
-            g_pre.t() @ inputs[time, row],
-            g_pre.t() @ before,
-            g_pre.sum(0),
-        )
+        return None, g_inputs, *out, total[None, :H], total[P:], g_pre.t() @ inputs[time, row], g_pre.t() @ before, g_pre.sum(0)
 
 # %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #a91e5657
 def triton_recurrence(
@@ -612,20 +272,13 @@ def triton_recurrence(
     increment: Tensor,  # (B,)
     accumulated: Tensor,  # (B,)
     *,
-    # of products: ieee, tf32x3 or tf32 (ten bits, so decisions may differ)
-    precision: str = "ieee",
+    precision: str = "ieee",  # of products: ieee, tf32x3 or tf32 (ten bits, so decisions may differ)
 ) -> Recurrence:  # as `exact_recurrence`, differentiable once
     "Values and gradients of the plain recurrence of a one-layer Skip LSTM, in one launch each."
     if triton is None:
-        raise ImportError(
-            "triton_recurrence needs Triton, which comes with torch for GPUs on Linux; use path='exact'"
-        )
+        raise ImportError("triton_recurrence needs Triton, which comes with torch for GPUs on Linux; use path='exact'")
     H = layer.weight_hh.shape[1]
     if inputs.dtype != torch.float32 or H > 128 or layer.norm_weight is not None:
-        raise ValueError(
-            f"triton_recurrence: got {inputs.dtype}, {H} units, expected float32, up to 128 units and no layer norm"
-        )
-    tops, updates, increments, last, _, left = _TritonRecurrence.apply(
-        precision, inputs, state, increment, accumulated, *gate, *layer[:3]
-    )
+        raise ValueError(f"triton_recurrence: got {inputs.dtype}, {H} units, expected float32, up to 128 units and no layer norm")
+    tops, updates, increments, last, _, left = _TritonRecurrence.apply(precision, inputs, state, increment, accumulated, *gate, *layer[:3])
     return Recurrence(tops, updates, increments, last, left)

@@ -250,12 +250,12 @@ def run_demand(c: Config, threads: int) -> list[dict[str, Any]]:
             seen.append(len(rows))
             return encoder(frames[times, rows])
 
-        lazily = lambda net=net, fetch=fetch: run_on_demand(
-            net, fetch, batch_size=c.clips, num_steps=c.frames
-        )[0]
-        eagerly = lambda net=net: net(encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]))[
-            0
-        ]
+        def lazily(net=net, fetch=fetch) -> Tensor:
+            return run_on_demand(net, fetch, batch_size=c.clips, num_steps=c.frames)[0]
+
+        def eagerly(net=net) -> Tensor:
+            return net(encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]))[0]
+
         difference = float((lazily() - eagerly()).abs().max())
         used = sum(seen) / (c.frames * c.clips)
         with torch_threads(threads):
@@ -287,7 +287,7 @@ def _trim() -> None:
     except (OSError, AttributeError):
         pass
 
-
+# %% ../../nbs/skiprnn/06_performance.ipynb #1bb92009
 def peak_during(call: Callable[[], Any]) -> float:
     "Most memory in MB held during a call above that before it; NaN where the system cannot tell (Linux can)."
 
@@ -307,7 +307,7 @@ def peak_during(call: Callable[[], Any]) -> float:
     except (OSError, StopIteration):
         return float("nan")
 
-
+# %% ../../nbs/skiprnn/06_performance.ipynb #ef3699fc
 def training_step(net: SkipLSTM, x: Tensor, path: str) -> Callable[[], None]:
     "A step of training by one path, gradients left in the parameters."
 
@@ -333,14 +333,17 @@ def gradient_difference(net: SkipLSTM, x: Tensor, check: str) -> float:
         for a, b in zip(*found, strict=True)
     )
 
-
+# %% ../../nbs/skiprnn/06_performance.ipynb #06e8a86c
 def run_training(c: Config, threads: int) -> list[dict[str, Any]]:
     "Rows of training steps: the compiled trainer against the plain loop and the uncompiled exact path."
     x = torch.randn(c.train_length, c.train_batch, 2, generator=seeded_generator(0))
     rows = []
     states = torch.randn(c.train_length * c.train_batch, c.hidden_size + 2)
     weights = torch.randn(c.hidden_size + 2, 4 * c.hidden_size)
-    product = lambda: states @ weights  # of all steps at once
+
+    def product() -> Tensor:  # of all steps at once
+        return states @ weights
+
     for share in c.train_shares:
         net = net_with_share(share, x, c.hidden_size).train()
         with torch.no_grad():
@@ -470,7 +473,7 @@ def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "inputs on demand: at least half of frames/requested, end to end",
             pick(case="demand"),
             lambda r: 0.5 * r["bound"],
-            "frames asked for one or two at a time are encoded less efficiently than a batch of all",
+            "frames requested one or two at a time are encoded less efficiently than a batch of all",
         ),
         _goal(
             "training: at least 5 x the plain loop, at up to 10 % updates",
