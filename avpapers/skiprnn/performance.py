@@ -31,8 +31,9 @@ from ..suite.run import Run
 from .claims import paper
 
 # %% auto #0
-__all__ = ['SIZES', 'work', 'Config', 'net_with_share', 'kernel_call', 'run_inference', 'run_plain_loop', 'run_demand',
-           'peak_during', 'training_step', 'gradient_difference', 'run_training', 'performance', 'goals']
+__all__ = ['SIZES', 'CALLS', 'ENCODING', 'UNFUSED', 'ABSENT', 'work', 'Config', 'net_with_share', 'kernel_call', 'run_inference',
+           'run_plain_loop', 'run_demand', 'peak_during', 'training_step', 'gradient_difference', 'run_training',
+           'performance', 'goals']
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #456f2e3f
 def work(
@@ -159,39 +160,25 @@ def run_inference(c: Config, batch: int, threads: int) -> list[dict[str, Any]]:
         for share, net in nets.items():
             calls |= {f"kernel {share}": kernel_call(net, x), f"module {share}": partial(net, x)}
         times = _in_turn(calls, c.repeats)
-    rows, sizes = [], f"B={batch}, H={c.hidden_size}, T={c.length}"
+    sizes = f"B={batch}, H={c.hidden_size}, T={c.length}"
+    shared = {"case": "running", "batch": batch, "threads": threads, "sizes": sizes}
+    rows = []
     for share in c.shares:
         for way in ("kernel", "module"):
-            ours = times[f"{way} {share}"]
-            about = {
-                "case": "running",
-                "way": way,
-                "batch": batch,
-                "used": used[share],
-                "threads": threads,
-                "sizes": sizes,
-            }
-            name = f"running, {way}, {100 * share:.0f} % updates"
-            rows.append(
-                speedup_row(
-                    ours=ours,
-                    theirs=times["torch.nn.LSTM"],
-                    name=name,
-                    peer="torch.nn.LSTM",
-                    **about,
-                )
-            )
-            if share < 1:
-                rows.append(
-                    speedup_row(
-                        ours=ours,
-                        theirs=times[f"{way} 1.0"],
-                        name=name,
-                        peer="same code, all steps",
-                        bound=1 / used[share],
-                        **about,
-                    )
-                )
+            about = shared | {"way": way, "used": used[share]}
+            rows += _compared(times, share, way, about)
+    return rows
+
+# %% ../../nbs/skiprnn/06_performance.ipynb #917f46a3
+def _compared(times, share: float, way: str, about: dict[str, Any]) -> list[dict[str, Any]]:
+    "One share of updates against torch.nn.LSTM, and against the same code at all steps."
+    ours = times[f"{way} {share}"]
+    name = f"running, {way}, {100 * share:.0f} % updates"
+    theirs = times["torch.nn.LSTM"]
+    rows = [speedup_row(ours=ours, theirs=theirs, name=name, peer="torch.nn.LSTM", **about)]
+    if share < 1:
+        every = {"theirs": times[f"{way} 1.0"], "peer": "same code, all steps"}
+        rows.append(speedup_row(ours=ours, name=name, bound=1 / about["used"], **every, **about))
     return rows
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #10f6ed23
@@ -425,78 +412,78 @@ def _goal(
     }
     return {"name": f"goal, {'met' if met else 'not met'}: {text}", "goal": text, **about, **answer}
 
+# %% ../../nbs/skiprnn/06_performance.ipynb #62e6c294
+CALLS = "a call of the module has checks, layout and tensors that cost as much as dozens of updates"
+ENCODING = "frames asked for one or two at a time are encoded less efficiently than a batch of all"
+UNFUSED = (
+    "where most steps are updates the loop's own products, at the speed of the matrix library, "
+    "leave no room for it (see the bound), and the kernel makes a fourth product an update"
+)
+ABSENT = "no GPU was at hand; the kernel agrees in Triton's interpreter and compiles for a GPU"
 
-def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    "Every goal with its worst measured case."
-    pick = lambda **where: [r for r in rows if all(r.get(k) == v for k, v in where.items())]
-    itself = {"peer": "same code, all steps"}
-    lstm = {"peer": "torch.nn.LSTM"}
-    loop = {"peer": "plain loop, autograd"}
-    calls = (
-        "a call of the module has checks, layout and tensors that cost as much as dozens of updates"
-    )
-    unfused = "where most steps are updates the loop's own products, at the speed of the matrix library, leave no room for it (see the bound), and the kernel makes a fourth product an update"
-    absent = {
-        "ratio": None,
-        "met": "not measured",
-        "why": "no GPU was at hand; the kernel agrees in Triton's interpreter and compiles for a GPU",
-    }
-    batched = max((r["batch"] for r in pick(case="running")), default=1)
+# %% ../../nbs/skiprnn/06_performance.ipynb #7c2176c0
+def _where(rows: list[dict[str, Any]], **where: Any) -> list[dict[str, Any]]:
+    "Rows with these values."
+    return [r for r in rows if all(r.get(k) == v for k, v in where.items())]
 
-    def few(r: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [x for x in r if 0.07 < x["used"] < 0.15]
 
+def _times_bound(factor: float) -> Callable[[dict[str, Any]], float]:
+    "A goal that is a share of the bound."
+    return lambda row: factor * row["bound"]
+
+
+def _at_least(ratio: float) -> Callable[[dict[str, Any]], float]:
+    "A goal that is a ratio."
+    return lambda row: ratio
+
+# %% ../../nbs/skiprnn/06_performance.ipynb #b1379b4d
+def _inference_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "One sequence and a batch, against the same code at all steps and against torch.nn.LSTM."
+    running = _where(rows, case="running")
+    single, module = _where(running, batch=1), _where(running, way="module")
+    kernel = _where(single, way="kernel", peer="same code, all steps")
+    dense = _where(single, way="module", peer="same code, all steps")
+    lstm = _where(module, peer="torch.nn.LSTM")
+    batched = max((r["batch"] for r in running), default=1)
+    below = [r for r in _where(lstm, batch=1) if r["used"] < 0.6]
+    few = [r for r in _where(lstm, batch=batched) if batched > 1 and 0.07 < r["used"] < 0.15]
+    gain = "B=1: gain over the same code run densely at least 0.9 x T/updates, kernel"
+    faster = f"B={batched}: at 10 % updates at least 2 x torch.nn.LSTM, module"
+    writing = "writing the outputs of skipped steps, and a call"
     return [
-        _goal(
-            "B=1: gain over the same code run densely at least 0.9 x T/updates, kernel",
-            pick(case="running", way="kernel", batch=1, **itself),
-            lambda r: 0.9 * r["bound"],
-            "writing the outputs of skipped steps, and a call",
-        ),
-        _goal(
-            "B=1: the same for a call of the module",
-            pick(case="running", way="module", batch=1, **itself),
-            lambda r: 0.9 * r["bound"],
-            calls,
-        ),
-        _goal(
-            "B=1: faster than torch.nn.LSTM below 60 % updates, module",
-            [r for r in pick(case="running", way="module", batch=1, **lstm) if r["used"] < 0.6],
-            lambda r: 1.0,
-        ),
-        _goal(
-            f"B={batched}: at 10 % updates at least 2 x torch.nn.LSTM, module",
-            few(pick(case="running", way="module", batch=batched, **lstm)) if batched > 1 else [],
-            lambda r: 2.0,
-        ),
-        _goal(
-            "inputs on demand: at least half of frames/requested, end to end",
-            pick(case="demand"),
-            lambda r: 0.5 * r["bound"],
-            "frames requested one or two at a time are encoded less efficiently than a batch of all",
-        ),
-        _goal(
-            "training: at least 5 x the plain loop, at up to 10 % updates",
-            [r for r in pick(case="training", **loop) if r["used"] < 0.15],
-            lambda r: 5.0,
-            unfused,
-        ),
-        _goal(
-            "training: at least 5 x the plain loop, at any share of updates",
-            pick(case="training", **loop),
-            lambda r: 5.0,
-            unfused,
-        ),
-        {
-            "name": "goal, not measured: GPU, ahead of cuDNN's LSTM when T/updates > 2",
-            "goal": "GPU: ahead of cuDNN's LSTM when T/updates > 2",
-            "peer": "torch.nn.LSTM, cuDNN",
-            **absent,
-        },
-        {
-            "name": "goal, not measured: GPU, training at least 20 x the plain loop",
-            "goal": "GPU: training at least 20 x the plain loop",
-            "peer": "plain loop, autograd",
-            **absent,
-        },
+        _goal(gain, kernel, _times_bound(0.9), writing),
+        _goal("B=1: the same for a call of the module", dense, _times_bound(0.9), CALLS),
+        _goal("B=1: faster than torch.nn.LSTM below 60 % updates, module", below, _at_least(1.0)),
+        _goal(faster, few, _at_least(2.0)),
+    ]
+
+# %% ../../nbs/skiprnn/06_performance.ipynb #4f1a9db4
+def _training_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "Inputs on demand, and training steps against the plain loop."
+    loop = _where(rows, case="training", peer="plain loop, autograd")
+    few = [r for r in loop if r["used"] < 0.15]
+    lazy = "inputs on demand: at least half of frames/requested, end to end"
+    train = "training: at least 5 x the plain loop, at"
+    return [
+        _goal(lazy, _where(rows, case="demand"), _times_bound(0.5), ENCODING),
+        _goal(f"{train} up to 10 % updates", few, _at_least(5.0), UNFUSED),
+        _goal(f"{train} any share of updates", loop, _at_least(5.0), UNFUSED),
+    ]
+
+# %% ../../nbs/skiprnn/06_performance.ipynb #f04b785a
+def _gpu_goal(text: str, peer: str) -> dict[str, Any]:
+    "A goal that needs a GPU."
+    about = {"name": f"goal, not measured: GPU, {text}", "goal": f"GPU: {text}", "peer": peer}
+    return about | {"ratio": None, "met": "not measured", "why": ABSENT}
+
+
+def goals(
+    rows: list[dict[str, Any]],  # of all cases
+) -> list[dict[str, Any]]:  # one row per goal
+    "Every goal with its worst measured case."
+    return [
+        *_inference_goals(rows),
+        *_training_goals(rows),
+        _gpu_goal("ahead of cuDNN's LSTM when T/updates > 2", "torch.nn.LSTM, cuDNN"),
+        _gpu_goal("training at least 20 x the plain loop", "plain loop, autograd"),
     ]
