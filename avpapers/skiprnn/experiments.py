@@ -124,7 +124,7 @@ def train_variant(
     )
     return model, policy, history
 
-
+# %% ../../nbs/skiprnn/04_experiments.ipynb #9113a983
 def measure(
     family: Family, variant: Variant, model: SequenceModel, policy, run: Run
 ) -> tuple[dict[str, Any], Tensor]:
@@ -453,7 +453,7 @@ def text(size: Config, run: Run) -> None:
         only = replace(size, variants=(Variant(f"{cell} {how}", how, cell, policy="every step"),))
         compare(family, only, run, reading=how)
 
-
+# %% ../../nbs/skiprnn/04_experiments.ipynb #2866233b
 def crop_texts(texts: sets.SequenceData, words: int, how: str, run: Run) -> sets.SequenceData:
     "All splits cut to a number of words: the first, the last, or random ones in their order."
     generator = run.generator("crop") if how == "random" else None
@@ -488,7 +488,7 @@ EVENTS = {
     "paper": EventsConfig(batches=(1, 16, 128)),
 }
 
-
+# %% ../../nbs/skiprnn/04_experiments.ipynb #88c7a521
 def milliseconds(call: Callable[[], Any], device: str) -> float:
     "Wall clock of one call."
     start = time.perf_counter()
