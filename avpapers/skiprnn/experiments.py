@@ -26,7 +26,14 @@ from . import data as sets
 from .claims import paper
 from .model import SkipLSTM, multiply_adds_per_update, path_difference
 from avpapers.skiprnn.training import (
-    CELLS, SequenceModel, Variant, count_updates, policy_of, predict, score, train
+    CELLS,
+    SequenceModel,
+    Variant,
+    count_updates,
+    policy_of,
+    predict,
+    score,
+    train,
 )
 from ..suite.run import Run
 
@@ -34,6 +41,7 @@ from ..suite.run import Run
 @dataclass(frozen=True)
 class Config:
     "Sizes of an experiment and the models it compares."
+
     num_steps: int  # optimizer steps of each variant
     lengths: tuple[int, ...] = (30,)  # T, steps of a sequence; several where a claim compares them
     variants: tuple[Variant, ...] = ()  # what is compared, in the order of training
@@ -57,6 +65,7 @@ class Config:
 @dataclass
 class Family:
     "Variants that differ in nothing but cell, policy and cost per update."
+
     task: str  # regression or classification
     metric: str  # name of the metric: mse or accuracy
     batches: Callable[[], Callable]  # a fresh source of batches
@@ -68,7 +77,10 @@ class Family:
 
     def model(self, variant: Variant, config: Config, seed: int) -> SequenceModel:
         return SequenceModel(
-            variant.cell, self.input_size, config.hidden_size, self.num_outputs,
+            variant.cell,
+            self.input_size,
+            config.hidden_size,
+            self.num_outputs,
             vocabulary_size=self.vocabulary_size,
             generator=seeded_generator(seed, stream="weights"),
         )
@@ -90,19 +102,29 @@ def train_variant(
     def evaluate(m: SequenceModel) -> dict[str, float]:
         inputs, target, lengths = family.validation
         mask = policy(inputs, run.generator("validation masks"))
-        return {family.metric: score(family.task, predict(m, inputs, lengths, update=mask)[0], target)}
+        return {
+            family.metric: score(family.task, predict(m, inputs, lengths, update=mask)[0], target)
+        }
 
     validated = family.validation is not None
     history = train(
-        model, family.batches(), task=family.task, policy=policy, budget=variant.budget,
-        num_steps=config.num_steps, lr=config.lr, seed=run.seed, device=run.device,
+        model,
+        family.batches(),
+        task=family.task,
+        policy=policy,
+        budget=variant.budget,
+        num_steps=config.num_steps,
+        lr=config.lr,
+        seed=run.seed,
+        device=run.device,
         evaluate=evaluate if validated else None,
         evaluate_every=max(1, config.num_steps // 10) if validated else None,
-        checkpoint=run.checkpoint(name), progress=config.num_steps > 200,
+        checkpoint=run.checkpoint(name),
+        progress=config.num_steps > 200,
     )
     return model, policy, history
 
-
+# %% ../../nbs/skiprnn/04_experiments.ipynb #9113a983
 def measure(
     family: Family, variant: Variant, model: SequenceModel, policy, run: Run
 ) -> tuple[dict[str, Any], Tensor]:
@@ -111,12 +133,20 @@ def measure(
     forced = policy(inputs, run.generator("test masks"))
     outputs, update = predict(model, inputs, lengths, update=forced)
     updates, gate = count_updates(update, lengths), variant.policy == "learned"
-    work = multiply_adds_per_update(variant.cell, family.input_size, model.rnn.hidden_size, gate=gate)
+    work = multiply_adds_per_update(
+        variant.cell, family.input_size, model.rnn.hidden_size, gate=gate
+    )
     row = {
-        "model": variant.name, "role": variant.role, "cell": variant.cell, "policy": variant.policy,
-        "budget": variant.budget, family.metric: score(family.task, outputs, target),
-        "updates": float(updates.mean()), "updates_sd": float(updates.std()),
-        "used": float((updates / lengths).mean()), "multiply_adds": float(updates.mean() * work),
+        "model": variant.name,
+        "role": variant.role,
+        "cell": variant.cell,
+        "policy": variant.policy,
+        "budget": variant.budget,
+        family.metric: score(family.task, outputs, target),
+        "updates": float(updates.mean()),
+        "updates_sd": float(updates.std()),
+        "used": float((updates / lengths).mean()),
+        "multiply_adds": float(updates.mean() * work),
     }
     if gate:
         other, _ = predict(model, inputs, lengths, update=update.roll(1, 0))
@@ -153,8 +183,13 @@ def family_of(
 ) -> tuple[Variant, ...]:  # in the order of training
     "The usual variants of one cell."
     skip = f"skip {cell} {cost:g}"
-    variants = [Variant(cell, "dense", cell, policy="every step"), Variant(skip, "skip", cell, cost)]
-    variants += [Variant(f"skip {cell} {b:g}", "free" if b == 0 else "sweep", cell, b) for b in sweep]
+    variants = [
+        Variant(cell, "dense", cell, policy="every step"),
+        Variant(skip, "skip", cell, cost),
+    ]
+    variants += [
+        Variant(f"skip {cell} {b:g}", "free" if b == 0 else "sweep", cell, b) for b in sweep
+    ]
     if random is not None:
         name = f"{cell} p_skip={random:g}"
         variants.append(Variant(name, "random_fixed", cell, policy="random", rate=random))
@@ -170,14 +205,23 @@ ORACLE = Variant("lstm oracle", "oracle", "lstm", policy="markers")
 
 def table_1() -> tuple[Variant, ...]:
     "The variants of the paper's table 1."
-    lstm, gru = family_of("lstm", 1e-5, sweep=(0.0,), random=0.2), family_of("gru", 1e-5, sweep=(0.0,), random=0.02)
-    half = [Variant(f"{c} p_skip=0.5", "random_half", c, policy="random", rate=0.5) for c in ("lstm", "gru")]
+    lstm = family_of("lstm", 1e-5, sweep=(0.0,), random=0.2)
+    gru = family_of("gru", 1e-5, sweep=(0.0,), random=0.02)
+    half = [
+        Variant(f"{c} p_skip=0.5", "random_half", c, policy="random", rate=0.5)
+        for c in ("lstm", "gru")
+    ]
     return (*lstm, *gru, ORACLE, *half)
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #3e8d146b
 SMALL = (*family_of("lstm", 1e-4, sweep=(0.0,), random=0.2), ORACLE)
 TINY: dict[str, int] = {"hidden_size": 8, "batch_size": 16}
-PAPER: dict[str, Any] = {"hidden_size": 110, "batch_size": 256, "test_size": 3840, "paper_size": True}
+PAPER: dict[str, Any] = {
+    "hidden_size": 110,
+    "batch_size": 256,
+    "test_size": 3840,
+    "paper_size": True,
+}
 ADDING = {
     "smoke": Config(20, (20,), SMALL, test_size=64, **TINY),
     "cpu": Config(500, (30,), SMALL),
@@ -191,6 +235,7 @@ def generated_family(
     task: str, metric: str, draw: Callable, config: Config, run: Run, *, length: int, **sizes
 ) -> Family:
     "A family on generated data: endless fresh batches; one fixed test set per seed."
+
     def with_lengths(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         return *draw(n, generator), torch.full((n,), length)
 
@@ -217,7 +262,9 @@ def adding(size: Config, run: Run) -> None:
     def draw(n: int, generator: torch.Generator):
         return sets.adding_task(n, length=length, generator=generator)
 
-    family = generated_family("regression", "mse", draw, size, run, length=length, input_size=2, num_outputs=1)
+    family = generated_family(
+        "regression", "mse", draw, size, run, length=length, input_size=2, num_outputs=1
+    )
     marker = family.test[0][..., 1]
 
     def look(variant: Variant, update: Tensor, history) -> dict[str, float]:
@@ -254,10 +301,19 @@ def frequency(size: Config, run: Run) -> None:
         sampling_ms = short / length
 
         def draw(n: int, generator: torch.Generator, length=length, sampling_ms=sampling_ms):
-            return sets.frequency_task(n, length=length, sampling_ms=sampling_ms, generator=generator)
+            return sets.frequency_task(
+                n, length=length, sampling_ms=sampling_ms, generator=generator
+            )
 
         family = generated_family(
-            "classification", "accuracy", draw, size, run, length=length, input_size=1, num_outputs=2
+            "classification",
+            "accuracy",
+            draw,
+            size,
+            run,
+            length=length,
+            input_size=1,
+            num_outputs=2,
         )
         kept = tuple(v for v in size.variants if length == short or v.role != "sweep")
         compare(family, replace(size, variants=kept), run, length=length, sampling_ms=sampling_ms)
@@ -279,6 +335,7 @@ def set_family(
     data: sets.SequenceData, batch_size: int, *, validate: bool = True, **sizes
 ) -> Family:
     "A family on a fixed data set."
+
     def whole(split) -> tuple[Tensor, Tensor, Tensor]:
         return split.inputs, split.targets, split.lengths
 
@@ -287,8 +344,13 @@ def set_family(
 
     validation = whole(data.validation) if validate else None
     return Family(
-        "classification", "accuracy", batches, whole(data.test), num_outputs=data.num_classes,
-        validation=validation, **sizes,
+        "classification",
+        "accuracy",
+        batches,
+        whole(data.test),
+        num_outputs=data.num_classes,
+        validation=validation,
+        **sizes,
     )
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #e24a96d7
@@ -311,7 +373,8 @@ def keep_digits(run: Run, name: str, update: Tensor, pixels: Tensor, targets: Te
 def digits(size: Config, run: Run) -> None:
     "SR-1, SR-4, SR-5, SR-11: digits, pixel by pixel."
     images = sets.sequential_digits(size.source, split_seed=run.seed)
-    family, pixels = set_family(images, size.batch_size, input_size=1), images.test.inputs[..., 0]
+    family = set_family(images, size.batch_size, input_size=1)
+    pixels = images.test.inputs[..., 0]
     run.units(test_images=len(pixels))
     run.data(images.name, images.checksum)
 
@@ -322,7 +385,8 @@ def digits(size: Config, run: Run) -> None:
         if variant.role == "skip":
             keep_digits(run, variant.name, update, pixels, images.test.targets)
         return {
-            "mean_validation": float(way["accuracy"].mean()), "ink_contrast": ink_contrast(update, pixels),
+            "mean_validation": float(way["accuracy"].mean()),
+            "ink_contrast": ink_contrast(update, pixels),
             "shuffled_ink_contrast": ink_contrast(update.roll(1, 0), pixels),
         }
 
@@ -357,8 +421,12 @@ def watch(size: Config, run: Run) -> None:
 # %% ../../nbs/skiprnn/04_experiments.ipynb #fbe3efb7
 READER = family_of("gru", 1e-3)
 REVIEWS: dict[str, Any] = {
-    "variants": family_of("lstm", 1e-4), "hidden_size": 128, "batch_size": 256, "lr": 1e-3,
-    "source": "imdb", "embedding_size": 300,
+    "variants": family_of("lstm", 1e-4),
+    "hidden_size": 128,
+    "batch_size": 256,
+    "lr": 1e-3,
+    "source": "imdb",
+    "embedding_size": 300,
 }
 TEXT = {  # stands in for table 5; the reviews themselves at tier gpu
     "smoke": Config(5, (30,), READER, source="newsgroups", embedding_size=8, **TINY),
@@ -385,22 +453,30 @@ def text(size: Config, run: Run) -> None:
         only = replace(size, variants=(Variant(f"{cell} {how}", how, cell, policy="every step"),))
         compare(family, only, run, reading=how)
 
-
+# %% ../../nbs/skiprnn/04_experiments.ipynb #2866233b
 def crop_texts(texts: sets.SequenceData, words: int, how: str, run: Run) -> sets.SequenceData:
     "All splits cut to a number of words: the first, the last, or random ones in their order."
     generator = run.generator("crop") if how == "random" else None
     splits = ("train", "validation", "test")
-    parts = {k: sets.crop(getattr(texts, k), words=words, how=how, generator=generator) for k in splits}
+    parts = {
+        k: sets.crop(getattr(texts, k), words=words, how=how, generator=generator) for k in splits
+    }
     return replace(texts, **parts)
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #cc40ef8f
 @dataclass(frozen=True)
 class EventsConfig:
     "Sizes of the timing experiment."
+
     length: int = 784  # T
     hidden_size: int = 110  # H, the paper's
     batches: tuple[int, ...] = (1, 16)  # sequences at once
-    gate_biases: tuple[float, ...] = (2.0, -1.0, -2.0, -3.0)  # b_p: from all updates to one in eleven
+    gate_biases: tuple[float, ...] = (
+        2.0,
+        -1.0,
+        -2.0,
+        -3.0,
+    )  # b_p: from all updates to one in eleven
     repeats: int = 9  # of each timing
 
 
@@ -412,7 +488,7 @@ EVENTS = {
     "paper": EventsConfig(batches=(1, 16, 128)),
 }
 
-
+# %% ../../nbs/skiprnn/04_experiments.ipynb #88c7a521
 def milliseconds(call: Callable[[], Any], device: str) -> float:
     "Wall clock of one call."
     start = time.perf_counter()
@@ -428,7 +504,11 @@ def agreement(size: EventsConfig, run: Run) -> None:
     for cell, kind in CELLS.items():
         for layers in (1, 2):
             net = kind(
-                1, size.hidden_size, layers, batch_first=True, gate_bias=-1.5,
+                1,
+                size.hidden_size,
+                layers,
+                batch_first=True,
+                gate_bias=-1.5,
                 generator=seeded_generator(run.seed),
             ).to(run.device)
             with torch.no_grad():
@@ -436,7 +516,10 @@ def agreement(size: EventsConfig, run: Run) -> None:
             for path in ("event", "exact"):
                 found = path_difference(net, x, path)
                 run.row(
-                    case="agreement", cell=cell, layers=layers, path=path,
+                    case="agreement",
+                    cell=cell,
+                    layers=layers,
+                    path=path,
                     largest_difference=found["output"],
                     decisions_differ=found["decisions"] / x[..., 0].numel(),
                     used=found["updates"] / size.length,
@@ -452,7 +535,8 @@ def speed(size: EventsConfig, run: Run, batch: int, bias: float) -> None:
     ).to(run.device)
     plain = nn.LSTM(1, size.hidden_size, batch_first=True).to(run.device)
     ways = {
-        "dense_ms": lambda: net(x, path="dense"), "event_ms": lambda: net(x, path="event"),
+        "dense_ms": lambda: net(x, path="dense"),
+        "event_ms": lambda: net(x, path="event"),
         "torch_lstm_ms": lambda: plain(x),
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
@@ -463,8 +547,15 @@ def speed(size: EventsConfig, run: Run, batch: int, bias: float) -> None:
     used = float(net(x)[2].update.mean())
     gain = row["dense_ms"] / row["event_ms"]
     run.row(
-        case="speed", cell="lstm", batch=batch, gate_bias=bias, used=used, **row, speed_up=gain,
-        bound=1 / used, fraction_of_bound=gain * used,
+        case="speed",
+        cell="lstm",
+        batch=batch,
+        gate_bias=bias,
+        used=used,
+        **row,
+        speed_up=gain,
+        bound=1 / used,
+        fraction_of_bound=gain * used,
     )
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #a531ad2c

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .model import Layer, _Run
+from .recurrence import Layer, Recurrence
 
 try:
     import triton
@@ -273,7 +273,7 @@ def triton_recurrence(
     accumulated: Tensor,  # (B,)
     *,
     precision: str = "ieee",  # of products: ieee, tf32x3 or tf32 (ten bits, so decisions may differ)
-) -> _Run:  # as `exact_recurrence`, differentiable once
+) -> Recurrence:  # as `exact_recurrence`, differentiable once
     "Values and gradients of the plain recurrence of a one-layer Skip LSTM, in one launch each."
     if triton is None:
         raise ImportError("triton_recurrence needs Triton, which comes with torch for GPUs on Linux; use path='exact'")
@@ -281,4 +281,4 @@ def triton_recurrence(
     if inputs.dtype != torch.float32 or H > 128 or layer.norm_weight is not None:
         raise ValueError(f"triton_recurrence: got {inputs.dtype}, {H} units, expected float32, up to 128 units and no layer norm")
     tops, updates, increments, last, _, left = _TritonRecurrence.apply(precision, inputs, state, increment, accumulated, *gate, *layer[:3])
-    return _Run(tops, updates, increments, last, left)
+    return Recurrence(tops, updates, increments, last, left)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,20 @@ from ..core.benchmark import speedup_row, time_interleaved, torch_threads
 from ..core.environment import describe_machine, package_versions
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
-from .model import SkipLSTM, multiply_adds_per_update, run_on_demand
+from avpapers.skiprnn.model import (
+    SkipLSTM,
+    flatten_state,
+    multiply_adds_per_update,
+    read_state,
+    run_on_demand,
+)
 from ..suite.run import Run
 from .claims import paper
 
 # %% auto #0
-__all__ = ['SIZES', 'work', 'Config', 'net_with_share', 'kernel_call', 'run_inference', 'run_plain_loop', 'run_demand',
-           'peak_during', 'training_step', 'gradient_difference', 'run_training', 'performance', 'goals']
+__all__ = ['SIZES', 'CALLS', 'ENCODING', 'UNFUSED', 'ABSENT', 'work', 'Config', 'net_with_share', 'kernel_call', 'run_inference',
+           'run_plain_loop', 'run_demand', 'peak_during', 'training_step', 'gradient_difference', 'run_training',
+           'performance', 'goals']
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #456f2e3f
 def work(
@@ -36,15 +43,31 @@ def work(
     "Operations and bytes of one step of a Skip LSTM, one sequence, single precision."
     weights = multiply_adds_per_update("lstm", D, H)
     return {
-        "update": {"multiply-adds": weights, "exponentials": 5 * H + 1, "bytes of weights": 4 * weights, "bytes written": 4 * (H + 2)},
-        "skipped step": {"multiply-adds": 0, "exponentials": 0, "bytes of weights": 0, "bytes written": 4 * (H + 2)},
-        "skipped step in training": {"multiply-adds": 4 * H * D + H, "exponentials": 5 * H + 1, "bytes of weights": 16 * H * D, "bytes written": 4 * (H + 2)},
+        "update": {
+            "multiply-adds": weights,
+            "exponentials": 5 * H + 1,
+            "bytes of weights": 4 * weights,
+            "bytes written": 4 * (H + 2),
+        },
+        "skipped step": {
+            "multiply-adds": 0,
+            "exponentials": 0,
+            "bytes of weights": 0,
+            "bytes written": 4 * (H + 2),
+        },
+        "skipped step in training": {
+            "multiply-adds": 4 * H * D + H,
+            "exponentials": 5 * H + 1,
+            "bytes of weights": 16 * H * D,
+            "bytes written": 4 * (H + 2),
+        },
     }
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #b6207aec
 @dataclass(frozen=True)
 class Config:
     "Sizes of the benchmark."
+
     hidden_size: int = 110  # H
     length: int = 784  # T
     batch: int = 128  # B of the batched case
@@ -65,8 +88,21 @@ class Config:
 
 SIZES = {
     "smoke": Config(
-        16, 60, 16, (1.0, 0.1), (1,), 3, train_length=20, train_batch=16, train_repeats=2, frames=10,
-        frame_size=32, backbone="resnet10t", demand_repeats=2, check="float32", train_shares=(1.0, 0.1),
+        16,
+        60,
+        16,
+        (1.0, 0.1),
+        (1,),
+        3,
+        train_length=20,
+        train_batch=16,
+        train_repeats=2,
+        frames=10,
+        frame_size=32,
+        backbone="resnet10t",
+        demand_repeats=2,
+        check="float32",
+        train_shares=(1.0, 0.1),
     ),
     "night": Config(),
 }
@@ -94,14 +130,16 @@ def net_with_share(
 def kernel_call(net: SkipLSTM, x: Tensor) -> Callable[[], Any]:
     "The compiled function with its arguments laid out; one thread, or all for a batch."
     from avpapers.skiprnn import kernels
-    from avpapers.skiprnn.model import _flatten, _read_state
 
-    start, gate = _read_state(net, None, x.shape[1]), (net.gate_weight, net.gate_bias)
-    packed = kernels.pack("lstm", [net.layer(0)], gate)
-    feed, result, _ = kernels._start(x, _flatten(start), start.increment, start.accumulated, None, False, net.hidden_size)
-    def piece(first: int, last: int) -> None:
-        kernels._run_events(first, last, True, *feed, *result, *packed)
-    return lambda: kernels._in_pieces(piece, x.shape[1])
+    state = read_state(net, None, x.shape[1])
+    start = (flatten_state(state), state.increment, state.accumulated)
+    weights = kernels.pack_weights("lstm", [net.layer(0)], (net.gate_weight, net.gate_bias))
+    inputs, outputs = kernels.prepare_run(x, start, None, net.hidden_size)
+
+    def work(first: int, last: int) -> None:
+        kernels.run_events(first, last, True, *inputs, *outputs, *weights)
+
+    return lambda: kernels.run_in_chunks(work, x.shape[1])
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #da30c45a
 def _in_turn(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
@@ -114,21 +152,33 @@ def run_inference(c: Config, batch: int, threads: int) -> list[dict[str, Any]]:
     "Rows for one batch size: each share of updates against the same code at all steps, and against torch.nn.LSTM."
     x = torch.randn(c.length, batch, 1, generator=seeded_generator(0))
     nets = {share: net_with_share(share, x, c.hidden_size) for share in c.shares}
-    with seeded_globals(0): lstm = nn.LSTM(1, c.hidden_size).eval()
+    with seeded_globals(0):
+        lstm = nn.LSTM(1, c.hidden_size).eval()
     used = {share: float(net(x)[2].update.mean()) for share, net in nets.items()}
     with torch_threads(threads):
         calls: dict[str, Callable[[], Any]] = {"torch.nn.LSTM": lambda: lstm(x)}
         for share, net in nets.items():
             calls |= {f"kernel {share}": kernel_call(net, x), f"module {share}": partial(net, x)}
         times = _in_turn(calls, c.repeats)
-    rows, sizes = [], f"B={batch}, H={c.hidden_size}, T={c.length}"
+    sizes = f"B={batch}, H={c.hidden_size}, T={c.length}"
+    shared = {"case": "running", "batch": batch, "threads": threads, "sizes": sizes}
+    rows = []
     for share in c.shares:
         for way in ("kernel", "module"):
-            ours, about = times[f"{way} {share}"], {"case": "running", "way": way, "batch": batch, "used": used[share], "threads": threads, "sizes": sizes}
-            name = f"running, {way}, {100 * share:.0f} % updates"
-            rows.append(speedup_row(ours=ours, theirs=times["torch.nn.LSTM"], name=name, peer="torch.nn.LSTM", **about))
-            if share < 1:
-                rows.append(speedup_row(ours=ours, theirs=times[f"{way} 1.0"], name=name, peer="same code, all steps", bound=1 / used[share], **about))
+            about = shared | {"way": way, "used": used[share]}
+            rows += _compared(times, share, way, about)
+    return rows
+
+# %% ../../nbs/skiprnn/06_performance.ipynb #917f46a3
+def _compared(times, share: float, way: str, about: dict[str, Any]) -> list[dict[str, Any]]:
+    "One share of updates against torch.nn.LSTM, and against the same code at all steps."
+    ours = times[f"{way} {share}"]
+    name = f"running, {way}, {100 * share:.0f} % updates"
+    theirs = times["torch.nn.LSTM"]
+    rows = [speedup_row(ours=ours, theirs=theirs, name=name, peer="torch.nn.LSTM", **about)]
+    if share < 1:
+        every = {"theirs": times[f"{way} 1.0"], "peer": "same code, all steps"}
+        rows.append(speedup_row(ours=ours, name=name, bound=1 / about["used"], **every, **about))
     return rows
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #10f6ed23
@@ -139,9 +189,32 @@ def run_plain_loop(c: Config, threads: int) -> list[dict[str, Any]]:
     net = net_with_share(0.1, x, c.hidden_size)
     used = float(net(x)[2].update.mean())
     with torch_threads(threads):
-        times = _in_turn({"module": lambda: net(x), "plain loop": lambda: net(x, path="dense"), "jumps, not compiled": lambda: net(x, path="event")}, 4)
-    about = {"case": "running", "way": "module", "batch": 1, "used": used, "threads": threads, "sizes": f"B=1, H={c.hidden_size}, T={c.length}"}
-    return [speedup_row(ours=times["module"], theirs=times[peer], name="running, module, 10 % updates", peer=peer, **about) for peer in ("plain loop", "jumps, not compiled")]
+        times = _in_turn(
+            {
+                "module": lambda: net(x),
+                "plain loop": lambda: net(x, path="dense"),
+                "jumps, not compiled": lambda: net(x, path="event"),
+            },
+            4,
+        )
+    about = {
+        "case": "running",
+        "way": "module",
+        "batch": 1,
+        "used": used,
+        "threads": threads,
+        "sizes": f"B=1, H={c.hidden_size}, T={c.length}",
+    }
+    return [
+        speedup_row(
+            ours=times["module"],
+            theirs=times[peer],
+            name="running, module, 10 % updates",
+            peer=peer,
+            **about,
+        )
+        for peer in ("plain loop", "jumps, not compiled")
+    ]
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #21b81985
 @torch.no_grad()
@@ -149,37 +222,69 @@ def run_demand(c: Config, threads: int) -> list[dict[str, Any]]:
     "Frames encoded only when requested, against all frames encoded first."
     import timm
 
-    with seeded_globals(0): encoder = timm.create_model(c.backbone, num_classes=0).eval()
-    frames = torch.randn(c.frames, c.clips, 3, c.frame_size, c.frame_size, generator=seeded_generator(0))
+    with seeded_globals(0):
+        encoder = timm.create_model(c.backbone, num_classes=0).eval()
+    frames = torch.randn(
+        c.frames, c.clips, 3, c.frame_size, c.frame_size, generator=seeded_generator(0)
+    )
     features = encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
     rows = []
     for share in (0.5, 0.1):
         net = net_with_share(share, features, c.hidden_size)
         seen: list[int] = []
+
         def fetch(rows, times, seen=seen):
             seen.append(len(rows))
             return encoder(frames[times, rows])
-        lazily = lambda net=net, fetch=fetch: run_on_demand(net, fetch, batch_size=c.clips, num_steps=c.frames)[0]
-        eagerly = lambda net=net: net(encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]))[0]
+
+        def lazily(net=net, fetch=fetch) -> Tensor:
+            return run_on_demand(net, fetch, batch_size=c.clips, num_steps=c.frames)[0]
+
+        def eagerly(net=net) -> Tensor:
+            return net(encoder(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]))[0]
+
         difference = float((lazily() - eagerly()).abs().max())
         used = sum(seen) / (c.frames * c.clips)
-        with torch_threads(threads): times = _in_turn({"lazy": lazily, "eager": eagerly}, c.demand_repeats)
-        rows.append(speedup_row(ours=times["lazy"], theirs=times["eager"], name=f"{c.backbone} on demand, {100 * used:.0f} % of frames", peer="all frames encoded", bound=1 / used, case="demand",
-                             way="module", batch=c.clips, used=used, threads=threads, difference=difference, sizes=f"B={c.clips}, T={c.frames}, {c.frame_size} px"))  # fmt: skip
+        with torch_threads(threads):
+            times = _in_turn({"lazy": lazily, "eager": eagerly}, c.demand_repeats)
+        rows.append(
+            speedup_row(
+                ours=times["lazy"],
+                theirs=times["eager"],
+                name=f"{c.backbone} on demand, {100 * used:.0f} % of frames",
+                peer="all frames encoded",
+                bound=1 / used,
+                case="demand",
+                way="module",
+                batch=c.clips,
+                used=used,
+                threads=threads,
+                difference=difference,
+                sizes=f"B={c.clips}, T={c.frames}, {c.frame_size} px",
+            )
+        )
     return rows
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #93cc183f
 def _trim() -> None:
     "Give free memory back to the system, where the C library can."
     gc.collect()
-    try: ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError): pass
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        pass
 
-
+# %% ../../nbs/skiprnn/06_performance.ipynb #1bb92009
 def peak_during(call: Callable[[], Any]) -> float:
     "Most memory in MB held during a call above that before it; NaN where the system cannot tell (Linux can)."
+
     def held(field: str) -> int:
-        return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith(field)
+        )
+
     _trim()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
@@ -189,13 +294,15 @@ def peak_during(call: Callable[[], Any]) -> float:
     except (OSError, StopIteration):
         return float("nan")
 
-
+# %% ../../nbs/skiprnn/06_performance.ipynb #ef3699fc
 def training_step(net: SkipLSTM, x: Tensor, path: str) -> Callable[[], None]:
     "A step of training by one path, gradients left in the parameters."
+
     def step() -> None:
         net.zero_grad()
         output, _, gates = net(x, path=path)
         (output[-1].square().mean() + 1e-4 * gates.update.sum(0).mean()).backward()
+
     return step
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #d549439c
@@ -208,27 +315,57 @@ def gradient_difference(net: SkipLSTM, x: Tensor, check: str) -> float:
         twin = deepcopy(net).to(getattr(torch, check))
         training_step(twin, x.to(twin.gate_bias.dtype), path)()
         found.append([p.grad for p in twin.parameters()])
-    return max(float((a - b).abs().max() / a.abs().max().clamp(min=1e-30)) for a, b in zip(*found, strict=True))
+    return max(
+        float((a - b).abs().max() / a.abs().max().clamp(min=1e-30))
+        for a, b in zip(*found, strict=True)
+    )
 
-
+# %% ../../nbs/skiprnn/06_performance.ipynb #06e8a86c
 def run_training(c: Config, threads: int) -> list[dict[str, Any]]:
     "Rows of training steps: the compiled trainer against the plain loop and the uncompiled exact path."
-    x, rows = torch.randn(c.train_length, c.train_batch, 2, generator=seeded_generator(0)), []
-    states, weights = torch.randn(c.train_length * c.train_batch, c.hidden_size + 2), torch.randn(c.hidden_size + 2, 4 * c.hidden_size)
-    product = lambda: states @ weights  # of all steps at once
+    x = torch.randn(c.train_length, c.train_batch, 2, generator=seeded_generator(0))
+    rows = []
+    states = torch.randn(c.train_length * c.train_batch, c.hidden_size + 2)
+    weights = torch.randn(c.hidden_size + 2, 4 * c.hidden_size)
+
+    def product() -> Tensor:  # of all steps at once
+        return states @ weights
+
     for share in c.train_shares:
         net = net_with_share(share, x, c.hidden_size).train()
-        with torch.no_grad(): used = float(net(x)[2].update.mean())
+        with torch.no_grad():
+            used = float(net(x)[2].update.mean())
         steps = {path: training_step(net, x, path) for path in ("dense", "exact", "compiled")}
         with torch_threads(threads):
             times = _in_turn(steps | {"product": product}, c.train_repeats)
             peaks = {path: peak_during(step) for path, step in steps.items()}
-        about = {"case": "training", "way": "kernel", "batch": c.train_batch, "used": used, "threads": threads, "sizes": f"B={c.train_batch}, H={c.hidden_size}, T={c.train_length}",
-                 "peak_mb": peaks["compiled"], "gradient_difference": gradient_difference(net, x[:30, :8], c.check)}  # fmt: skip
+        about = {
+            "case": "training",
+            "way": "kernel",
+            "batch": c.train_batch,
+            "used": used,
+            "threads": threads,
+            "sizes": f"B={c.train_batch}, H={c.hidden_size}, T={c.train_length}",
+            "peak_mb": peaks["compiled"],
+            "gradient_difference": gradient_difference(net, x[:30, :8], c.check),
+        }
         name = f"training, {100 * used:.0f} % updates"
-        for path, peer in (("dense", "plain loop, autograd"), ("exact", "exact path, not compiled")):
+        for path, peer in (
+            ("dense", "plain loop, autograd"),
+            ("exact", "exact path, not compiled"),
+        ):
             bound = ratio_interval(times[path], [3 * used * t for t in times["product"]]).value
-            rows.append(speedup_row(ours=times["compiled"], theirs=times[path], name=name, peer=peer, bound=bound, peer_peak_mb=peaks[path], **about))
+            rows.append(
+                speedup_row(
+                    ours=times["compiled"],
+                    theirs=times[path],
+                    name=name,
+                    peer=peer,
+                    bound=bound,
+                    peer_peak_mb=peaks[path],
+                    **about,
+                )
+            )
     return rows
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #78c4633a
@@ -236,7 +373,9 @@ def run_training(c: Config, threads: int) -> list[dict[str, Any]]:
 def performance(size: Config, run: Run) -> None:
     "All rows, and the verdict on each goal."
     if run.device != "cpu":
-        raise ValueError(f"device: got {run.device!r}, expected 'cpu'; nothing here was measured on a GPU")
+        raise ValueError(
+            f"device: got {run.device!r}, expected 'cpu'; nothing here was measured on a GPU"
+        )
     cores = int(describe_machine()["cores"] or 1)
     counts = [n for n in size.threads if n <= cores]
     run.units(rounds=size.repeats)
@@ -252,35 +391,99 @@ def performance(size: Config, run: Run) -> None:
     run.rows.extend(goals(run.rows))
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #e69de6a1
-def _goal(text: str, rows: list[dict[str, Any]], needed: Callable[[dict[str, Any]], float], why: str = "") -> dict[str, Any]:
+def _goal(
+    text: str, rows: list[dict[str, Any]], needed: Callable[[dict[str, Any]], float], why: str = ""
+) -> dict[str, Any]:
     "The row that is furthest from a goal, and whether even that one meets it."
     if not rows:
         return {"goal": text, "met": "not measured", "why": why or "not at this tier"}
     worst = min(rows, key=lambda r: r["ratio"] / needed(r))
     met = worst["ratio"] >= needed(worst)
-    about: dict[str, Any] = {k: worst[k] for k in ("peer", "ratio", "low", "high", "bound", "fraction_of_bound", "threads", "sizes") if k in worst}
-    answer = {"needed": needed(worst), "at": f"{100 * worst['used']:.0f} % updates", "met": "yes" if met else "no", "why": "" if met else why}
+    about: dict[str, Any] = {
+        k: worst[k]
+        for k in ("peer", "ratio", "low", "high", "bound", "fraction_of_bound", "threads", "sizes")
+        if k in worst
+    }
+    answer = {
+        "needed": needed(worst),
+        "at": f"{100 * worst['used']:.0f} % updates",
+        "met": "yes" if met else "no",
+        "why": "" if met else why,
+    }
     return {"name": f"goal, {'met' if met else 'not met'}: {text}", "goal": text, **about, **answer}
 
+# %% ../../nbs/skiprnn/06_performance.ipynb #62e6c294
+CALLS = "a call of the module has checks, layout and tensors that cost as much as dozens of updates"
+ENCODING = "frames asked for one or two at a time are encoded less efficiently than a batch of all"
+UNFUSED = (
+    "where most steps are updates the loop's own products, at the speed of the matrix library, "
+    "leave no room for it (see the bound), and the kernel makes a fourth product an update"
+)
+ABSENT = "no GPU was at hand; the kernel agrees in Triton's interpreter and compiles for a GPU"
 
-def goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    "Every goal with its worst measured case."
-    pick = lambda **where: [r for r in rows if all(r.get(k) == v for k, v in where.items())]
-    itself, lstm, loop = {"peer": "same code, all steps"}, {"peer": "torch.nn.LSTM"}, {"peer": "plain loop, autograd"}
-    calls = "a call of the module has checks, layout and tensors that cost as much as dozens of updates"
-    unfused = "where most steps are updates the loop's own products, at the speed of the matrix library, leave no room for it (see the bound), and the kernel makes a fourth product an update"
-    absent = {"ratio": None, "met": "not measured", "why": "no GPU was at hand; the kernel agrees in Triton's interpreter and compiles for a GPU"}
-    batched = max((r["batch"] for r in pick(case="running")), default=1)
-    def few(r: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [x for x in r if 0.07 < x["used"] < 0.15]
+# %% ../../nbs/skiprnn/06_performance.ipynb #7c2176c0
+def _where(rows: list[dict[str, Any]], **where: Any) -> list[dict[str, Any]]:
+    "Rows with these values."
+    return [r for r in rows if all(r.get(k) == v for k, v in where.items())]
+
+
+def _times_bound(factor: float) -> Callable[[dict[str, Any]], float]:
+    "A goal that is a share of the bound."
+    return lambda row: factor * row["bound"]
+
+
+def _at_least(ratio: float) -> Callable[[dict[str, Any]], float]:
+    "A goal that is a ratio."
+    return lambda row: ratio
+
+# %% ../../nbs/skiprnn/06_performance.ipynb #b1379b4d
+def _inference_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "One sequence and a batch, against the same code at all steps and against torch.nn.LSTM."
+    running = _where(rows, case="running")
+    single, module = _where(running, batch=1), _where(running, way="module")
+    kernel = _where(single, way="kernel", peer="same code, all steps")
+    dense = _where(single, way="module", peer="same code, all steps")
+    lstm = _where(module, peer="torch.nn.LSTM")
+    batched = max((r["batch"] for r in running), default=1)
+    below = [r for r in _where(lstm, batch=1) if r["used"] < 0.6]
+    few = [r for r in _where(lstm, batch=batched) if batched > 1 and 0.07 < r["used"] < 0.15]
+    gain = "B=1: gain over the same code run densely at least 0.9 x T/updates, kernel"
+    faster = f"B={batched}: at 10 % updates at least 2 x torch.nn.LSTM, module"
+    writing = "writing the outputs of skipped steps, and a call"
     return [
-        _goal("B=1: gain over the same code run densely at least 0.9 x T/updates, kernel", pick(case="running", way="kernel", batch=1, **itself), lambda r: 0.9 * r["bound"], "writing the outputs of skipped steps, and a call"),
-        _goal("B=1: the same for a call of the module", pick(case="running", way="module", batch=1, **itself), lambda r: 0.9 * r["bound"], calls),
-        _goal("B=1: faster than torch.nn.LSTM below 60 % updates, module", [r for r in pick(case="running", way="module", batch=1, **lstm) if r["used"] < 0.6], lambda r: 1.0),
-        _goal(f"B={batched}: at 10 % updates at least 2 x torch.nn.LSTM, module", few(pick(case="running", way="module", batch=batched, **lstm)) if batched > 1 else [], lambda r: 2.0),
-        _goal("inputs on demand: at least half of frames/requested, end to end", pick(case="demand"), lambda r: 0.5 * r["bound"], "frames asked for one or two at a time are encoded less efficiently than a batch of all"),
-        _goal("training: at least 5 x the plain loop, at up to 10 % updates", [r for r in pick(case="training", **loop) if r["used"] < 0.15], lambda r: 5.0, unfused),
-        _goal("training: at least 5 x the plain loop, at any share of updates", pick(case="training", **loop), lambda r: 5.0, unfused),
-        {"name": "goal, not measured: GPU, ahead of cuDNN's LSTM when T/updates > 2", "goal": "GPU: ahead of cuDNN's LSTM when T/updates > 2", "peer": "torch.nn.LSTM, cuDNN", **absent},
-        {"name": "goal, not measured: GPU, training at least 20 x the plain loop", "goal": "GPU: training at least 20 x the plain loop", "peer": "plain loop, autograd", **absent},
+        _goal(gain, kernel, _times_bound(0.9), writing),
+        _goal("B=1: the same for a call of the module", dense, _times_bound(0.9), CALLS),
+        _goal("B=1: faster than torch.nn.LSTM below 60 % updates, module", below, _at_least(1.0)),
+        _goal(faster, few, _at_least(2.0)),
+    ]
+
+# %% ../../nbs/skiprnn/06_performance.ipynb #4f1a9db4
+def _training_goals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    "Inputs on demand, and training steps against the plain loop."
+    loop = _where(rows, case="training", peer="plain loop, autograd")
+    few = [r for r in loop if r["used"] < 0.15]
+    lazy = "inputs on demand: at least half of frames/requested, end to end"
+    train = "training: at least 5 x the plain loop, at"
+    return [
+        _goal(lazy, _where(rows, case="demand"), _times_bound(0.5), ENCODING),
+        _goal(f"{train} up to 10 % updates", few, _at_least(5.0), UNFUSED),
+        _goal(f"{train} any share of updates", loop, _at_least(5.0), UNFUSED),
+    ]
+
+# %% ../../nbs/skiprnn/06_performance.ipynb #f04b785a
+def _gpu_goal(text: str, peer: str) -> dict[str, Any]:
+    "A goal that needs a GPU."
+    about = {"name": f"goal, not measured: GPU, {text}", "goal": f"GPU: {text}", "peer": peer}
+    return about | {"ratio": None, "met": "not measured", "why": ABSENT}
+
+
+def goals(
+    rows: list[dict[str, Any]],  # of all cases
+) -> list[dict[str, Any]]:  # one row per goal
+    "Every goal with its worst measured case."
+    return [
+        *_inference_goals(rows),
+        *_training_goals(rows),
+        _gpu_goal("ahead of cuDNN's LSTM when T/updates > 2", "torch.nn.LSTM, cuDNN"),
+        _gpu_goal("training at least 20 x the plain loop", "plain loop, autograd"),
     ]
