@@ -29,7 +29,10 @@ def test_relevance_is_conserved_and_not_negative(sizes, seed):
     fusion, a, n = world(*sizes, seed)
     explained = torch.arange(sizes[2]).expand(len(a), -1)
     found = M.contributions(fusion, a, n, explained)
-    reached = (torch.relu(fusion.hidden((torch.cat([a, n], 1) - fusion.mean) / fusion.std))[:, None] * fusion.out.weight.clamp_min(0)).sum(-1) > 1e-6
+    reached = (
+        torch.relu(fusion.hidden((torch.cat([a, n], 1) - fusion.mean) / fusion.std))[:, None]
+        * fusion.out.weight.clamp_min(0)
+    ).sum(-1) > 1e-6
     whole = fusion(a, n).softmax(1)
     torch.testing.assert_close(found.sum(-1)[reached], whole[reached], atol=1e-4, rtol=1e-3)
     assert found.min() > -1e-5
@@ -42,7 +45,9 @@ def test_shapley_shares_add_up(sizes, seed):
     pair = torch.zeros(len(a), dtype=torch.long)
     shares = M.shapley_shares(fusion, a, n, pair)
     empty = fusion(*fusion.mean.expand(len(a), -1).split(sizes[:2], 1)).log_softmax(1)[:, 0]
-    torch.testing.assert_close(shares.sum(1), fusion(a, n).log_softmax(1)[:, 0] - empty, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        shares.sum(1), fusion(a, n).log_softmax(1)[:, 0] - empty, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_a_half_without_weights_gets_nothing():
@@ -58,7 +63,12 @@ def test_product_rule_prefers_what_both_parts_say():
     pairs = torch.tensor([[0, 0], [1, 1], [0, 1]])
     scores = M.product_rule(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.2, 0.8]]), pairs)
     assert scores.argmax() == 2
-    rare = M.product_rule(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.5, 0.5]]), pairs, counts=torch.tensor([8.0, 1, 1]))
+    rare = M.product_rule(
+        torch.tensor([[0.5, 0.5]]),
+        torch.tensor([[0.5, 0.5]]),
+        pairs,
+        counts=torch.tensor([8.0, 1, 1]),
+    )
     expected = torch.tensor([0.8 / (0.9 * 0.8), 0.1 / (0.1 * 0.2), 0.1 / (0.9 * 0.2)]).log()
     torch.testing.assert_close((rare - rare[:, :1])[0], expected - expected[0])
 
@@ -78,7 +88,11 @@ def drawn():
 
 
 def test_a_drawn_world_keeps_its_promises(drawn):
-    assert len(drawn.pairs.unique(dim=0)) == 16 and set(drawn.pairs[:, 0].tolist()) == set(range(5)) and set(drawn.pairs[:, 1].tolist()) == set(range(8))
+    assert (
+        len(drawn.pairs.unique(dim=0)) == 16
+        and set(drawn.pairs[:, 0].tolist()) == set(range(5))
+        and set(drawn.pairs[:, 1].tolist()) == set(range(8))
+    )
     assert drawn.kinds.count("scene") == 2
     parts = {s: D.drawn_pictures(drawn, 4, split=s) for s in D.SPLITS}
     for a in parts:
@@ -86,8 +100,14 @@ def test_a_drawn_world_keeps_its_promises(drawn):
             assert a == b or not set(parts[a].groups) & set(parts[b].groups)
     assert {g.split("/")[0] for g in parts["test"].groups} == set(D.UNSEEN)
     again, other = D.drawn_pictures(drawn, 4), D.drawn_pictures(drawn, 4, seed=1)
-    assert torch.equal(again.images, parts["train"].images) and not torch.equal(other.images, again.images)
-    assert again.images.min() >= 0 and again.images.max() <= 1 and again.images.shape == (64, 3, 32, 32)
+    assert torch.equal(again.images, parts["train"].images) and not torch.equal(
+        other.images, again.images
+    )
+    assert (
+        again.images.min() >= 0
+        and again.images.max() <= 1
+        and again.images.shape == (64, 3, 32, 32)
+    )
     assert len(parts["train"].take("train")) == 64
 
 
@@ -127,7 +147,14 @@ def test_damaged_lists(name, file, text, message, tmp_path):
         load(folder)
 
 
-@pytest.mark.parametrize("name, file", [("mtvso", "mtvso_adjlabels.txt"), ("mit_states", "compositional-split-natural/test_pairs.txt"), ("emoset", "val.json")])
+@pytest.mark.parametrize(
+    "name, file",
+    [
+        ("mtvso", "mtvso_adjlabels.txt"),
+        ("mit_states", "compositional-split-natural/test_pairs.txt"),
+        ("emoset", "val.json"),
+    ],
+)
 def test_missing_files(name, file, tmp_path):
     folder = D.write_fixture(name, tmp_path)
     (folder / file).unlink()

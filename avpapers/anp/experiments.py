@@ -18,12 +18,38 @@ from torch import Tensor, nn
 
 from . import data as sets
 from .claims import paper
-from .data import PairSet, World, drawn_pictures, drawn_world, set_into_corner, with_fusion_split
-from avpapers.anp.model import (
-    BOUNDS, Fusion, LogLinear, Tower, adjective_to_noun_ratio, codetection, contributions, equivalent_pairs, in_top, picture_tower,
-    product_rule, shapley_shares,
+from avpapers.anp.data import (
+    PairSet,
+    World,
+    drawn_pictures,
+    drawn_world,
+    set_into_corner,
+    with_fusion_split,
 )
-from .training import PictureBatches, probabilities, read_pictures, train_free, train_fusion, train_net, train_on, train_tower
+from avpapers.anp.model import (
+    BOUNDS,
+    Fusion,
+    LogLinear,
+    Tower,
+    adjective_to_noun_ratio,
+    codetection,
+    contributions,
+    equivalent_pairs,
+    in_top,
+    picture_tower,
+    product_rule,
+    shapley_shares,
+)
+from avpapers.anp.training import (
+    PictureBatches,
+    probabilities,
+    read_pictures,
+    train_free,
+    train_fusion,
+    train_net,
+    train_on,
+    train_tower,
+)
 from ..core.random import seeded_generator, seeded_globals
 from ..data.pretrained import picture_features
 from ..suite.run import Run
@@ -41,6 +67,7 @@ __all__ = ['PARTS', 'Scores', 'WHOLE', 'PHOTOGRAPHS', 'PAIRS', 'FOLDERS', 'Confi
 @dataclass(frozen=True)
 class Config:
     "Sizes of an experiment."
+
     num_nouns: int = 20  # N
     num_adjectives: int = 12  # A
     num_pairs: int = 72  # P
@@ -73,6 +100,7 @@ _USED = ("train", "fusion", "test")
 @dataclass
 class Study:
     "One set and seed: its pictures, what a frozen net says about them, and how to train on that."
+
     config: Config
     run: Run
     sets: dict[str, PairSet]  # by split
@@ -82,23 +110,41 @@ class Study:
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_epochs": self.config.num_epochs, "lr": self.config.lr, "device": self.run.device}
+        return {
+            "num_epochs": self.config.num_epochs,
+            "lr": self.config.lr,
+            "device": self.run.device,
+        }
 
     def num(self, part: str) -> int:
         "A, N or P."
         data = self.sets["test"]
-        return {"adjective": len(data.adjectives), "noun": len(data.nouns), "pair": len(data.pairs)}[part]
+        return {
+            "adjective": len(data.adjectives),
+            "noun": len(data.nouns),
+            "pair": len(data.pairs),
+        }[part]
 
-    def fit_tower(self, part: str, *, splits: Sequence[str] = ("train",), hidden: int = 0, again: int = 0) -> Tower:
+    def fit_tower(
+        self, part: str, *, splits: Sequence[str] = ("train",), hidden: int = 0, again: int = 0
+    ) -> Tower:
         "A tower for adjectives, nouns or pairs."
-        x, y = (torch.cat(v) for v in zip(*((self.features[s], getattr(self.sets[s], part)) for s in splits), strict=True))
+        x, y = (
+            torch.cat(v)
+            for v in zip(
+                *((self.features[s], getattr(self.sets[s], part)) for s in splits), strict=True
+            )
+        )
         seed = self.run.seed + 1000 * again + 100 * PARTS.index(part)
-        return train_tower(x, y, self.num(part), hidden=hidden or self.config.hidden, seed=seed, **self.options)
+        return train_tower(
+            x, y, self.num(part), hidden=hidden or self.config.hidden, seed=seed, **self.options
+        )
 
 # %% ../../nbs/anp/04_experiments.ipynb #c79ef1d1
 @dataclass
 class Nets:
     "The paper's net, trained."
+
     adjective: Tower
     noun: Tower
     fusion: Fusion
@@ -112,8 +158,17 @@ class Nets:
 def train_nets(study: Study, towers: tuple[Tower, Tower] | None = None) -> Nets:
     "Towers on their pictures, fusion on others (D2)."
     adjective, noun = towers or (study.fit_tower("adjective"), study.fit_tower("noun"))
-    says = {s: (probabilities(adjective, x), probabilities(noun, x)) for s, x in study.features.items()}
-    fusion = train_fusion(*says["fusion"], study.sets["fusion"].pair, study.num("pair"), hidden=study.config.fusion_hidden, seed=study.run.seed, **study.options)
+    says = {
+        s: (probabilities(adjective, x), probabilities(noun, x)) for s, x in study.features.items()
+    }
+    fusion = train_fusion(
+        *says["fusion"],
+        study.sets["fusion"].pair,
+        study.num("pair"),
+        hidden=study.config.fusion_hidden,
+        seed=study.run.seed,
+        **study.options,
+    )
     return Nets(adjective, noun, fusion.cpu(), says)
 
 # %% ../../nbs/anp/04_experiments.ipynb #a940b351
@@ -124,14 +179,20 @@ def accuracy_row(
     hit1, hit5 = scores.argmax(1) == labels, in_top(scores, labels, min(5, scores.shape[1]))
     by_class = pd.Series(hit1.numpy()).groupby(labels.numpy()).mean()
     return {
-        "role": role, "variant": variant, "top1": float(hit1.float().mean()),
-        "top5": float(hit5.float().mean()), "macro_top1": float(by_class.mean()), **columns,
+        "role": role,
+        "variant": variant,
+        "top1": float(hit1.float().mean()),
+        "top5": float(hit5.float().mean()),
+        "macro_top1": float(by_class.mean()),
+        **columns,
     }
 
 # %% ../../nbs/anp/04_experiments.ipynb #1d80b17b
 def matched_width(study: Study, nets: Nets) -> int:
     "Units of a single net with as many weights as towers and fusion together."
-    weights = sum(p.numel() for net in (nets.adjective, nets.noun, nets.fusion) for p in net.parameters())
+    weights = sum(
+        p.numel() for net in (nets.adjective, nets.noun, nets.fusion) for p in net.parameters()
+    )
     features, pairs = study.features["train"].shape[1], study.num("pair")
     return round((weights - pairs) / (features + 1 + pairs))
 
@@ -148,11 +209,15 @@ def add_accuracies(study: Study, nets: Nets, singles: Scores) -> None:
         ("fusion", "the towers' pictures"): same_pictures(study, nets)(*says),
         ("product", None): product_rule(*says, test.pairs),
         ("product", "corrected"): product_rule(*says, test.pairs, counts=pair_counts(study) + 1),
-        ("log-linear", None): log_linear(study, nets)(*says), **singles,
+        ("log-linear", None): log_linear(study, nets)(*says),
+        **singles,
     }
     rows = study.run.rows
     rows += [accuracy_row(role, s.detach(), test.pair, v) for (role, v), s in scores.items()]
-    rows += [accuracy_row("adjective", says[0], test.adjective), accuracy_row("noun", says[1], test.noun)]
+    rows += [
+        accuracy_row("adjective", says[0], test.adjective),
+        accuracy_row("noun", says[1], test.noun),
+    ]
     rows.append(matched_nouns(study))
     free = free_bottlenecks(study, nets)
     rows += [accuracy_row(role, s, test.pair, v) for (role, v), s in free.items()]
@@ -167,26 +232,46 @@ def pair_counts(study: Study) -> Tensor:
 def same_pictures(study: Study, nets: Nets) -> nn.Module:
     "A fusion trained on the pictures of the towers."
     return train_fusion(
-        *nets.says["train"], study.sets["train"].pair, study.num("pair"),
-        hidden=study.config.fusion_hidden, seed=study.run.seed, **study.options,
+        *nets.says["train"],
+        study.sets["train"].pair,
+        study.num("pair"),
+        hidden=study.config.fusion_hidden,
+        seed=study.run.seed,
+        **study.options,
     ).cpu()
 
 
 def log_linear(study: Study, nets: Nets) -> nn.Module:
     "The product rule with a weight for each factor and pair."
     linear = LogLinear(study.sets["test"].pairs)
-    train_on(linear, *nets.says["fusion"], labels=study.sets["fusion"].pair, **study.options | {"lr": 1e-2})
+    train_on(
+        linear,
+        *nets.says["fusion"],
+        labels=study.sets["fusion"].pair,
+        **study.options | {"lr": 1e-2},
+    )
     return linear.cpu()
 
 # %% ../../nbs/anp/04_experiments.ipynb #d983025b
 def matched_nouns(study: Study) -> dict[str, Any]:
     "Nouns at as many classes as there are adjectives (AN-4)."
     count = min(study.num("adjective"), study.num("noun"))
-    chosen = torch.randperm(study.num("noun"), generator=study.run.generator("nouns"))[:count].sort().values
+    chosen = (
+        torch.randperm(study.num("noun"), generator=study.run.generator("nouns"))[:count]
+        .sort()
+        .values
+    )
     place = torch.full((study.num("noun"),), -1).index_copy(0, chosen, torch.arange(count))
     kept = {s: place[study.sets[s].noun] for s in ("train", "test")}
     x, y = ({s: v[s][kept[s] >= 0] for s in kept} for v in (study.features, kept))
-    tower = train_tower(x["train"], y["train"], count, hidden=study.config.hidden, seed=study.run.seed + 100, **study.options)
+    tower = train_tower(
+        x["train"],
+        y["train"],
+        count,
+        hidden=study.config.hidden,
+        seed=study.run.seed + 100,
+        **study.options,
+    )
     scores = probabilities(tower, x["test"])
     return accuracy_row("noun", scores, y["test"], "matched", classes=count)
 
@@ -194,13 +279,23 @@ def matched_nouns(study: Study) -> dict[str, Any]:
 def free_bottlenecks(study: Study, nets: Nets) -> Scores:
     "Scores of the network whose bottleneck means nothing (AN-3)."
     found: Scores = {}
-    variants = {None: (0, ("fusion",)), "again": (1, ("fusion",)), "all pictures": (0, ("train", "fusion"))}
+    variants = {
+        None: (0, ("fusion",)),
+        "again": (1, ("fusion",)),
+        "all pictures": (0, ("train", "fusion")),
+    }
     for variant, (again, splits) in variants.items():
         x = torch.cat([study.features[s] for s in splits])
         y = torch.cat([study.sets[s].pair for s in splits])
         net = train_free(
-            nets.adjective, nets.noun, x, y, study.num("pair"), hidden=study.config.fusion_hidden,
-            seed=study.run.seed + 1000 * again, **study.options,
+            nets.adjective,
+            nets.noun,
+            x,
+            y,
+            study.num("pair"),
+            hidden=study.config.fusion_hidden,
+            seed=study.run.seed + 1000 * again,
+            **study.options,
         )
         with torch.no_grad():
             found["free", variant] = net.to("cpu")(study.features["test"])
@@ -224,8 +319,12 @@ def credit(study: Study, nets: Nets, says: tuple[Tensor, Tensor], pair: Tensor) 
     scores, num = nets.fusion(*says).detach(), study.num("adjective")
     labels = (data.pairs[pair, 0], data.pairs[pair, 1], pair)
     frame: dict[str, Any] = {"pair": pair}
-    for part, s, y in zip(PARTS, (*says, scores), labels, strict=True): frame |= {f"{part}_1": in_top(s, y, 1), f"{part}_5": in_top(s, y, 5)}
-    for bound in BOUNDS: frame[bound] = adjective_to_noun_ratio(contributions(nets.fusion, *says, pair[:, None], bounds=bound)[:, 0], num)
+    for part, s, y in zip(PARTS, (*says, scores), labels, strict=True):
+        frame |= {f"{part}_1": in_top(s, y, 1), f"{part}_5": in_top(s, y, 5)}
+    for bound in BOUNDS:
+        frame[bound] = adjective_to_noun_ratio(
+            contributions(nets.fusion, *says, pair[:, None], bounds=bound)[:, 0], num
+        )
     frame["gain_adjective"], frame["gain_noun"] = shapley_shares(nets.fusion, *says, pair).unbind(1)
     return pd.DataFrame({k: v.numpy() for k, v in frame.items()})
 
@@ -241,52 +340,92 @@ def by_pair(frame: pd.DataFrame) -> pd.DataFrame:
     "Means over the pictures of a pair on which it was detected."
     found = frame[frame["pair_5"]].groupby("pair")
     sums = found[["gain_adjective", "gain_noun"]].sum()
-    return found[list(BOUNDS)].mean().assign(share=sums["gain_adjective"] / sums.sum(axis=1), pictures=found.size())
+    return (
+        found[list(BOUNDS)]
+        .mean()
+        .assign(share=sums["gain_adjective"] / sums.sum(axis=1), pictures=found.size())
+    )
 
 
 def ratio_columns(frame: pd.DataFrame, seed: int) -> dict[str, float]:
     "How the ratio differs between pairs, agrees with other accounts, and stands up to conditions."
     pairs, seen = by_pair(frame), frame[frame["pair_5"]]
     ratio, groups = seen["probability"].to_numpy(), seen["pair"].to_numpy()
-    shuffled = ratio[torch.randperm(len(ratio), generator=seeded_generator(seed, stream="null")).numpy()]
+    shuffled = ratio[
+        torch.randperm(len(ratio), generator=seeded_generator(seed, stream="null")).numpy()
+    ]
     rank = lambda other: float(pairs["probability"].corr(pairs[other], method="spearman"))
-    return {"anr_between": share_between(ratio, groups), "anr_between_null": share_between(shuffled, groups), "rank_shapley": rank("share"),
-            "rank_shapley_released": float(pairs["released"].corr(pairs["share"], method="spearman")), "rank_bounds": rank("released"),
-            "above_one": float((pairs["probability"] > 1).mean()), "above_one_released": float((pairs["released"] > 1).mean()),
-            "share_above_half": float((pairs["share"] > 0.5).mean()), "anr_spread": float(pairs["probability"].std()),
-            "condition_shift": _shift(seen, "5"), "condition_shift_top1": _shift(seen[seen["pair_1"]], "1")}  # fmt: skip
+    return {
+        "anr_between": share_between(ratio, groups),
+        "anr_between_null": share_between(shuffled, groups),
+        "rank_shapley": rank("share"),
+        "rank_shapley_released": float(pairs["released"].corr(pairs["share"], method="spearman")),
+        "rank_bounds": rank("released"),
+        "above_one": float((pairs["probability"] > 1).mean()),
+        "above_one_released": float((pairs["released"] > 1).mean()),
+        "share_above_half": float((pairs["share"] > 0.5).mean()),
+        "anr_spread": float(pairs["probability"].std()),
+        "condition_shift": _shift(seen, "5"),
+        "condition_shift_top1": _shift(seen[seen["pair_1"]], "1"),
+    }
 
 
 def _shift(seen: pd.DataFrame, k: str) -> float:
     "Mean absolute change of a pair's ratio when a right adjective, noun or both are demanded."
     base = seen.groupby("pair")["probability"].mean()
     a, n = seen[f"adjective_{k}"], seen[f"noun_{k}"]
-    changes = [(seen[mask].groupby("pair")["probability"].mean() - base).abs() for mask in (a, n, a & n)]
+    changes = [
+        (seen[mask].groupby("pair")["probability"].mean() - base).abs() for mask in (a, n, a & n)
+    ]
     return float(pd.concat(changes).mean())
 
 # %% ../../nbs/anp/04_experiments.ipynb #96a1123a
 def kind_columns(frame: pd.DataFrame, data: PairSet, seed: int) -> dict[str, float]:
     "Detection of pairs with objects and with scenes (AN-8); the gap with kinds dealt out anew."
-    if not data.kinds: return {}
-    rate, noun, kinds = frame.groupby("pair")["pair_5"].mean(), data.pairs[:, 1].numpy(), np.array(data.kinds)
-    dealt = kinds[torch.randperm(len(kinds), generator=seeded_generator(seed, stream="kinds")).numpy()]
+    if not data.kinds:
+        return {}
+    rate, noun, kinds = (
+        frame.groupby("pair")["pair_5"].mean(),
+        data.pairs[:, 1].numpy(),
+        np.array(data.kinds),
+    )
+    dealt = kinds[
+        torch.randperm(len(kinds), generator=seeded_generator(seed, stream="kinds")).numpy()
+    ]
     mean = lambda kinds, kind: float(rate[kinds[noun[rate.index]] == kind].mean())
-    return {"object_top5": mean(kinds, "object"), "scene_top5": mean(kinds, "scene"), "permuted_top5_gap": mean(dealt, "object") - mean(dealt, "scene")}
+    return {
+        "object_top5": mean(kinds, "object"),
+        "scene_top5": mean(kinds, "scene"),
+        "permuted_top5_gap": mean(dealt, "object") - mean(dealt, "scene"),
+    }
 
 
-def equivalence_columns(study: Study, nets: Nets, frame: pd.DataFrame, bounds: str) -> dict[str, float]:
+def equivalence_columns(
+    study: Study, nets: Nets, frame: pd.DataFrame, bounds: str
+) -> dict[str, float]:
     "Number of equivalent pairs (AN-9), and with each column of contributions shuffled over the pairs, mean of twenty."
     seen = torch.tensor(frame["pair_5"].to_numpy())
     pair, (adjective, noun) = study.sets["test"].pair[seen], (p[seen] for p in nets.says["test"])
     each = contributions(nets.fusion, adjective, noun, pair[:, None], bounds=bounds)[:, 0]
     known, place = pair.unique(return_inverse=True)
-    mean = torch.zeros(len(known), each.shape[1]).index_add(0, place, each) / torch.bincount(place)[:, None]
+    mean = (
+        torch.zeros(len(known), each.shape[1]).index_add(0, place, each)
+        / torch.bincount(place)[:, None]
+    )
     generator, num = study.run.generator("equivalent"), study.num("adjective")
-    shuffled = lambda: torch.stack([column[torch.randperm(len(column), generator=generator)] for column in mean.T], 1)
+    shuffled = lambda: torch.stack(
+        [column[torch.randperm(len(column), generator=generator)] for column in mean.T], 1
+    )
     null = [len(equivalent_pairs(shuffled(), num)) for _ in range(20)]
-    study.run.record.extras[f"equivalent, {bounds}"] = [[study_name(study, int(known[i])), study_name(study, int(known[j]))] for i, j in equivalent_pairs(mean, num).tolist()]
+    study.run.record.extras[f"equivalent, {bounds}"] = [
+        [study_name(study, int(known[i])), study_name(study, int(known[j]))]
+        for i, j in equivalent_pairs(mean, num).tolist()
+    ]
     end = _ending(bounds)
-    return {f"equivalent_pairs{end}": len(equivalent_pairs(mean, num)), f"equivalent_pairs_null{end}": float(np.mean(null))}
+    return {
+        f"equivalent_pairs{end}": len(equivalent_pairs(mean, num)),
+        f"equivalent_pairs_null{end}": float(np.mean(null)),
+    }
 
 
 def _ending(bounds: str) -> str:
@@ -306,7 +445,12 @@ def codetection_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     for k in (5, 1):
         hits = torch.tensor(frame[[f"{p}_{k}" for p in PARTS]].to_numpy())
         matrix, rate = codetection(hits).tolist(), hits.double().mean(0).tolist()
-        cells = {f"{c}_given_{r}": matrix[i][j] for i, r in enumerate(PARTS) for j, c in enumerate(PARTS) if i != j}
+        cells = {
+            f"{c}_given_{r}": matrix[i][j]
+            for i, r in enumerate(PARTS)
+            for j, c in enumerate(PARTS)
+            if i != j
+        }
         rates = {f"{p}_rate": x for p, x in zip(PARTS, rate, strict=True)}
         rows.append({"role": "codetection", "guesses": k} | cells | rates)
     return rows
@@ -317,32 +461,65 @@ def planted_row(study: Study, nets: Nets, most: int = 1440) -> dict[str, Any]:
     data, generator = study.sets["test"], study.run.generator("second")
     rows = torch.randperm(len(data), generator=generator)[:most]
     second = rows.roll(1)
-    rows, second = rows[data.noun[rows] != data.noun[second]], second[data.noun[rows] != data.noun[second]]
-    absent = _other_noun(data.noun[rows], data.noun[second], torch.bincount(data.noun, minlength=study.num("noun")), generator)
+    rows, second = (
+        rows[data.noun[rows] != data.noun[second]],
+        second[data.noun[rows] != data.noun[second]],
+    )
+    absent = _other_noun(
+        data.noun[rows],
+        data.noun[second],
+        torch.bincount(data.noun, minlength=study.num("noun")),
+        generator,
+    )
     before = study.pictures("test", rows.tolist())
     after = set_into_corner(before, study.pictures("test", second.tolist()), generator=generator)
-    says = {name: nets.ask(study.describe(pictures)) for name, pictures in (("before", before), ("after", after))}
+    says = {
+        name: nets.ask(study.describe(pictures))
+        for name, pictures in (("before", before), ("after", after))
+    }
     found: dict[str, Any] = {"role": "planted", "pictures": len(rows)}
     for bounds in BOUNDS:
-        end, among = _ending(bounds), {name: _noun_relevance(nets, s, study.num("adjective"), bounds) for name, s in says.items()}
+        end, among = (
+            _ending(bounds),
+            {
+                name: _noun_relevance(nets, s, study.num("adjective"), bounds)
+                for name, s in says.items()
+            },
+        )
         hit = lambda name, noun, among=among: float(in_top(among[name], noun, 5).float().mean())
-        found |= {f"second_noun_top5{end}": hit("after", data.noun[second]), f"second_noun_top5_before{end}": hit("before", data.noun[second]),
-                  f"absent_noun_top5{end}": hit("after", absent), f"first_noun_top5{end}": hit("after", data.noun[rows])}  # fmt: skip
+        found |= {
+            f"second_noun_top5{end}": hit("after", data.noun[second]),
+            f"second_noun_top5_before{end}": hit("before", data.noun[second]),
+            f"absent_noun_top5{end}": hit("after", absent),
+            f"first_noun_top5{end}": hit("after", data.noun[rows]),
+        }
     return found
 
 
-def _noun_relevance(nets: Nets, says: tuple[Tensor, Tensor], num_adjectives: int, bounds: str) -> Tensor:
+def _noun_relevance(
+    nets: Nets, says: tuple[Tensor, Tensor], num_adjectives: int, bounds: str
+) -> Tensor:
     "Contributions of the nouns to the predicted pair."
-    return contributions(nets.fusion, *says, nets.fusion(*says).argmax(1, keepdim=True), bounds=bounds)[:, 0, num_adjectives:]
+    return contributions(
+        nets.fusion, *says, nets.fusion(*says).argmax(1, keepdim=True), bounds=bounds
+    )[:, 0, num_adjectives:]
 
 
-def _other_noun(first: Tensor, second: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+def _other_noun(
+    first: Tensor, second: Tensor, counts: Tensor, generator: torch.Generator
+) -> Tensor:
     "A noun that is neither, drawn as often as it occurs."
     weights = counts.float().repeat(len(first), 1).scatter(1, torch.stack([first, second], 1), 0)
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 
 # %% ../../nbs/anp/04_experiments.ipynb #9d6a53b9
-WHOLE = ("dark", "bright", "misty", "rainy", "muddy")  # adjectives of the picture rather than of the drawing
+WHOLE = (
+    "dark",
+    "bright",
+    "misty",
+    "rainy",
+    "muddy",
+)  # adjectives of the picture rather than of the drawing
 
 
 def erased_rows(study: Study, nets: Nets, world: World) -> list[dict[str, Any]]:
@@ -353,12 +530,32 @@ def erased_rows(study: Study, nets: Nets, world: World) -> list[dict[str, Any]]:
     numbers = whole.nonzero()[:, 0].repeat_interleave(min(10, c.per_pair_test))
     for what in ("adjective", "noun"):
         for gone in c.erased:
-            change = {"strength": c.strength * (1 - gone)} if what == "adjective" else {"strength": c.strength, "opacity": 1 - gone}
-            pictures = drawn_pictures(part, min(10, c.per_pair_test), split="test", size=c.size, seed=study.run.seed, **change)
+            change = (
+                {"strength": c.strength * (1 - gone)}
+                if what == "adjective"
+                else {"strength": c.strength, "opacity": 1 - gone}
+            )
+            pictures = drawn_pictures(
+                part,
+                min(10, c.per_pair_test),
+                split="test",
+                size=c.size,
+                seed=study.run.seed,
+                **change,
+            )
             frame = credit(study, nets, nets.ask(study.describe(pictures.pixels)), numbers)
-            rows.append({"role": "erased", "part": what, "erased": gone, "anr": float(frame["probability"].mean()), "anr_released": float(frame["released"].mean()),
-                         "gain_adjective": float(frame["gain_adjective"].mean()), "gain_noun": float(frame["gain_noun"].mean()),
-                         "top5": float(frame["pair_5"].mean())})  # fmt: skip
+            rows.append(
+                {
+                    "role": "erased",
+                    "part": what,
+                    "erased": gone,
+                    "anr": float(frame["probability"].mean()),
+                    "anr_released": float(frame["released"].mean()),
+                    "gain_adjective": float(frame["gain_adjective"].mean()),
+                    "gain_noun": float(frame["gain_noun"].mean()),
+                    "top5": float(frame["pair_5"].mean()),
+                }
+            )
     return rows
 
 # %% ../../nbs/anp/04_experiments.ipynb #d2a638cd
@@ -380,7 +577,8 @@ def draw_study(
         return drawn[split].pixels[list(rows)]
 
     features = {
-        s: picture_features(d.pixels, config.backbone, keep=keep, **options) for s, d in drawn.items()
+        s: picture_features(d.pixels, config.backbone, keep=keep, **options)
+        for s, d in drawn.items()
     }
     return Study(config, run, drawn, features, describe, pictures)
 
@@ -405,10 +603,15 @@ def sweep_pictures(largest: Study) -> list[dict[str, Any]]:
         nets, test = train_nets(study), study.sets["test"]
         says = nets.says["test"]
         scores: Scores = {
-            ("fusion", None): nets.fusion(*says).detach(), ("product", None): product_rule(*says, test.pairs),
-            **single_nets(study, nets), **free_bottlenecks(study, nets),
+            ("fusion", None): nets.fusion(*says).detach(),
+            ("product", None): product_rule(*says, test.pairs),
+            **single_nets(study, nets),
+            **free_bottlenecks(study, nets),
         }
-        rows += [accuracy_row(role, s, test.pair, v, per_pair=count, sweep="pictures") for (role, v), s in scores.items()]
+        rows += [
+            accuracy_row(role, s, test.pair, v, per_pair=count, sweep="pictures")
+            for (role, v), s in scores.items()
+        ]
     return rows
 
 
@@ -416,19 +619,32 @@ def sweep_strength(study: Study, world: World) -> list[dict[str, Any]]:
     "Accuracy of the parts and the ratio against the strength of the adjectives."
     rows, c = [], study.config
     for strength in (*c.strengths, c.strength):
-        weaker = study if strength == c.strength else draw_study(c, study.run, world, strength, c.per_pair, keep=False)
+        weaker = (
+            study
+            if strength == c.strength
+            else draw_study(c, study.run, world, strength, c.per_pair, keep=False)
+        )
         nets, test = train_nets(weaker), weaker.sets["test"]
         frame = credit(weaker, nets, nets.says["test"], test.pair)
         seen = frame[frame["pair_5"]]
         top1 = {p: float(frame[f"{p}_1"].mean()) for p in PARTS}
         gains = seen[["gain_adjective", "gain_noun"]].sum()
-        rows.append({"sweep": "strength", "strength": strength} | {f"{p}_top1": v for p, v in top1.items()}
-                    | {"matched_top1": matched_nouns(weaker)["top1"], "anr": float(seen["probability"].mean()), "anr_released": float(seen["released"].mean()),
-                       "share": float(gains["gain_adjective"] / gains.sum())})  # fmt: skip
+        rows.append(
+            {"sweep": "strength", "strength": strength}
+            | {f"{p}_top1": v for p, v in top1.items()}
+            | {
+                "matched_top1": matched_nouns(weaker)["top1"],
+                "anr": float(seen["probability"].mean()),
+                "anr_released": float(seen["released"].mean()),
+                "share": float(gains["gain_adjective"] / gains.sum()),
+            }
+        )
     return rows
 
 # %% ../../nbs/anp/04_experiments.ipynb #8aa81614
-def occlusion(study: Study, nets: Nets, pictures: Tensor, labels: tuple[Tensor, Tensor], *, steps: int = 7) -> tuple[Tensor, Tensor]:
+def occlusion(
+    study: Study, nets: Nets, pictures: Tensor, labels: tuple[Tensor, Tensor], *, steps: int = 7
+) -> tuple[Tensor, Tensor]:
     "(B, steps, steps) fall of log p of the true adjective, and of the true noun, with a patch a quarter as wide as the picture."
     side = pictures.shape[-1] // 4
     places = torch.linspace(0, pictures.shape[-1] - side, steps).round().int().tolist()
@@ -438,7 +654,10 @@ def occlusion(study: Study, nets: Nets, pictures: Tensor, labels: tuple[Tensor, 
             covered.append(pictures.clone())
             covered[-1][:, :, y : y + side, x : x + side] = pictures.mean((2, 3), keepdim=True)
     falls = []
-    plain, patched = nets.ask(study.describe(pictures)), nets.ask(study.describe(torch.cat(covered)))
+    plain, patched = (
+        nets.ask(study.describe(pictures)),
+        nets.ask(study.describe(torch.cat(covered))),
+    )
     for k in range(2):
         log = lambda p, y: p.clamp_min(1e-12).log().gather(1, y[:, None])[:, 0]
         after = torch.stack([log(p, labels[k]) for p in patched[k].split(len(pictures))], 1)
@@ -449,32 +668,65 @@ def occlusion(study: Study, nets: Nets, pictures: Tensor, labels: tuple[Tensor, 
 def keep_pictures(study: Study, nets: Nets, frame: pd.DataFrame, count: int = 4) -> None:
     "The pairs with the smallest and the largest ratio (of at least three pictures): the first picture on which each was detected."
     pairs, data, num = by_pair(frame), study.sets["test"], study.num("adjective")
-    order = pairs[pairs["pictures"] >= min(3, pairs["pictures"].max())]["probability"].sort_values().index
+    order = (
+        pairs[pairs["pictures"] >= min(3, pairs["pictures"].max())]["probability"]
+        .sort_values()
+        .index
+    )
     chosen = dict.fromkeys([*order[:count], *order[::-1][:count][::-1]])
     rows = [int(frame.index[(frame["pair"] == p) & frame["pair_5"]][0]) for p in chosen]
     pictures, (adjective, noun) = study.pictures("test", rows), (p[rows] for p in nets.says["test"])
-    relevance = {b: contributions(nets.fusion, adjective, noun, data.pair[rows][:, None], bounds=b)[:, 0] for b in BOUNDS}
+    relevance = {
+        b: contributions(nets.fusion, adjective, noun, data.pair[rows][:, None], bounds=b)[:, 0]
+        for b in BOUNDS
+    }
     maps = occlusion(study, nets, pictures, (data.adjective[rows], data.noun[rows]))
     shown = []
     for i, row in enumerate(rows):
-        top = {b: {"adjective": _largest(r[i, :num], data.adjectives), "noun": _largest(r[i, num:], data.nouns)} for b, r in relevance.items()}
-        top["says"] = {"adjective": _largest(adjective[i], data.adjectives), "noun": _largest(noun[i], data.nouns)}
-        shown.append({"pair": study_name(study, int(data.pair[row])), "pixels": (255 * pictures[i]).round().byte().numpy().tobytes().hex(), "shape": list(pictures[i].shape),
-                      "ratio": float(frame["probability"][row]), "released": float(frame["released"][row]), "gains": [float(frame["gain_adjective"][row]), float(frame["gain_noun"][row])],
-                      "top": top, "maps": [[[round(float(v), 3) for v in line] for line in m[i].tolist()] for m in maps]})  # fmt: skip
+        top = {
+            b: {
+                "adjective": _largest(r[i, :num], data.adjectives),
+                "noun": _largest(r[i, num:], data.nouns),
+            }
+            for b, r in relevance.items()
+        }
+        top["says"] = {
+            "adjective": _largest(adjective[i], data.adjectives),
+            "noun": _largest(noun[i], data.nouns),
+        }
+        shown.append(
+            {
+                "pair": study_name(study, int(data.pair[row])),
+                "pixels": (255 * pictures[i]).round().byte().numpy().tobytes().hex(),
+                "shape": list(pictures[i].shape),
+                "ratio": float(frame["probability"][row]),
+                "released": float(frame["released"][row]),
+                "gains": [float(frame["gain_adjective"][row]), float(frame["gain_noun"][row])],
+                "top": top,
+                "maps": [
+                    [[round(float(v), 3) for v in line] for line in m[i].tolist()] for m in maps
+                ],
+            }
+        )
     study.run.record.extras["pictures"] = shown
 
 
 def _largest(values: Tensor, names: Sequence[str], count: int = 5) -> list[list]:
-    return [[names[k], round(float(values[k]), 4)] for k in values.argsort(descending=True)[:count].tolist()]
+    return [
+        [names[k], round(float(values[k]), 4)]
+        for k in values.argsort(descending=True)[:count].tolist()
+    ]
 
 # %% ../../nbs/anp/04_experiments.ipynb #193796b9
 def all_rows(study: Study, nets: Nets, singles: Scores) -> pd.DataFrame:
     "Rows that any set can give, and the table of pictures behind them."
     add_accuracies(study, nets, singles)
     frame = credit(study, nets, nets.says["test"], study.sets["test"].pair)
-    columns = ratio_columns(frame, study.run.seed) | kind_columns(frame, study.sets["test"], study.run.seed)
-    for bounds in BOUNDS: columns |= equivalence_columns(study, nets, frame, bounds)
+    columns = ratio_columns(frame, study.run.seed) | kind_columns(
+        frame, study.sets["test"], study.run.seed
+    )
+    for bounds in BOUNDS:
+        columns |= equivalence_columns(study, nets, frame, bounds)
     study.run.row(role="relevance", **columns)
     study.run.rows.extend([*codetection_rows(frame), planted_row(study, nets)])
     study.run.keep("pairs", kept_pairs(study, frame))
@@ -496,13 +748,25 @@ def kept_pairs(study: Study, frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 # %% ../../nbs/anp/04_experiments.ipynb #012613a6
 PHOTOGRAPHS: dict[str, Any] = {  # what the paper does not say (epochs) is ours
-    "num_epochs": 10, "hidden": 256, "fusion_hidden": 1024, "size": 224, "backbone": "resnet50.a1_in1k",
-    "matched": "resnet101.a1_in1k", "photographs": True,
+    "num_epochs": 10,
+    "hidden": 256,
+    "fusion_hidden": 1024,
+    "size": 224,
+    "backbone": "resnet50.a1_in1k",
+    "matched": "resnet101.a1_in1k",
+    "photographs": True,
 }
 PAIRS = {
     "smoke": Config(
-        num_nouns=8, num_pairs=24, per_pair=4, per_pair_test=4, sweep=(2,), strengths=(0.2,),
-        erased=(0.0, 1.0), num_epochs=3, size=32,
+        num_nouns=8,
+        num_pairs=24,
+        per_pair=4,
+        per_pair_test=4,
+        sweep=(2,),
+        strengths=(0.2,),
+        erased=(0.0, 1.0),
+        num_epochs=3,
+        size=32,
     ),
     "cpu": Config(num_epochs=15, per_pair=10, sweep=(5, 20), strengths=(0.2,), erased=(0.0, 1.0)),
     "night": Config(),
@@ -528,7 +792,11 @@ def pairs(size: Config, run: Run) -> None:
     run.rows.extend(sweep_pictures(largest) + sweep_strength(study, world))
 
 # %% ../../nbs/anp/04_experiments.ipynb #b5ed2e26
-FOLDERS = {"AVPAPERS_MTVSO": sets.mtvso, "AVPAPERS_EMOSET": sets.emoset, "AVPAPERS_MIT_STATES": sets.mit_states}
+FOLDERS = {
+    "AVPAPERS_MTVSO": sets.mtvso,
+    "AVPAPERS_EMOSET": sets.emoset,
+    "AVPAPERS_MIT_STATES": sets.mit_states,
+}
 
 
 def load_photographs(seed: int) -> tuple[PairSet, Path]:
@@ -536,7 +804,9 @@ def load_photographs(seed: int) -> tuple[PairSet, Path]:
     for variable, load in FOLDERS.items():
         if folder := os.environ.get(variable, ""):
             return with_fusion_split(load(folder), seed=seed), Path(folder)
-    raise FileNotFoundError(f"vso: set one of {', '.join(FOLDERS)} to the folder of the set (its layout is on the data page)")
+    raise FileNotFoundError(
+        f"vso: set one of {', '.join(FOLDERS)} to the folder of the set (its layout is on the data page)"
+    )
 
 
 def timm_transform(config: Config, *, training: bool = False, normalized: bool = False) -> Callable:
@@ -546,15 +816,26 @@ def timm_transform(config: Config, *, training: bool = False, normalized: bool =
 
     expected = resolve_data_config({}, model=timm.create_model(config.backbone, pretrained=False))
     scale = {} if normalized else {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    return create_transform(**expected | {"input_size": (3, config.size, config.size)} | scale, is_training=training)
+    return create_transform(
+        **expected | {"input_size": (3, config.size, config.size)} | scale, is_training=training
+    )
 
 
-def describe_files(data: PairSet, folder: Path, describe: Callable[[Tensor], Tensor], transform: Callable, *, part: int = 512) -> Tensor:
+def describe_files(
+    data: PairSet,
+    folder: Path,
+    describe: Callable[[Tensor], Tensor],
+    transform: Callable,
+    *,
+    part: int = 512,
+) -> Tensor:
     "Features of pictures in files, part by part, with a bar."
     from tqdm import tqdm
 
     starts = tqdm(range(0, len(data), part), desc="pictures", leave=False)
-    return torch.cat([describe(read_pictures(folder, data.files[k : k + part], transform)) for k in starts])
+    return torch.cat(
+        [describe(read_pictures(folder, data.files[k : k + part], transform)) for k in starts]
+    )
 
 # %% ../../nbs/anp/04_experiments.ipynb #53a5251b
 class Columns(nn.Module):
@@ -569,7 +850,13 @@ class Columns(nn.Module):
 
 
 def tune(
-    config: Config, run: Run, data: PairSet, folder: Path, part: str, splits: Sequence[str], backbone: str
+    config: Config,
+    run: Run,
+    data: PairSet,
+    folder: Path,
+    part: str,
+    splits: Sequence[str],
+    backbone: str,
 ) -> Tower:
     "A whole net trained on pictures, as in the paper (section 3.1)."
     rows = [i for i, s in enumerate(data.split) if s in splits]
@@ -577,10 +864,23 @@ def tune(
     with seeded_globals(run.seed, stream=part):
         tower = picture_tower(sizes[part], backbone=backbone, pretrained=run.tier != "smoke")
     batch_size = min(128, len(rows))
-    batches = PictureBatches(folder, tuple(data.files[i] for i in rows), getattr(data, part)[rows], timm_transform(config, training=True, normalized=True), batch_size=batch_size)
+    batches = PictureBatches(
+        folder,
+        tuple(data.files[i] for i in rows),
+        getattr(data, part)[rows],
+        timm_transform(config, training=True, normalized=True),
+        batch_size=batch_size,
+    )
     train_net(
-        tower, batches, num_steps=config.num_epochs * (len(rows) // batch_size), lr=config.lr, sgd=True,
-        seed=run.seed, device=run.device, checkpoint=run.checkpoint(f"{part} {backbone}"), progress=True,
+        tower,
+        batches,
+        num_steps=config.num_epochs * (len(rows) // batch_size),
+        lr=config.lr,
+        sgd=True,
+        seed=run.seed,
+        device=run.device,
+        checkpoint=run.checkpoint(f"{part} {backbone}"),
+        progress=True,
     )
     return tower
 
@@ -591,20 +891,28 @@ def tuned_study(
 ) -> tuple[Study, tuple[Tower, Tower], Scores]:
     "A study whose features are the bodies of the trained towers; the towers on them; scores of the single nets."
     jobs = (
-        ("adjective", ("train",), config.backbone), ("noun", ("train",), config.backbone),
-        ("pair", ("train", "fusion"), config.backbone), ("pair", ("train", "fusion"), config.matched),
+        ("adjective", ("train",), config.backbone),
+        ("noun", ("train",), config.backbone),
+        ("pair", ("train", "fusion"), config.backbone),
+        ("pair", ("train", "fusion"), config.matched),
     )
     with torch.enable_grad():
         made = [tune(config, run, data, folder, *job) for job in jobs]
     bodies, transform = made[:2], timm_transform(config, normalized=True)
-    describe = lambda pictures: torch.cat([torch.cat([t.body(x.to(run.device)).cpu() for t in bodies], 1) for x in pictures.split(64)])
+    describe = lambda pictures: torch.cat(
+        [torch.cat([t.body(x.to(run.device)).cpu() for t in bodies], 1) for x in pictures.split(64)]
+    )
     splits = {s: data.take(s) for s in _USED}
     features = {s: describe_files(d, folder, describe, transform) for s, d in splits.items()}
     width, towers = bodies[0].out.in_features, []
     for k, tower in enumerate(bodies):
-        towers.append(Tower(Columns(k * width, (k + 1) * width), width, tower.out.out_features).eval())
+        towers.append(
+            Tower(Columns(k * width, (k + 1) * width), width, tower.out.out_features).eval()
+        )
         towers[-1].out.load_state_dict(tower.out.state_dict())
-    said_by = lambda tower: lambda x: torch.cat([tower(p.to(run.device)).cpu() for p in x.split(64)])
+    said_by = lambda tower: (
+        lambda x: torch.cat([tower(p.to(run.device)).cpu() for p in x.split(64)])
+    )
     scores: Scores = {
         ("single", v): describe_files(splits["test"], folder, said_by(t), transform)
         for v, t in zip((None, "matched"), made[2:], strict=True)
@@ -615,6 +923,7 @@ def tuned_study(
 # %% ../../nbs/anp/04_experiments.ipynb #6608fc4a
 def frozen_study(config: Config, run: Run, data: PairSet, folder: Path) -> Study:
     "A study on features of a frozen network."
+
     def describe(pictures: Tensor) -> Tensor:
         return picture_features(pictures, config.backbone, device=run.device, progress=False)
 

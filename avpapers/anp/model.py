@@ -44,7 +44,11 @@ def head_tower(
     hidden: int = 64,  # H, units of the hidden layer
 ) -> Tower:
     "A tower on features: standardized, then one hidden layer."
-    body = nn.Sequential(nn.BatchNorm1d(num_features, affine=False, momentum=None), nn.Linear(num_features, hidden), nn.ReLU())
+    body = nn.Sequential(
+        nn.BatchNorm1d(num_features, affine=False, momentum=None),
+        nn.Linear(num_features, hidden),
+        nn.ReLU(),
+    )
     return Tower(body, hidden, num_classes)
 
 
@@ -66,26 +70,45 @@ def product_rule(
     noun: Float[Tensor, "B N"],  # p_n, probabilities
     pairs: Int[Tensor, "P 2"],  # adjective and noun of each pair
     *,
-    counts: Float[Tensor, "P"] | None = None,  # pictures of each pair in training, to correct for; None: no correction
+    counts: Float[Tensor, "P"]
+    | None = None,  # pictures of each pair in training, to correct for; None: no correction
 ) -> Float[Tensor, "B P"]:  # scores, log probabilities up to a constant
     "Pairs by the product of the probabilities of their parts."
     _check_parts(adjective, noun, pairs)
-    scores = adjective.clamp_min(1e-12).log()[:, pairs[:, 0]] + noun.clamp_min(1e-12).log()[:, pairs[:, 1]]
-    if counts is None: return scores
+    scores = (
+        adjective.clamp_min(1e-12).log()[:, pairs[:, 0]]
+        + noun.clamp_min(1e-12).log()[:, pairs[:, 1]]
+    )
+    if counts is None:
+        return scores
     share = counts / counts.sum()
     of_part = lambda k, size: torch.zeros(size).index_add(0, pairs[:, k], share)[pairs[:, k]]
-    return scores + share.clamp_min(1e-12).log() - (of_part(0, adjective.shape[1]) * of_part(1, noun.shape[1])).clamp_min(1e-12).log()
+    return (
+        scores
+        + share.clamp_min(1e-12).log()
+        - (of_part(0, adjective.shape[1]) * of_part(1, noun.shape[1])).clamp_min(1e-12).log()
+    )
 
 
 def _check_parts(adjective: Tensor, noun: Tensor, pairs: Tensor) -> None:
     if adjective.ndim != 2 or noun.ndim != 2 or len(adjective) != len(noun):
-        raise ValueError(f"adjective and noun must be (B, A) and (B, N); got shapes {tuple(adjective.shape)} and {tuple(noun.shape)}")
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or (pairs.max(0).values >= torch.tensor([adjective.shape[1], noun.shape[1]])).any() or pairs.min() < 0:
-        raise ValueError(f"pairs must be (P, 2) with adjectives below {adjective.shape[1]} and nouns below {noun.shape[1]}")
+        raise ValueError(
+            f"adjective and noun must be (B, A) and (B, N); got shapes {tuple(adjective.shape)} and {tuple(noun.shape)}"
+        )
+    if (
+        pairs.ndim != 2
+        or pairs.shape[1] != 2
+        or (pairs.max(0).values >= torch.tensor([adjective.shape[1], noun.shape[1]])).any()
+        or pairs.min() < 0
+    ):
+        raise ValueError(
+            f"pairs must be (P, 2) with adjectives below {adjective.shape[1]} and nouns below {noun.shape[1]}"
+        )
 
 # %% ../../nbs/anp/02_model.ipynb #af26644f
 class LogLinear(nn.Module):
     "Weighted product rule: logits of pairs from log probabilities of their parts."
+
     pairs: Tensor
 
     def __init__(
@@ -96,13 +119,20 @@ class LogLinear(nn.Module):
         self.register_buffer("pairs", pairs)
         self.weight, self.bias = nn.Parameter(torch.ones(2)), nn.Parameter(torch.zeros(len(pairs)))
 
-    def forward(self, adjective: Float[Tensor, "B A"], noun: Float[Tensor, "B N"]) -> Float[Tensor, "B P"]:
+    def forward(
+        self, adjective: Float[Tensor, "B A"], noun: Float[Tensor, "B N"]
+    ) -> Float[Tensor, "B P"]:
         a, n = (p.clamp_min(1e-12).log() for p in (adjective, noun))
-        return self.weight[0] * a[:, self.pairs[:, 0]] + self.weight[1] * n[:, self.pairs[:, 1]] + self.bias
+        return (
+            self.weight[0] * a[:, self.pairs[:, 0]]
+            + self.weight[1] * n[:, self.pairs[:, 1]]
+            + self.bias
+        )
 
 # %% ../../nbs/anp/02_model.ipynb #43b38ea5
 class Fusion(nn.Module):
     "From the probabilities of adjectives and nouns to logits of pairs."
+
     mean: Tensor
     std: Tensor
 
@@ -117,7 +147,9 @@ class Fusion(nn.Module):
         super().__init__()
         self.num_adjectives, self.num_nouns = num_adjectives, num_nouns
         size = num_adjectives + num_nouns
-        self.register_buffer("mean", torch.cat([torch.full((k,), 1 / k) for k in (num_adjectives, num_nouns)]))
+        self.register_buffer(
+            "mean", torch.cat([torch.full((k,), 1 / k) for k in (num_adjectives, num_nouns)])
+        )
         self.register_buffer("std", torch.ones(size))
         self.hidden, self.out = nn.Linear(size, hidden), nn.Linear(hidden, num_pairs)
 
@@ -128,12 +160,18 @@ class Fusion(nn.Module):
         self.std.copy_(std.clamp_min(1e-4))
         return self
 
-    def forward(self, adjective: Float[Tensor, "B A"], noun: Float[Tensor, "B N"]) -> Float[Tensor, "B P"]:
-        return self.out(F.relu(self.hidden((torch.cat([adjective, noun], 1) - self.mean) / self.std)))
+    def forward(
+        self, adjective: Float[Tensor, "B A"], noun: Float[Tensor, "B N"]
+    ) -> Float[Tensor, "B P"]:
+        return self.out(
+            F.relu(self.hidden((torch.cat([adjective, noun], 1) - self.mean) / self.std))
+        )
 
 # %% ../../nbs/anp/02_model.ipynb #7c175775
 @register_model(ModelCard("anp", "fernandez2017", "section 3", ("AN-1", "AN-6", "AN-7", "AN-9")))
-def anp_fusion(num_adjectives: int = 117, num_nouns: int = 167, num_pairs: int = 553, **options) -> Fusion:
+def anp_fusion(
+    num_adjectives: int = 117, num_nouns: int = 167, num_pairs: int = 553, **options
+) -> Fusion:
     "The fusion net of ANPNet."
     return Fusion(num_adjectives, num_nouns, num_pairs, **options)
 
@@ -151,7 +189,9 @@ class ANPNet(nn.Module):
     ):
         super().__init__()
         self.adjective, self.noun = adjective.requires_grad_(False), noun.requires_grad_(False)
-        self.fusion = Fusion(adjective.out.out_features, noun.out.out_features, num_pairs, hidden=hidden)
+        self.fusion = Fusion(
+            adjective.out.out_features, noun.out.out_features, num_pairs, hidden=hidden
+        )
 
     def train(self, mode: bool = True) -> ANPNet:
         "The bodies of the towers stay in eval mode."
@@ -175,14 +215,27 @@ def without_meaning(
     free = deepcopy(net)
     for layer in (free.adjective.out, free.noun.out, free.fusion.hidden, free.fusion.out):
         layer.requires_grad_(True).reset_parameters()
-    with torch.no_grad(): free.fusion.whiten_by(*free.eval().parts(features))
+    with torch.no_grad():
+        free.fusion.whiten_by(*free.eval().parts(features))
     return free
 
 
-@register_model(ModelCard("anp", "fernandez2017", "section 3, figure 2", ("AN-1", "AN-2", "AN-3", "AN-6")))
-def anp_net(num_features: int = 512, num_adjectives: int = 117, num_nouns: int = 167, num_pairs: int = 553, *, tower_hidden: int = 64, hidden: int = 1024) -> ANPNet:
+@register_model(
+    ModelCard("anp", "fernandez2017", "section 3, figure 2", ("AN-1", "AN-2", "AN-3", "AN-6"))
+)
+def anp_net(
+    num_features: int = 512,
+    num_adjectives: int = 117,
+    num_nouns: int = 167,
+    num_pairs: int = 553,
+    *,
+    tower_hidden: int = 64,
+    hidden: int = 1024,
+) -> ANPNet:
     "The whole net on features of a frozen backbone."
-    adjective, noun = (head_tower(num_features, k, hidden=tower_hidden) for k in (num_adjectives, num_nouns))
+    adjective, noun = (
+        head_tower(num_features, k, hidden=tower_hidden) for k in (num_adjectives, num_nouns)
+    )
     return ANPNet(adjective, noun, num_pairs, hidden=hidden)
 
 # %% ../../nbs/anp/02_model.ipynb #22e46bcf
@@ -199,9 +252,13 @@ def contributions(
     bounds: str = "probability",  # one of `BOUNDS`
 ) -> Float[Tensor, "B K C"]:  # relevance of each adjective and noun, C = A + N, adjectives first
     "Relevance of the named probabilities for pairs, by deep Taylor decomposition (section 3.3; z+ and z^B rules)."
-    if bounds not in BOUNDS: raise ValueError(f"bounds must be one of {BOUNDS}; got {bounds!r}")
+    if bounds not in BOUNDS:
+        raise ValueError(f"bounds must be one of {BOUNDS}; got {bounds!r}")
     u = (torch.cat([adjective, noun], 1) - fusion.mean) / fusion.std
-    low, high = -fusion.mean / fusion.std, (1 - fusion.mean) / fusion.std if bounds == "probability" else torch.ones_like(fusion.mean)
+    low, high = (
+        -fusion.mean / fusion.std,
+        (1 - fusion.mean) / fusion.std if bounds == "probability" else torch.ones_like(fusion.mean),
+    )
     h = F.relu(fusion.hidden(u))
     chosen = fusion.out(h).softmax(1).gather(1, explained)  # (B, K)
     from_hidden = h[:, None] * fusion.out.weight.clamp_min(0)[explained]  # (B, K, H)
@@ -210,7 +267,9 @@ def contributions(
     plus, minus = w.clamp_min(0), w.clamp_max(0)
     total = u @ w.T - low @ plus.T - high @ minus.T  # (B, H)
     s = hidden / (total[:, None] + _EPS)
-    return (u - high)[:, None] * (s @ w) + (high - low) * (s @ plus)  # the same in two products: minus = w - plus
+    return (u - high)[:, None] * (s @ w) + (high - low) * (
+        s @ plus
+    )  # the same in two products: minus = w - plus
 
 
 _EPS = 1e-9
@@ -227,7 +286,9 @@ def adjective_to_noun_ratio(
 ) -> Float[Tensor, "..."]:  # above 1: adjective oriented
     "Mean relevance of an adjective over mean relevance of a noun (ANR)."
     if not 0 < num_adjectives < relevance.shape[-1]:
-        raise ValueError(f"num_adjectives must lie between 1 and {relevance.shape[-1] - 1}; got {num_adjectives}")
+        raise ValueError(
+            f"num_adjectives must lie between 1 and {relevance.shape[-1] - 1}; got {num_adjectives}"
+        )
     return relevance[..., :num_adjectives].mean(-1) / relevance[..., num_adjectives:].mean(-1)
 
 # %% ../../nbs/anp/02_model.ipynb #8961253f
@@ -240,9 +301,19 @@ def shapley_shares(
 ) -> Float[Tensor, "B 2"]:  # gain of log probability (nats) due to adjectives, and to nouns
     "What each half of the bottleneck adds to the log probability of a pair (two-player Shapley values)."
     mean = fusion.mean.expand(len(adjective), -1)
-    halves = {True: (adjective, noun), False: mean.split([fusion.num_adjectives, fusion.num_nouns], 1)}
-    value = lambda a, n: fusion(halves[a][0], halves[n][1]).log_softmax(1).gather(1, explained[:, None])[:, 0]
-    none, only_a, only_n, both = value(False, False), value(True, False), value(False, True), value(True, True)
+    halves = {
+        True: (adjective, noun),
+        False: mean.split([fusion.num_adjectives, fusion.num_nouns], 1),
+    }
+    value = lambda a, n: (
+        fusion(halves[a][0], halves[n][1]).log_softmax(1).gather(1, explained[:, None])[:, 0]
+    )
+    none, only_a, only_n, both = (
+        value(False, False),
+        value(True, False),
+        value(False, True),
+        value(True, True),
+    )
     return torch.stack([only_a - none + both - only_n, only_n - none + both - only_a], 1) / 2
 
 # %% ../../nbs/anp/02_model.ipynb #0407366d
@@ -253,7 +324,9 @@ def in_top(
 ) -> Bool[Tensor, "B"]:  # is the true class among them?
     "Top-k hits; a k above the number of classes is an error."
     if not 1 <= k <= scores.shape[1]:
-        raise ValueError(f"k must lie between 1 and the number of classes, {scores.shape[1]}; got {k}")
+        raise ValueError(
+            f"k must lie between 1 and the number of classes, {scores.shape[1]}; got {k}"
+        )
     return (scores.topk(k, 1).indices == target[:, None]).any(1)
 
 
@@ -274,7 +347,15 @@ def equivalent_pairs(
     "Pairs with the same set of top adjectives and the same set of top nouns (tables 5 and 6)."
     adjectives, nouns = contributions[:, :num_adjectives], contributions[:, num_adjectives:]
     if k > min(adjectives.shape[1], nouns.shape[1]):
-        raise ValueError(f"k must be at most {min(adjectives.shape[1], nouns.shape[1])}, the smaller number of classes; got {k}")
-    sets = torch.cat([part.topk(k, 1).indices.sort(1).values + offset for part, offset in ((adjectives, 0), (nouns, num_adjectives))], 1)
+        raise ValueError(
+            f"k must be at most {min(adjectives.shape[1], nouns.shape[1])}, the smaller number of classes; got {k}"
+        )
+    sets = torch.cat(
+        [
+            part.topk(k, 1).indices.sort(1).values + offset
+            for part, offset in ((adjectives, 0), (nouns, num_adjectives))
+        ],
+        1,
+    )
     same = (sets[:, None] == sets[None]).all(-1)
     return same.triu(1).nonzero()

@@ -30,6 +30,7 @@ __all__ = ['SIZES', 'CASES', 'Config', 'drawing_case', 'describing_case', 'stack
 @dataclass(frozen=True)
 class Config:
     "Sizes of the benchmark."
+
     rounds: int = 20  # at most; fewer once every ratio is known to 5 %
     pictures: int = 64  # B, pictures described or drawn at once
     size: int = 64  # pixels
@@ -38,7 +39,8 @@ class Config:
 
 
 SIZES = {
-    "smoke": Config(2, pictures=8, size=32, explained=16, tuned="resnet10t"), "night": Config(),
+    "smoke": Config(2, pictures=8, size=32, explained=16, tuned="resnet10t"),
+    "night": Config(),
     "gpu": Config(pictures=256, size=224, explained=1024, tuned="resnet50"),
 }
 
@@ -47,25 +49,48 @@ def drawing_case(c: Config) -> Case:
     "Rendering a batch of drawings."
     art = drawings().rgba(c.size)[: 4 * c.pictures].contiguous()
     names = [("dark", "misty", "falling")[k % 3] for k in range(len(art))]
-    grid = nn.functional.affine_grid(torch.eye(2, 3).expand(len(art), 2, 3) * 1.3, list(art.shape), align_corners=False)
+    grid = nn.functional.affine_grid(
+        torch.eye(2, 3).expand(len(art), 2, 3) * 1.3, list(art.shape), align_corners=False
+    )
     by = lambda draw: lambda: draw(art, names, 0.8, generator=seeded_generator(0))
-    variants = {"ours": by(render), "Pillow, one by one": by(pillow_render), "sampling alone": lambda: nn.functional.grid_sample(art, grid, align_corners=False)}
-    return Case("drawing", variants, f"B={len(art)}, {c.size} px", lower_bound="sampling alone", items=4 * c.pictures)
+    variants = {
+        "ours": by(render),
+        "Pillow, one by one": by(pillow_render),
+        "sampling alone": lambda: nn.functional.grid_sample(art, grid, align_corners=False),
+    }
+    return Case(
+        "drawing",
+        variants,
+        f"B={len(art)}, {c.size} px",
+        lower_bound="sampling alone",
+        items=4 * c.pictures,
+    )
 
 # %% ../../nbs/anp/06_performance.ipynb #32c0fe3d
 def describing_case(c: Config) -> Case:
     "Probabilities of adjectives and nouns from pictures."
     backbone = efficientnet_lite0(num_classes=0)
-    with seeded_globals(0): heads = [head_tower(1280, k).eval() for k in (117, 167)]
+    with seeded_globals(0):
+        heads = [head_tower(1280, k).eval() for k in (117, 167)]
     pictures = torch.rand(c.pictures, 3, c.size, c.size, generator=seeded_generator(0))
 
     def shared(x: Tensor) -> list[Tensor]:
         described = backbone(normalize(x))
         return [h(described).softmax(1) for h in heads]
 
-    variants = {"ours": lambda: shared(pictures), "two nets": lambda: [h(backbone(normalize(pictures))).softmax(1) for h in heads],
-            "one picture at a time": lambda: [shared(x[None]) for x in pictures], "backbone alone": lambda: backbone((pictures - 0.5) / 0.5)}  # fmt: skip
-    return Case("describing", variants, f"B={c.pictures}, {c.size} px", lower_bound="backbone alone", items=c.pictures)
+    variants = {
+        "ours": lambda: shared(pictures),
+        "two nets": lambda: [h(backbone(normalize(pictures))).softmax(1) for h in heads],
+        "one picture at a time": lambda: [shared(x[None]) for x in pictures],
+        "backbone alone": lambda: backbone((pictures - 0.5) / 0.5),
+    }
+    return Case(
+        "describing",
+        variants,
+        f"B={c.pictures}, {c.size} px",
+        lower_bound="backbone alone",
+        items=c.pictures,
+    )
 
 # %% ../../nbs/anp/06_performance.ipynb #83d293ec
 def stacked_case(c: Config) -> Case:
@@ -73,18 +98,27 @@ def stacked_case(c: Config) -> Case:
     import timm
     from torch.func import functional_call, stack_module_state, vmap
 
-    with seeded_globals(0): towers = [timm.create_model(c.tuned, num_classes=0).eval() for _ in range(2)]
+    with seeded_globals(0):
+        towers = [timm.create_model(c.tuned, num_classes=0).eval() for _ in range(2)]
     weights, buffers = stack_module_state(towers)
     x = torch.rand(c.pictures, 3, c.size, c.size, generator=seeded_generator(0))
     one = vmap(lambda w, b: functional_call(towers[0], (w, b), (x,)))
-    variants = {"ours": lambda: [t(x) for t in towers], "stacked by vmap": lambda: one(weights, buffers)}
-    return Case("two whole towers", variants, f"{c.tuned}, B={c.pictures}, {c.size} px", items=c.pictures)
+    variants = {
+        "ours": lambda: [t(x) for t in towers],
+        "stacked by vmap": lambda: one(weights, buffers),
+    }
+    return Case(
+        "two whole towers", variants, f"{c.tuned}, B={c.pictures}, {c.size} px", items=c.pictures
+    )
 
 # %% ../../nbs/anp/06_performance.ipynb #921455be
 def explaining_case(c: Config) -> Case:
     "Relevance of the five likeliest pairs."
-    with seeded_globals(0): fusion = anp_fusion().eval()
-    draw = lambda k, seed: (3 * torch.randn(c.explained, k, generator=seeded_generator(seed))).softmax(1)
+    with seeded_globals(0):
+        fusion = anp_fusion().eval()
+    draw = lambda k, seed: (
+        3 * torch.randn(c.explained, k, generator=seeded_generator(seed))
+    ).softmax(1)
     adjective, noun = draw(117, 0), draw(167, 1)
     fusion.whiten_by(adjective, noun)
     top = fusion(adjective, noun).topk(5).indices
@@ -93,8 +127,10 @@ def explaining_case(c: Config) -> Case:
         "five passes": lambda: [contributions(fusion, adjective, noun, k[:, None]) for k in top.T],
         "forward pass": lambda: fusion(adjective, noun),
     }
-    try: variants["zennit, five backward passes"] = with_zennit(fusion, adjective, noun, top)
-    except ImportError: pass
+    try:
+        variants["zennit, five backward passes"] = with_zennit(fusion, adjective, noun, top)
+    except ImportError:
+        pass
     forward = flops(variants["forward pass"])
     back = 2 * 2 * c.explained * 5 * fusion.hidden.out_features * fusion.hidden.in_features
 
@@ -103,26 +139,46 @@ def explaining_case(c: Config) -> Case:
         return [s * (forward + back) / forward for s in times["forward pass"]]
 
     sizes = f"B={c.explained}, K=5, 284-1024-553"
-    return Case("explaining", variants, sizes, lower_bound=least, references=("forward pass",), items=c.explained)
+    return Case(
+        "explaining",
+        variants,
+        sizes,
+        lower_bound=least,
+        references=("forward pass",),
+        items=c.explained,
+    )
 
 
-def with_zennit(fusion: Fusion, adjective: Tensor, noun: Tensor, explained: Tensor) -> Callable[[], Tensor]:
+def with_zennit(
+    fusion: Fusion, adjective: Tensor, noun: Tensor, explained: Tensor
+) -> Callable[[], Tensor]:
     "The same relevance by zennit's ZBox and ZPlus rules."
     from zennit.composites import NameMapComposite
     from zennit.rules import ZBox, ZPlus
 
     net = nn.Sequential()
-    for name, layer in (("hidden", fusion.hidden), ("relu", nn.ReLU()), ("out", fusion.out)): net.add_module(name, layer)
+    for name, layer in (("hidden", fusion.hidden), ("relu", nn.ReLU()), ("out", fusion.out)):
+        net.add_module(name, layer)
     low, high = -fusion.mean / fusion.std, (1 - fusion.mean) / fusion.std
-    rules = NameMapComposite([(["hidden"], ZBox(low[None], high[None], zero_params="bias")), (["out"], ZPlus(zero_params="bias"))])
+    rules = NameMapComposite(
+        [
+            (["hidden"], ZBox(low[None], high[None], zero_params="bias")),
+            (["out"], ZPlus(zero_params="bias")),
+        ]
+    )
 
     def explain() -> Tensor:
         u = ((torch.cat([adjective, noun], 1) - fusion.mean) / fusion.std).requires_grad_()
         with torch.enable_grad(), rules.context(net) as changed:
             out = changed(u)
             p = out.softmax(1).detach()
-            starts = [torch.zeros_like(p).scatter(1, k[:, None], p.gather(1, k[:, None])) for k in explained.T]
-            return torch.stack([torch.autograd.grad(out, u, s, retain_graph=True)[0] for s in starts], 1)
+            starts = [
+                torch.zeros_like(p).scatter(1, k[:, None], p.gather(1, k[:, None]))
+                for k in explained.T
+            ]
+            return torch.stack(
+                [torch.autograd.grad(out, u, s, retain_graph=True)[0] for s in starts], 1
+            )
 
     return explain
 

@@ -37,13 +37,27 @@ def train_net(
 ) -> History:
     "Train a classifier by cross-entropy."
     weights = [p for p in net.to(device).parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=1e-4) if sgd else torch.optim.Adam(weights, lr, fused=True)
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=1e-4)
+        if sgd
+        else torch.optim.Adam(weights, lr, fused=True)
+    )
 
     def step(model, batch):
         *inputs, labels = batch
         return F.cross_entropy(model(*inputs), labels), {}
 
-    history = fit(net, batches, step=step, optimizer=optimizer, num_steps=num_steps, seed=seed, device=device, checkpoint=checkpoint, progress=progress)
+    history = fit(
+        net,
+        batches,
+        step=step,
+        optimizer=optimizer,
+        num_steps=num_steps,
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
     net.eval()
     return history
 
@@ -59,15 +73,24 @@ def train_on(
     "Train a classifier on tensors."
     _check_inputs(inputs, labels)
     batch_size = min(batch_size, len(labels))
-    return train_net(net, ShuffledBatches(*inputs, labels, batch_size=batch_size), num_steps=num_epochs * (len(labels) // batch_size), **options)
+    return train_net(
+        net,
+        ShuffledBatches(*inputs, labels, batch_size=batch_size),
+        num_steps=num_epochs * (len(labels) // batch_size),
+        **options,
+    )
 
 
 def _check_inputs(inputs: tuple[Tensor, ...], labels: Tensor) -> None:
     if not inputs or any(len(x) != len(labels) for x in inputs) or not len(labels):
-        raise ValueError(f"inputs and labels must be equally many, at least 1; got {[len(x) for x in inputs]} and {len(labels)}")
+        raise ValueError(
+            f"inputs and labels must be equally many, at least 1; got {[len(x) for x in inputs]} and {len(labels)}"
+        )
     for x in inputs:
         if not torch.isfinite(x).all():
-            raise ValueError(f"inputs hold NaN or inf, first in item {int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])}")
+            raise ValueError(
+                f"inputs hold NaN or inf, first in item {int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])}"
+            )
 
 # %% ../../nbs/anp/03_training.ipynb #38e87c82
 def train_tower(
@@ -80,7 +103,8 @@ def train_tower(
     **options,  # of `train_on`
 ) -> Tower:
     "A tower on features, in eval mode."
-    with seeded_globals(seed, stream="tower"): tower = head_tower(features.shape[1], num_classes, hidden=hidden)
+    with seeded_globals(seed, stream="tower"):
+        tower = head_tower(features.shape[1], num_classes, hidden=hidden)
     train_on(tower, features, labels=labels, seed=seed, **options)
     return tower
 
@@ -107,7 +131,8 @@ def train_fusion(
     **options,  # of `train_on`
 ) -> Fusion:
     "The fusion of two sets of probabilities, whitened by these pictures."
-    with seeded_globals(seed, stream="fusion"): fusion = Fusion(adjective.shape[1], noun.shape[1], num_pairs, hidden=hidden)
+    with seeded_globals(seed, stream="fusion"):
+        fusion = Fusion(adjective.shape[1], noun.shape[1], num_pairs, hidden=hidden)
     train_on(fusion.whiten_by(adjective, noun), adjective, noun, labels=pair, seed=seed, **options)
     return fusion
 
@@ -143,13 +168,27 @@ class PictureBatches:
         batch_size: int = 128,  # pictures a step; the paper's 128
         num_threads: int = 8,  # that read
     ):
-        if len(files) != len(labels): raise ValueError(f"files and labels must be equally many; got {len(files)} and {len(labels)}")
-        self.folder, self.files, self.labels, self.transform, self.num_threads = Path(folder), files, labels, transform, num_threads
+        if len(files) != len(labels):
+            raise ValueError(
+                f"files and labels must be equally many; got {len(files)} and {len(labels)}"
+            )
+        self.folder, self.files, self.labels, self.transform, self.num_threads = (
+            Path(folder),
+            files,
+            labels,
+            transform,
+            num_threads,
+        )
         self.rows = ShuffledBatches(torch.arange(len(files)), batch_size=batch_size)
 
     def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         (rows,) = self.rows(generator)
-        return read_pictures(self.folder, [self.files[i] for i in rows.tolist()], self.transform, num_threads=self.num_threads), self.labels[rows]
+        return read_pictures(
+            self.folder,
+            [self.files[i] for i in rows.tolist()],
+            self.transform,
+            num_threads=self.num_threads,
+        ), self.labels[rows]
 
     def state_dict(self) -> dict:
         return self.rows.state_dict()
@@ -170,8 +209,12 @@ def read_pictures(
 
     def read(name: str) -> Tensor:
         try:
-            with Image.open(Path(folder) / name) as picture: return transform(picture.convert("RGB"))
+            with Image.open(Path(folder) / name) as picture:
+                return transform(picture.convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(f"files: {name} in {folder} cannot be read as a picture ({error}). Fetch it again, or drop it from the list") from error
+            raise ValueError(
+                f"files: {name} in {folder} cannot be read as a picture ({error}). Fetch it again, or drop it from the list"
+            ) from error
 
-    with ThreadPoolExecutor(num_threads) as pool: return torch.stack(list(pool.map(read, files)))
+    with ThreadPoolExecutor(num_threads) as pool:
+        return torch.stack(list(pool.map(read, files)))

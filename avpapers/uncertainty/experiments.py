@@ -17,7 +17,11 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from avpapers.core.calibration import (
-    adaptive_calibration_error, brier_score, calibration_error, negative_log_likelihood, reliability_table,
+    adaptive_calibration_error,
+    brier_score,
+    calibration_error,
+    negative_log_likelihood,
+    reliability_table,
 )
 from ..core.random import seeded_generator
 from ..suite.run import Run
@@ -37,21 +41,30 @@ __all__ = ['DOUBTS', 'PEOPLE', 'WORDS', 'TWEETS', 'FACES', 'FERPLUS', 'EXPOSURE'
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #4bb184b7
 DOUBTS = {  # short name -> the measure it stands for
-    "learned": lambda u: u.learned_variance, "expected": lambda u: u.expected_entropy, "total": lambda u: u.predictive_entropy,
-    "mutual": lambda u: u.mutual_information, "confidence": lambda u: 1 - u.probs.max(1).values,
-    "logit": lambda u: u.logit_variance, "released": lambda u: u.released_epistemic,
-}  # fmt: skip
+    "learned": lambda u: u.learned_variance,
+    "expected": lambda u: u.expected_entropy,
+    "total": lambda u: u.predictive_entropy,
+    "mutual": lambda u: u.mutual_information,
+    "confidence": lambda u: 1 - u.probs.max(1).values,
+    "logit": lambda u: u.logit_variance,
+    "released": lambda u: u.released_epistemic,
+}
 
 
 def doubts_of(found: Uncertainty) -> dict[str, np.ndarray]:
     "Each kind of doubt, one value an item; what one pass or a plain head cannot know is left out."
-    known = set(DOUBTS) - ({"mutual", "logit"} if found.num_samples < 2 else set()) - ({"learned"} if found.learned_variance is None else set())
+    known = (
+        set(DOUBTS)
+        - ({"mutual", "logit"} if found.num_samples < 2 else set())
+        - ({"learned"} if found.learned_variance is None else set())
+    )
     return {name: get(found).double().numpy() for name, get in DOUBTS.items() if name in known}
 
 
 def correlation(x: np.ndarray, y: np.ndarray, rank: bool = False) -> float:
     "Pearson's or Spearman's r; 0 where one side never varies."
-    if np.ptp(x) == 0 or np.ptp(y) == 0: return 0.0
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
     return float((spearmanr if rank else pearsonr)(x, y)[0])
 
 
@@ -72,20 +85,32 @@ def measure(found: Uncertainty, data: Rated, *, seed: int) -> dict[str, Any]:
     wrong = (found.probs.argmax(1) != labels).numpy()
     shuffled = d[torch.randperm(len(d), generator=seeded_generator(seed, stream="shuffle")).numpy()]
     row: dict[str, Any] = {
-        "accuracy": float(1 - wrong.mean()), "accuracy_mean_logits": float((found.logits.argmax(1) == labels).float().mean()),
-        "nll": negative_log_likelihood(found.probs, labels), "brier": brier_score(found.probs, labels),
-        "kl_to_votes": float((torch.xlogy(votes, votes) - votes * found.probs.clamp_min(1e-12).log()).sum(1).mean()),
+        "accuracy": float(1 - wrong.mean()),
+        "accuracy_mean_logits": float((found.logits.argmax(1) == labels).float().mean()),
+        "nll": negative_log_likelihood(found.probs, labels),
+        "brier": brier_score(found.probs, labels),
+        "kl_to_votes": float(
+            (torch.xlogy(votes, votes) - votes * found.probs.clamp_min(1e-12).log()).sum(1).mean()
+        ),
         "distance_to_votes": float((found.probs - votes).abs().mean()),
-        "ece": calibration_error(reliability_table(found.probs, labels)), "adaptive_ece": adaptive_calibration_error(found.probs, labels),
-    }  # fmt: skip
+        "ece": calibration_error(reliability_table(found.probs, labels)),
+        "adaptive_ece": adaptive_calibration_error(found.probs, labels),
+    }
     doubts = doubts_of(found)
     for name, value in doubts.items():
-        row |= {f"r_{name}": correlation(value, d), f"spearman_{name}": correlation(value, d, rank=True),
-                f"auroc_error_{name}": auroc(wrong, value)}  # fmt: skip
-        if name != "confidence": row[f"partial_{name}"] = partial_correlation(value, d, doubts["confidence"])
+        row |= {
+            f"r_{name}": correlation(value, d),
+            f"spearman_{name}": correlation(value, d, rank=True),
+            f"auroc_error_{name}": auroc(wrong, value),
+        }
+        if name != "confidence":
+            row[f"partial_{name}"] = partial_correlation(value, d, doubts["confidence"])
     if "learned" in doubts:
-        row |= {"r_learned_shuffled": correlation(doubts["learned"], shuffled), "learned_median": float(np.median(doubts["learned"])),
-                "learned_at_floor": float((doubts["learned"] < 1.001 * np.exp(-8)).mean())}  # fmt: skip
+        row |= {
+            "r_learned_shuffled": correlation(doubts["learned"], shuffled),
+            "learned_median": float(np.median(doubts["learned"])),
+            "learned_at_floor": float((doubts["learned"] < 1.001 * np.exp(-8)).mean()),
+        }
     if {"learned", "mutual"} <= set(doubts):
         row["r_sum"] = correlation(_standard(doubts["learned"]) + _standard(doubts["mutual"]), d)
     return row
@@ -98,28 +123,46 @@ def _standard(v: np.ndarray) -> np.ndarray:
 def calibration_by_fifth(found: Uncertainty, data: Rated, *, seed: int) -> list[dict[str, Any]]:
     "Five rows, from the least to the most uncertain fifth of the items."
     order = found.predictive_entropy.argsort(stable=True)
-    draws = torch.multinomial(found.probs, 200, replacement=True, generator=seeded_generator(seed, stream="calibrated"))
+    draws = torch.multinomial(
+        found.probs, 200, replacement=True, generator=seeded_generator(seed, stream="calibrated")
+    )
     confidence, label = found.probs.max(1)
     rows = []
     for k, part in enumerate(order.tensor_split(5), start=1):
-        right, drawn_right = (label == data.labels)[part].double(), (draws == label[:, None])[part].double()
+        right, drawn_right = (
+            (label == data.labels)[part].double(),
+            (draws == label[:, None])[part].double(),
+        )
         mean = confidence[part].double().mean()
-        rows.append({"fifth": k, "mean_total": float(found.predictive_entropy[part].mean()), "confidence": float(mean),
-                     "accuracy": float(right.mean()), "gap": float((mean - right.mean()).abs()),
-                     "gap_calibrated": float((mean - drawn_right.mean(0)).abs().mean())})  # fmt: skip
+        rows.append(
+            {
+                "fifth": k,
+                "mean_total": float(found.predictive_entropy[part].mean()),
+                "confidence": float(mean),
+                "accuracy": float(right.mean()),
+                "gap": float((mean - right.mean()).abs()),
+                "gap_calibrated": float((mean - drawn_right.mean(0)).abs().mean()),
+            }
+        )
     return rows
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #5f4550d7
-def contested_among(score: np.ndarray, disagreement: Tensor, share: float = 0.1) -> dict[str, float]:
+def contested_among(
+    score: np.ndarray, disagreement: Tensor, share: float = 0.1
+) -> dict[str, float]:
     "Share of contested items (the quarter with most disagreement) among the top tenth by a score, and among all."
     contested = (disagreement >= disagreement.quantile(0.75)).numpy()
     top = np.argsort(-score, kind="stable")[: max(1, round(share * len(score)))]
-    return {"contested_top": float(contested[top].mean()), "contested_base": float(contested.mean())}
+    return {
+        "contested_top": float(contested[top].mean()),
+        "contested_base": float(contested.mean()),
+    }
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #3d79a236
 @dataclass(frozen=True)
 class Config:
     "Sizes of an experiment."
+
     num_items: int | None  # N, items of all splits; None: all there are
     num_epochs: int = 20  # passes over the training items
     num_samples: int = 50  # S, passes with dropout at test time
@@ -139,6 +182,7 @@ class Config:
 @dataclass
 class Study:
     "One data set and seed; trains networks and adds one row per prediction to the record."
+
     data: Rated  # all splits
     size: Config
     run: Run
@@ -147,15 +191,26 @@ class Study:
         self.train, self.validation, self.test = (self.data.take(name) for name in sets.SPLITS)
 
     def fit(
-        self, name: str, *, heteroscedastic: bool = False, votes: Tensor | None = None, again: int = 0,
+        self,
+        name: str,
+        *,
+        heteroscedastic: bool = False,
+        votes: Tensor | None = None,
+        again: int = 0,
         **options,
     ) -> nn.Sequential:
         "A trained network; `again` counts further starts of the same seed."
         targets = self.train.probs if votes is None else votes
         return train_head(
-            self.train.inputs, targets, heteroscedastic=heteroscedastic, num_epochs=self.size.num_epochs,
-            lr=self.size.lr, seed=self.run.seed + 1000 * again, device=self.run.device,
-            checkpoint=self.run.checkpoint(name), **options,
+            self.train.inputs,
+            targets,
+            heteroscedastic=heteroscedastic,
+            num_epochs=self.size.num_epochs,
+            lr=self.size.lr,
+            seed=self.run.seed + 1000 * again,
+            device=self.run.device,
+            checkpoint=self.run.checkpoint(name),
+            **options,
         )[0]
 
     def ask(self, net: nn.Sequential, *, dropout: bool, of: Rated | None = None) -> Uncertainty:
@@ -176,7 +231,11 @@ def four_modes(study: Study) -> dict[str, nn.Sequential]:
     plain, noisy = study.fit("plain"), study.fit("noisy", heteroscedastic=True)
     doubt = doubts_of(study.ask(plain, dropout=False, of=study.train))["confidence"]
     by_confidence = contested_among(doubt, study.train.disagreement)
-    study.row("none", study.ask(plain, dropout=False), contested_top_confidence=by_confidence["contested_top"])
+    study.row(
+        "none",
+        study.ask(plain, dropout=False),
+        contested_top_confidence=by_confidence["contested_top"],
+    )
     study.row("epistemic", study.ask(plain, dropout=True))
     study.row("aleatoric", study.ask(noisy, dropout=False))
     study.row("both", study.ask(noisy, dropout=True), **ranking(study, noisy))
@@ -197,21 +256,34 @@ def controls_and_baselines(study: Study, plain: nn.Sequential) -> None:
     order = torch.randperm(len(train), generator=study.run.generator("shuffled votes"))
     shuffled = fit("shuffled", heteroscedastic=True, votes=train.probs[order])
     study.row("both", ask(shuffled, dropout=True), "shuffled votes", **ranking(study, shuffled))
-    study.row("both", ask(fit("mean", heteroscedastic=True, form=FORMS[1]), dropout=True), "loss of mean")
+    study.row(
+        "both", ask(fit("mean", heteroscedastic=True, form=FORMS[1]), dropout=True), "loss of mean"
+    )
     majority = nn.functional.one_hot(train.labels, train.probs.shape[1]).float()
     for role, noisy in (("none", False), ("both", True)):
         net = fit(f"{role}, majority labels", heteroscedastic=noisy, votes=majority)
         study.row(role, ask(net, dropout=noisy), "majority labels")
     nets = [plain, again, fit("third", again=2)]
-    study.row("ensemble of three", decompose(torch.stack([ask(n, dropout=False).logits for n in nets])))
-    study.row("none", decompose(confidence_factor(study, plain) * ask(plain, dropout=False).logits[None]), "temperature")
+    study.row(
+        "ensemble of three", decompose(torch.stack([ask(n, dropout=False).logits for n in nets]))
+    )
+    study.row(
+        "none",
+        decompose(confidence_factor(study, plain) * ask(plain, dropout=False).logits[None]),
+        "temperature",
+    )
 
 
 def confidence_factor(study: Study, net: nn.Sequential) -> float:
     "The factor on the logits that makes the validation items most likely (1/T of temperature scaling)."
-    logits, labels = study.ask(net, dropout=False, of=study.validation).logits, study.validation.labels
+    logits, labels = (
+        study.ask(net, dropout=False, of=study.validation).logits,
+        study.validation.labels,
+    )
     grid = torch.logspace(-1, 0.7, 60)
-    return float(grid[torch.stack([nn.functional.cross_entropy(g * logits, labels) for g in grid]).argmin()])
+    return float(
+        grid[torch.stack([nn.functional.cross_entropy(g * logits, labels) for g in grid]).argmin()]
+    )
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #da021a2c
 def without_ambiguous(study: Study, noisy: nn.Sequential) -> None:
@@ -234,11 +306,15 @@ def keep_for_figures(study: Study, nets: dict[str, nn.Sequential]) -> None:
     run, test = study.run, study.test
     some = torch.randperm(len(test), generator=run.generator("figure"))[:400]
     columns = {
-        "disagreement": test.disagreement, "learned": both.learned_variance, "expected": both.expected_entropy
+        "disagreement": test.disagreement,
+        "learned": both.learned_variance,
+        "expected": both.expected_entropy,
     }
     run.keep("scatter", {name: rounded(v[some]) for name, v in columns.items()})
     tables = {
-        name: reliability_table(u.probs, test.labels, adaptive=True, num_bins=10).round(4).to_dict("list")
+        name: reliability_table(u.probs, test.labels, adaptive=True, num_bins=10)
+        .round(4)
+        .to_dict("list")
         for name, u in (("none", none), ("both", both))
     }
     run.keep("reliability", tables)
@@ -255,8 +331,10 @@ def coverage_curves(found: Uncertainty, labels: Tensor, points: int = 20) -> dic
     right, coverage = (found.probs.argmax(1) == labels).double(), torch.linspace(0.05, 1, points)
     counts = (coverage * len(right)).long()
     measures = {
-        "total": found.predictive_entropy, "mutual information": found.mutual_information,
-        "1 - confidence": 1 - found.probs.max(1).values, "learned variance": found.learned_variance,
+        "total": found.predictive_entropy,
+        "mutual information": found.mutual_information,
+        "1 - confidence": 1 - found.probs.max(1).values,
+        "learned variance": found.learned_variance,
     }
     curves = {n: right[v.argsort()].cumsum(0)[counts - 1] / counts for n, v in measures.items()}
     return {"coverage": rounded(coverage)} | {n: rounded(c) for n, c in curves.items()}
@@ -270,7 +348,9 @@ def judged(size: Config, run: Run, data: Rated) -> tuple[Study, dict[str, nn.Seq
     nets = four_modes(study)
     controls_and_baselines(study, nets["plain"])
     without_ambiguous(study, nets["noisy"])
-    for row in calibration_by_fifth(study.ask(nets["noisy"], dropout=True), study.test, seed=run.seed):
+    for row in calibration_by_fifth(
+        study.ask(nets["noisy"], dropout=True), study.test, seed=run.seed
+    ):
         run.row(role="both", variant="by fifth", **row)
     keep_for_figures(study, nets)
     return study, nets
@@ -289,7 +369,11 @@ def words_extra(study: Study, nets: dict[str, nn.Sequential]) -> None:
 
     def shown(index: Tensor) -> list[dict[str, Any]]:
         return [
-            {"item": test.items[i], "votes": test.votes[i].tolist(), "learned": float(f"{learned[i]:.4g}")}
+            {
+                "item": test.items[i],
+                "votes": test.votes[i].tolist(),
+                "learned": float(f"{learned[i]:.4g}"),
+            }
             for i in index.tolist()
         ]
 
@@ -307,12 +391,17 @@ def missing_cluster(study: Study) -> None:
     inside = torch.tensor(cluster.labels_ == chosen)
     in_test = cluster.predict(study.test.inputs.numpy()) == chosen
     kept = torch.rand(len(inside), generator=study.run.generator("cluster")) < 0.03
-    weights = {"cluster missing": (~inside | kept).float(), "cluster present": torch.ones(len(inside))}
+    weights = {
+        "cluster missing": (~inside | kept).float(),
+        "cluster present": torch.ones(len(inside)),
+    }
     for role, weight in weights.items():
         found = study.ask(study.fit(role, heteroscedastic=True, weights=weight), dropout=True)
         right = (found.probs.argmax(1) == study.test.labels)[in_test].float()
         study.row(
-            role, found, auroc_group_mutual=auroc(in_test, found.mutual_information.numpy()),
+            role,
+            found,
+            auroc_group_mutual=auroc(in_test, found.mutual_information.numpy()),
             accuracy_group=float(right.mean()) if in_test.any() else None,
         )
 
@@ -345,7 +434,14 @@ def tweets(size: Config, run: Run) -> None:
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #e36e5e0a
 @torch.no_grad()
-def frozen_features(images: Tensor, backbone: nn.Module, *, size: int = 160, batch_size: int = 64, device: str = "cpu") -> Tensor:
+def frozen_features(
+    images: Tensor,
+    backbone: nn.Module,
+    *,
+    size: int = 160,
+    batch_size: int = 64,
+    device: str = "cpu",
+) -> Tensor:
     "(N, D) features of (N, H, W) gray pictures from 0 to 1: three equal channels, resized, normalized as the net expects."
     from timm.data import resolve_data_config
 
@@ -382,7 +478,9 @@ def load_ferplus(size: Config, *, pretrained: bool, pixels: int) -> Rated:
     faces = sets.ferplus(folder)
     backbone = timm.create_model(size.backbone, pretrained=pretrained, num_classes=0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return replace(faces, inputs=frozen_features(faces.inputs, backbone, device=device, size=pixels))
+    return replace(
+        faces, inputs=frozen_features(faces.inputs, backbone, device=device, size=pixels)
+    )
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #92f09bbb
 def rare_row(share: float, found: Uncertainty, test: Rated, rare: np.ndarray) -> dict[str, Any]:
@@ -391,13 +489,18 @@ def rare_row(share: float, found: Uncertainty, test: Rated, rare: np.ndarray) ->
     doubts, d = doubts_of(found), test.disagreement.double().numpy()
     mutual = doubts["mutual"]
     row = {
-        "role": EXPOSURE.get(share, f"{share:.0%}"), "share": share, "accuracy": float(right.mean()),
-        "accuracy_group": float(right[rare].mean()), "accuracy_common": float(right[~rare].mean()),
+        "role": EXPOSURE.get(share, f"{share:.0%}"),
+        "share": share,
+        "accuracy": float(right.mean()),
+        "accuracy_group": float(right[rare].mean()),
+        "accuracy_common": float(right[~rare].mean()),
         "ece": calibration_error(reliability_table(found.probs, test.labels)),
         "mutual_ratio": float(np.log(mutual[rare].mean() / mutual[~rare].mean())),
     }
     row |= {f"auroc_{name}": auroc(rare, value) for name, value in doubts.items()}
-    return row | {f"r_{name}": correlation(value[~rare], d[~rare]) for name, value in doubts.items()}
+    return row | {
+        f"r_{name}": correlation(value[~rare], d[~rare]) for name, value in doubts.items()
+    }
 
 
 EXPOSURE = {0.02: "rare", 0.5: "balanced", 0.0: "left out"}  # share in training -> name
@@ -410,14 +513,20 @@ def spoiled_row(train: Rated, size: Config, run: Run) -> dict[str, Any]:
     others = train.probs[torch.randperm(len(train), generator=generator)]
     votes = torch.where(spoiled[:, None], others, train.probs)
     net, _ = train_head(
-        train.inputs, votes, heteroscedastic=True, num_epochs=size.num_epochs, lr=size.lr, seed=run.seed
+        train.inputs,
+        votes,
+        heteroscedastic=True,
+        num_epochs=size.num_epochs,
+        lr=size.lr,
+        seed=run.seed,
     )
     found = predict(net, train.inputs)
     learned = found.learned_variance.numpy()
     loss = -(votes * found.probs.clamp_min(1e-12).log()).sum(1).numpy()
     contested = (train.disagreement >= train.disagreement.quantile(0.75)).numpy()
     return {
-        "role": "spoiled", "auroc_spoiled_learned": auroc(spoiled.numpy(), learned),
+        "role": "spoiled",
+        "auroc_spoiled_learned": auroc(spoiled.numpy(), learned),
         "auroc_spoiled_loss": auroc(spoiled.numpy(), loss),
         "auroc_contested_learned": auroc(contested, learned),
     }
@@ -435,8 +544,13 @@ def drawn(size: Config, run: Run, draw: Draw) -> None:
     for share in size.shares:
         train = draw(size, size.num_items, share, "train", run.generator("train"))
         net, _ = train_head(
-            train.inputs, train.probs, heteroscedastic=True, num_epochs=size.num_epochs, lr=size.lr,
-            seed=run.seed, device=run.device,
+            train.inputs,
+            train.probs,
+            heteroscedastic=True,
+            num_epochs=size.num_epochs,
+            lr=size.lr,
+            seed=run.seed,
+            device=run.device,
         )
         found = predict(net, test.inputs, num_samples=size.num_samples, seed=run.seed)
         row = run.row(**rare_row(share, found, test, rare))
@@ -452,11 +566,13 @@ def drawn(size: Config, run: Run, draw: Draw) -> None:
 # %% ../../nbs/uncertainty/04_experiments.ipynb #9f575f87
 def extreme_pictures(found: Uncertainty, test: Rated, count: int = 8) -> dict[str, list]:
     "Pictures as bytes in hexadecimal, with their votes."
+
     def shown(index: Tensor) -> list[dict[str, Any]]:
         return [
             {
                 "pixels": (255 * test.inputs[i]).round().byte().numpy().tobytes().hex(),
-                "shape": list(test.inputs[i].shape), "votes": test.votes[i].int().tolist(),
+                "shape": list(test.inputs[i].shape),
+                "votes": test.votes[i].int().tolist(),
             }
             for i in index.tolist()
         ]
@@ -468,6 +584,7 @@ def extreme_pictures(found: Uncertainty, test: Rated, count: int = 8) -> dict[st
 
 def some_values(found: Uncertainty, rare: np.ndarray) -> dict[str, dict[str, list[float]]]:
     "Two hundred values per group and measure."
+
     def some(values: np.ndarray) -> list[float]:
         return [float(f"{v:.4g}") for v in values[:200]]
 
@@ -487,6 +604,7 @@ def drawn_sizes(shares: tuple[float, ...]) -> dict[str, Config]:
 @paper.experiment(sizes=drawn_sizes((0.02, 0.1, 0.5)))
 def faces(size: Config, run: Run) -> None:
     "UN-3: drawn faces, of which one look is rare."
+
     def draw(size: Config, num: int, share: float, split: str, generator: torch.Generator) -> Rated:
         return sets.procedural_faces(num, rare_share=share, split=split, generator=generator)
 
@@ -496,6 +614,7 @@ def faces(size: Config, run: Run) -> None:
 @paper.experiment(sizes=drawn_sizes((0.0, 0.02, 0.5)))
 def avatars(size: Config, run: Run) -> None:
     "UN-3: avatars, of which one skin tone is rare."
+
     def draw(size: Config, num: int, share: float, split: str, generator: torch.Generator) -> Rated:
         num = min(num, size.pool // 4)
         return sets.affect_avatars(

@@ -30,16 +30,25 @@ __all__ = ['Uncertainty', 'decompose', 'MCDropout', 'mc_dropout', 'BoundLogVaria
 @dataclass(frozen=True)
 class Uncertainty:
     "The prediction for each item, and how unsure it is, by kind."
+
     probs: Float[Tensor, "N K"]  # mean over passes of the class probabilities
-    logits: Float[Tensor, "N K"]  # mean over passes of the logits, what the released code predicts from
+    logits: Float[
+        Tensor, "N K"
+    ]  # mean over passes of the logits, what the released code predicts from
     predictive_entropy: Float[Tensor, "N"]  # H, total, nats
     expected_entropy: Float[Tensor, "N"]  # E, aleatoric, nats
     mutual_information: Float[Tensor, "N"]  # I = H - E, epistemic, nats
     aleatoric_variance: Float[Tensor, "N"]  # mean over passes of 1 - sum p^2, from 0 to 1 - 1/K
-    epistemic_variance: Float[Tensor, "N"]  # variance over passes of the probabilities, summed over classes
+    epistemic_variance: Float[
+        Tensor, "N"
+    ]  # variance over passes of the probabilities, summed over classes
     logit_variance: Float[Tensor, "N"]  # variance over passes of the logits, mean over classes
-    released_epistemic: Float[Tensor, "N"]  # variance over passes and classes together (D2): mostly confidence
-    learned_variance: Float[Tensor, "N"] | None  # a = exp(v), mean over passes; None without that output
+    released_epistemic: Float[
+        Tensor, "N"
+    ]  # variance over passes and classes together (D2): mostly confidence
+    learned_variance: (
+        Float[Tensor, "N"] | None
+    )  # a = exp(v), mean over passes; None without that output
     num_samples: int  # S, passes
 
     def to_frame(self):  # a pandas frame, one row an item
@@ -48,19 +57,25 @@ class Uncertainty:
 
         confidence, label = self.probs.max(1)
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        one_each = {k: v.tolist() for k, v in columns.items() if isinstance(v, Tensor) and v.ndim == 1}
+        one_each = {
+            k: v.tolist() for k, v in columns.items() if isinstance(v, Tensor) and v.ndim == 1
+        }
         return pd.DataFrame({"label": label.tolist(), "confidence": confidence.tolist()} | one_each)
 
 # %% ../../nbs/uncertainty/02_model.ipynb #53a1062a
 def decompose(
     logits: Float[Tensor, "S N K"],  # one slice a pass
-    log_variance: Float[Tensor, "S N"] | None = None,  # v, of the logits' noise, same for all classes
+    log_variance: Float[Tensor, "S N"]
+    | None = None,  # v, of the logits' noise, same for all classes
     *,
-    noise: Float[Tensor, "J K"] | None = None,  # eps, standard normal draws to add to the logits; None adds none
+    noise: Float[Tensor, "J K"]
+    | None = None,  # eps, standard normal draws to add to the logits; None adds none
 ) -> Uncertainty:  # one value an item
     "Split the doubt of S opinions into its parts (Kendall and Gal; the mutual information is also called BALD)."
     _check_logits(logits, log_variance, noise)
-    z = logits.float().permute(2, 0, 1).contiguous()  # (K, S, N): sums over few classes vectorize over items
+    z = (
+        logits.float().permute(2, 0, 1).contiguous()
+    )  # (K, S, N): sums over few classes vectorize over items
     log_probs = z.log_softmax(0)
     probs = log_probs.exp()
     expected = 0 - (probs * log_probs.clamp_min(-1e4)).sum(0)
@@ -72,14 +87,18 @@ def decompose(
     total, epistemic = _entropy(mean), _spread(probs, mean).sum(0)
     logit_variance = _spread(z, mean_z).mean(0)
     return Uncertainty(
-        mean.T.contiguous(), mean_z.T.contiguous(), total, expected, (total - expected).clamp_min(0),
+        mean.T.contiguous(),
+        mean_z.T.contiguous(),
+        total,
+        expected,
+        (total - expected).clamp_min(0),
         aleatoric_variance=1 - mean.square().sum(0) - epistemic,
         epistemic_variance=epistemic,
         logit_variance=logit_variance,
         released_epistemic=logit_variance + mean_z.var(0, correction=0),
         learned_variance=None if log_variance is None else log_variance.float().exp().mean(0),
         num_samples=len(logits),
-    )  # fmt: skip
+    )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #bca28a36
 def _entropy(probs: Tensor) -> Tensor:
@@ -93,14 +112,20 @@ def _spread(values: Tensor, mean: Tensor) -> Tensor:
 
 def _check_logits(logits: Tensor, log_variance: Tensor | None, noise: Tensor | None) -> None:
     if logits.ndim != 3 or logits.shape[2] < 2 or not logits.shape[0]:
-        raise ValueError(f"logits must be (S, N, K), passes by items by at least 2 classes; got shape {tuple(logits.shape)}")
+        raise ValueError(
+            f"logits must be (S, N, K), passes by items by at least 2 classes; got shape {tuple(logits.shape)}"
+        )
     if log_variance is not None and log_variance.shape != logits.shape[:2]:
-        raise ValueError(f"log_variance must be (S, N) = {tuple(logits.shape[:2])}; got shape {tuple(log_variance.shape)}")
+        raise ValueError(
+            f"log_variance must be (S, N) = {tuple(logits.shape[:2])}; got shape {tuple(log_variance.shape)}"
+        )
     if noise is not None and log_variance is None:
         raise ValueError("noise was given without log_variance: there is no sigma to scale it with")
     if logits.isnan().any():
         bad = logits.isnan().any(-1).any(0).nonzero()[:3, 0].tolist()
-        raise ValueError(f"logits hold NaN, first in items {bad}; look for NaN in the input or the weights")
+        raise ValueError(
+            f"logits hold NaN, first in items {bad}; look for NaN in the input or the weights"
+        )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #1bcd39b0
 def _mask(x: Tensor, p: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -116,10 +141,17 @@ def _alpha_dropout(x: Tensor, p: float, mask: Tensor) -> Tensor:
     return (x * keep + limit * (1 - keep)) * scale - scale * p * limit
 
 # %% ../../nbs/uncertainty/02_model.ipynb #69d13b16
-_KINDS: dict[Callable, int | None] = {  # function -> how many axes behind the item get their own draw; None: all
-    F.dropout: None, torch.dropout: None, F.dropout1d: 1, F.dropout2d: 1, F.dropout3d: 1,
-    F.alpha_dropout: None, F.feature_alpha_dropout: 1,
-}  # fmt: skip
+_KINDS: dict[
+    Callable, int | None
+] = {  # function -> how many axes behind the item get their own draw; None: all
+    F.dropout: None,
+    torch.dropout: None,
+    F.dropout1d: 1,
+    F.dropout2d: 1,
+    F.dropout3d: 1,
+    F.alpha_dropout: None,
+    F.feature_alpha_dropout: 1,
+}
 
 
 class _DropoutOn(TorchFunctionMode):
@@ -128,7 +160,10 @@ class _DropoutOn(TorchFunctionMode):
     def __init__(self, generator: torch.Generator, independent: bool):
         super().__init__()
         self.generator, self.independent = generator, independent
-        self.calls, self.largest = 0, 1  # dropout calls seen; the largest tensor after the first of them
+        self.calls, self.largest = (
+            0,
+            1,
+        )  # dropout calls seen; the largest tensor after the first of them
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -137,28 +172,49 @@ class _DropoutOn(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return _attend(self, *args, **kwargs)
         if func is F.multi_head_attention_forward:
-            with self: return _attention_body(*args, **kwargs)
+            with self:
+                return _attention_body(*args, **kwargs)
         out = func(*args, **kwargs)
         if self.calls and isinstance(out, Tensor):
             self.largest = max(self.largest, out.numel())
         return out
 
-    def drop(self, func: Callable, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    def drop(
+        self,
+        func: Callable,
+        input: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
+    ) -> Tensor:
         if p == 0:
             return input
         self.calls += 1
         own = _KINDS[func]
         shape = [n if own is None or i <= own else 1 for i, n in enumerate(input.shape)]
-        if not self.independent: shape[0] = 1
+        if not self.independent:
+            shape[0] = 1
         mask = _mask(input, p, tuple(shape), self.generator)
         alpha = func in (F.alpha_dropout, F.feature_alpha_dropout)
         return _alpha_dropout(input, p, mask) if alpha else input * mask
 
 # %% ../../nbs/uncertainty/02_model.ipynb #06042c7b
-def _attend(mode: _DropoutOn, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def _attend(
+    mode: _DropoutOn,
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+):
     "softmax(Q K^T / sqrt(D)) with dropout, times V."
     if dropout_p == 0:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
@@ -166,13 +222,20 @@ def _attend(mode: _DropoutOn, query, key, value, attn_mask=None, dropout_p=0.0, 
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        scores = (
+            scores.masked_fill(~attn_mask, -torch.inf)
+            if attn_mask.dtype == torch.bool
+            else scores + attn_mask
+        )
     return mode.drop(F.dropout, scores.softmax(-1), dropout_p) @ value
 
 
 _forward = F.multi_head_attention_forward
 _attention_body = types.FunctionType(
-    _forward.__code__, {**_forward.__globals__, "has_torch_function": lambda _: False}, "_attention_body", _forward.__defaults__
+    _forward.__code__,
+    {**_forward.__globals__, "has_torch_function": lambda _: False},
+    "_attention_body",
+    _forward.__defaults__,
 )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #676c77f7
@@ -191,18 +254,36 @@ def _dropout_only(model: nn.Module) -> Iterator[None]:
             module.training = _is_attention(module) or recurrent
         yield
     finally:
-        for module, flag in before: module.training = flag
+        for module, flag in before:
+            module.training = flag
 
 # %% ../../nbs/uncertainty/02_model.ipynb #bd9b8085
 class MCDropout(nn.Module):
     "A classifier that is asked several times, with other units dropped each time; made by `mc_dropout`."
 
-    def __init__(self, model: nn.Module, num_samples: int, heteroscedastic: bool, masks: str, logit_draws: int, seed: int,
-                 max_bytes: int | None, method: str):  # fmt: skip
+    def __init__(
+        self,
+        model: nn.Module,
+        num_samples: int,
+        heteroscedastic: bool,
+        masks: str,
+        logit_draws: int,
+        seed: int,
+        max_bytes: int | None,
+        method: str,
+    ):
         super().__init__()
         self.model, self.num_samples, self.heteroscedastic = model, num_samples, heteroscedastic
-        self.masks, self.logit_draws, self.seed, self.max_bytes, self.method = masks, logit_draws, seed, max_bytes, method
-        self.known: dict[tuple, tuple[str, int]] = {}  # shapes of one row -> how to run it, and its largest tensor
+        self.masks, self.logit_draws, self.seed, self.max_bytes, self.method = (
+            masks,
+            logit_draws,
+            seed,
+            max_bytes,
+            method,
+        )
+        self.known: dict[
+            tuple, tuple[str, int]
+        ] = {}  # shapes of one row -> how to run it, and its largest tensor
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, heteroscedastic={self.heteroscedastic}, masks={self.masks!r}"
@@ -227,11 +308,16 @@ def mc_dropout(
     masks: str = "shared",  # "shared": one mask a pass for all items (D7); "independent": one each
     logit_draws: int = 0,  # J, draws of the logits' noise a pass; 0 predicts from the noiseless logits
     seed: int = 0,  # of masks and draws; the same seed gives the same result
-    max_bytes: int | None = None,  # memory for the stochastic part; None: 16 MiB on a CPU (near its cache), 1 GiB on a GPU
+    max_bytes: int
+    | None = None,  # memory for the stochastic part; None: 16 MiB on a CPU (near its cache), 1 GiB on a GPU
     method: str = "auto",  # "thin", "vmap" or "loop" (below); "auto": the first that can run this model
 ) -> MCDropout:  # call it like the model: `mc_dropout(model)(x).mutual_information`
     "Let a trained classifier say how unsure it is; the model itself is not changed (Section 3 of [@ghandeharioun2019])."
-    for name, value, least in (("num_samples", num_samples, 2), ("logit_draws", logit_draws, 0), ("seed", seed, 0)):
+    for name, value, least in (
+        ("num_samples", num_samples, 2),
+        ("logit_draws", logit_draws, 0),
+        ("seed", seed, 0),
+    ):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
     if masks not in ("shared", "independent"):
@@ -239,16 +325,23 @@ def mc_dropout(
     if method not in ("auto", "thin", "vmap", "loop"):
         raise ValueError(f"method must be 'auto', 'thin', 'vmap' or 'loop'; got {method!r}")
     if method == "thin" and (masks != "shared" or _layers(model) is None):
-        raise ValueError("method='thin' needs masks='shared' and a model that is a chain of layers (nn.Sequential) from its first dropout on")
+        raise ValueError(
+            "method='thin' needs masks='shared' and a model that is a chain of layers (nn.Sequential) from its first dropout on"
+        )
     if logit_draws and not heteroscedastic:
-        raise ValueError("logit_draws needs heteroscedastic=True: without a learned variance there is no noise to draw")
-    return MCDropout(model, num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method)
+        raise ValueError(
+            "logit_draws needs heteroscedastic=True: without a learned variance there is no noise to draw"
+        )
+    return MCDropout(
+        model, num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method
+    )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #922382d4
 def _rows_of(args: tuple, kwargs: dict) -> int:
     "N, from the first tensor among the arguments."
     for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim: return len(value)
+        if isinstance(value, Tensor) and value.ndim:
+            return len(value)
     raise ValueError("mc_dropout: none of the model's arguments is a tensor with a batch axis")
 
 
@@ -261,11 +354,17 @@ def _take_rows(args: tuple, kwargs: dict, rows: slice, n: int) -> tuple[tuple, d
 def _parts(asked: MCDropout, args: tuple, kwargs: dict) -> Iterator[tuple[tuple, dict, str]]:
     "Arguments for as many rows at a time as memory allows, and how to run them."
     n = _rows_of(args, kwargs)
-    if not n: raise ValueError("mc_dropout: the batch is empty; give at least one item")
-    device = next((v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), torch.device("cpu"))
+    if not n:
+        raise ValueError("mc_dropout: the batch is empty; give at least one item")
+    device = next(
+        (v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), torch.device("cpu")
+    )
     one_row = _take_rows(args, kwargs, slice(0, 1), n)
-    shapes = tuple(tuple(v.shape) for v in (*one_row[0], *one_row[1].values()) if isinstance(v, Tensor))
-    if shapes not in asked.known: asked.known[shapes] = _probe(asked, *one_row)
+    shapes = tuple(
+        tuple(v.shape) for v in (*one_row[0], *one_row[1].values()) if isinstance(v, Tensor)
+    )
+    if shapes not in asked.known:
+        asked.known[shapes] = _probe(asked, *one_row)
     method, largest = asked.known[shapes]
     budget = asked.max_bytes or (2**24 if device.type == "cpu" else 2**30)
     at_once = 1 if method == "loop" else asked.num_samples
@@ -282,14 +381,20 @@ def _probe(asked: MCDropout, args: tuple, kwargs: dict) -> tuple[str, int]:
     try:
         _, mode = _run(asked, args, kwargs, method, 2)
     except RuntimeError as error:
-        if asked.method != "auto" or method != "vmap": raise
+        if asked.method != "auto" or method != "vmap":
+            raise
         method = "loop"
-        warnings.warn(f"mc_dropout: passes are run one by one, since this model cannot be mapped over samples "
-                      f"({str(error).splitlines()[0][:120]})", stacklevel=4)  # fmt: skip
+        warnings.warn(
+            f"mc_dropout: passes are run one by one, since this model cannot be mapped over samples "
+            f"({str(error).splitlines()[0][:120]})",
+            stacklevel=4,
+        )
         _, mode = _run(asked, args, kwargs, method, 2)
     if not mode.calls and not _has_recurrent_dropout(asked.model):
-        raise ValueError("mc_dropout: the model called no dropout with p > 0, so all passes would be equal. "
-                         "Give it nn.Dropout layers (and train it with them), or set their p")  # fmt: skip
+        raise ValueError(
+            "mc_dropout: the model called no dropout with p > 0, so all passes would be equal. "
+            "Give it nn.Dropout layers (and train it with them), or set their p"
+        )
     return method, mode.largest
 
 
@@ -297,7 +402,18 @@ def _has_recurrent_dropout(model: nn.Module) -> bool:
     return any(isinstance(m, nn.RNNBase) and m.dropout > 0 for m in model.modules())
 
 # %% ../../nbs/uncertainty/02_model.ipynb #e82388f4
-_POINTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.LeakyReLU, nn.Hardswish, nn.Identity, nn.Softplus)
+_POINTWISE = (
+    nn.ReLU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.ELU,
+    nn.LeakyReLU,
+    nn.Hardswish,
+    nn.Identity,
+    nn.Softplus,
+)
 
 
 def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
@@ -305,18 +421,32 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
     chain, todo = [], [model]
     while todo:
         module = todo.pop(0)
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward: todo = [*module, *todo]
-        else: chain.append(module)
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            todo = [*module, *todo]
+        else:
+            chain.append(module)
     first = next((i for i, m in enumerate(chain) if isinstance(m, nn.Dropout) and m.p > 0), None)
-    if first is None or len(chain) == 1 or any(_has_hooks(m) for m in (model, *chain[first:])): return None
+    if first is None or len(chain) == 1 or any(_has_hooks(m) for m in (model, *chain[first:])):
+        return None
     before = any(_may_drop(m) for part in chain[:first] for m in part.modules())
-    plain = all(type(m) in (nn.Linear, nn.Dropout, *_POINTWISE) or getattr(m, "per_item", False) for m in chain[first:])
+    plain = all(
+        type(m) in (nn.Linear, nn.Dropout, *_POINTWISE) or getattr(m, "per_item", False)
+        for m in chain[first:]
+    )
     return (chain[:first], chain[first:]) if plain and not before else None
 
 
 def _may_drop(module: nn.Module) -> bool:
     "Could this module call dropout? Known leaf layers cannot; the rest may do so inside their own forward."
-    safe = (nn.Linear, nn.Flatten, nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.Sequential, *_POINTWISE)
+    safe = (
+        nn.Linear,
+        nn.Flatten,
+        nn.modules.conv._ConvNd,
+        nn.modules.batchnorm._NormBase,
+        nn.LayerNorm,
+        nn.Sequential,
+        *_POINTWISE,
+    )
     return not isinstance(module, safe) and not getattr(module, "per_item", False)
 
 
@@ -324,9 +454,12 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 # %% ../../nbs/uncertainty/02_model.ipynb #b6af3685
-def _thinned(parts: tuple[list[nn.Module], list[nn.Module]], x: Tensor, num_samples: int, mode: _DropoutOn) -> Tensor:
+def _thinned(
+    parts: tuple[list[nn.Module], list[nn.Module]], x: Tensor, num_samples: int, mode: _DropoutOn
+) -> Tensor:
     "All passes of a chain: once up to the first dropout, then through thinned weights."
-    for layer in parts[0]: x = layer(x)
+    for layer in parts[0]:
+        x = layer(x)
     x = x.expand(num_samples, *x.shape)
     mask, mode.largest = None, x[0].numel()
     for layer in parts[1]:
@@ -338,15 +471,21 @@ def _thinned(parts: tuple[list[nn.Module], list[nn.Module]], x: Tensor, num_samp
             weight = weight.expand(num_samples, -1, -1).transpose(1, 2)
             x = x @ weight if layer.bias is None else torch.baddbmm(layer.bias, x, weight)
             mask, mode.largest = None, max(mode.largest, x[0].numel())
-        elif isinstance(layer, nn.ReLU) and x.stride(0): x = x.relu_()  # our own product: no second copy
-        else: x = layer(x)
+        elif isinstance(layer, nn.ReLU) and x.stride(0):
+            x = x.relu_()  # our own product: no second copy
+        else:
+            x = layer(x)
     return x if mask is None else x * mask
 
 # %% ../../nbs/uncertainty/02_model.ipynb #46c1a28e
-def _run(asked: MCDropout, args: tuple, kwargs: dict, method: str, num_samples: int) -> tuple[Tensor, _DropoutOn]:
+def _run(
+    asked: MCDropout, args: tuple, kwargs: dict, method: str, num_samples: int
+) -> tuple[Tensor, _DropoutOn]:
     "Outputs of some passes, (S, N, C), and the mode that watched them."
     device = next(v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-    mode = _DropoutOn(seeded_generator(asked.seed, stream="masks", device=device), asked.masks == "independent")
+    mode = _DropoutOn(
+        seeded_generator(asked.seed, stream="masks", device=device), asked.masks == "independent"
+    )
     once = lambda _=None: _logits(asked.model(*args, **kwargs))
     chain = _layers(asked.model) if method == "thin" else None
     with _dropout_only(asked.model), nullcontext() if chain else mode:
@@ -357,15 +496,21 @@ def _run(asked: MCDropout, args: tuple, kwargs: dict, method: str, num_samples: 
         else:
             out = torch.stack([once() for _ in range(num_samples)])
     if out.ndim != 3:
-        raise ValueError(f"mc_dropout: the model must return logits (N, K); one pass gave shape {tuple(out.shape[1:])}")
+        raise ValueError(
+            f"mc_dropout: the model must return logits (N, K); one pass gave shape {tuple(out.shape[1:])}"
+        )
     return out, mode
 
 
 def _logits(out: Any) -> Tensor:
     "The tensor of logits, also from a transformers output or a dictionary."
-    if isinstance(out, Tensor): return out
-    if hasattr(out, "logits"): return out.logits
-    raise ValueError(f"mc_dropout: the model returned {type(out).__name__}; expected a tensor of logits or an object with .logits")
+    if isinstance(out, Tensor):
+        return out
+    if hasattr(out, "logits"):
+        return out.logits
+    raise ValueError(
+        f"mc_dropout: the model returned {type(out).__name__}; expected a tensor of logits or an object with .logits"
+    )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #ba7fd824
 def _passes(asked: MCDropout, args: tuple, kwargs: dict, method: str) -> Tensor:
@@ -374,23 +519,29 @@ def _passes(asked: MCDropout, args: tuple, kwargs: dict, method: str) -> Tensor:
 
 def _parts_of_doubt(asked: MCDropout, out: Tensor) -> Uncertainty:
     "Outputs of all passes, decomposed."
-    if not asked.heteroscedastic: return decompose(out)
+    if not asked.heteroscedastic:
+        return decompose(out)
     noise = None
     if asked.logit_draws:
         generator = seeded_generator(asked.seed, stream="logit noise", device=out.device)
-        noise = torch.randn(asked.logit_draws, out.shape[2] - 1, generator=generator, device=out.device)
+        noise = torch.randn(
+            asked.logit_draws, out.shape[2] - 1, generator=generator, device=out.device
+        )
     return decompose(out[..., :-1], out[..., -1], noise=noise)
 
 
 def _concatenate(parts: list[Uncertainty]) -> Uncertainty:
     "Parts of a batch, joined again."
     join = lambda values: torch.cat(values) if isinstance(values[0], Tensor) else values[0]
-    joined: dict[str, Any] = {f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Uncertainty)}
+    joined: dict[str, Any] = {
+        f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Uncertainty)
+    }
     return Uncertainty(**joined)
 
 # %% ../../nbs/uncertainty/02_model.ipynb #6f2af845
 class BoundLogVariance(nn.Module):
     "Keeps the last output, v, between -8 and 5 (D6)."
+
     per_item = True
 
     def forward(self, out: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
@@ -411,13 +562,18 @@ class StochasticLogitHead(nn.Sequential):
         generator: torch.Generator | None = None,  # of the first weights; None: torch's global one
     ):
         widths = (in_features, *hidden)
-        blocks = [part for i, o in zip(widths, hidden, strict=False) for part in (nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout))]
+        blocks = [
+            part
+            for i, o in zip(widths, hidden, strict=False)
+            for part in (nn.Linear(i, o), nn.ReLU(), nn.Dropout(dropout))
+        ]
         bound = [BoundLogVariance()] if heteroscedastic else []
         out = nn.Linear(widths[-1], num_classes + heteroscedastic)
         super().__init__(nn.Flatten(), *blocks, out, *bound)
         self.num_classes, self.heteroscedastic = num_classes, heteroscedastic
         for layer in self:
-            if isinstance(layer, nn.Linear): _released_init(layer, generator)
+            if isinstance(layer, nn.Linear):
+                _released_init(layer, generator)
         if heteroscedastic:
             nn.init.constant_(out.bias[-1:], -2.0)  # D6: sigma starts at exp(-1)
 
@@ -428,7 +584,16 @@ def _released_init(layer: nn.Linear, generator: torch.Generator | None) -> None:
     nn.init.constant_(layer.bias, 0.1)
 
 # %% ../../nbs/uncertainty/02_model.ipynb #46a3278f
-@register_model(ModelCard("uncertainty", "ghandeharioun2019", "released code, emotion_classifier.py", ("UN-1", "UN-2", "UN-4", "UN-5")))
-def stochastic_logit_head(in_features: int = 512, num_classes: int = 9, **options) -> StochasticLogitHead:
+@register_model(
+    ModelCard(
+        "uncertainty",
+        "ghandeharioun2019",
+        "released code, emotion_classifier.py",
+        ("UN-1", "UN-2", "UN-4", "UN-5"),
+    )
+)
+def stochastic_logit_head(
+    in_features: int = 512, num_classes: int = 9, **options
+) -> StochasticLogitHead:
     "The paper's head: two hidden layers of 128 with dropout, K logits and a log variance."
     return StochasticLogitHead(in_features, num_classes, **options)

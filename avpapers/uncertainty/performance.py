@@ -35,7 +35,12 @@ class Classifier(nn.Module):
         import timm
 
         backbone: Any = timm.create_model(name, num_classes=0)
-        self.backbone, self.head = backbone, StochasticLogitHead(backbone.num_features, num_classes, heteroscedastic=False, generator=generator)
+        self.backbone, self.head = (
+            backbone,
+            StochasticLogitHead(
+                backbone.num_features, num_classes, heteroscedastic=False, generator=generator
+            ),
+        )
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.head(self.backbone(pictures))
@@ -56,6 +61,7 @@ class Encoder(nn.Module):
 @dataclass(frozen=True)
 class Config:
     "Sizes of the benchmark."
+
     num_samples: int = 50  # S
     repeats: int = 20  # rounds, at most; fewer once every ratio is known to 5 %
     pictures: int = 4  # N of the backbone case
@@ -67,7 +73,9 @@ class Config:
 
 
 SIZES = {
-    "smoke": Config(16, 2, pictures=2, picture_size=32, backbone="resnet10t", features=32, sequences=2),
+    "smoke": Config(
+        16, 2, pictures=2, picture_size=32, backbone="resnet10t", features=32, sequences=2
+    ),
     "night": Config(),
     "gpu": Config(pictures=128, picture_size=160, backbone="resnet50", features=8192, sequences=64),
 }
@@ -78,27 +86,51 @@ def cases(c: Config, device: str) -> list[dict[str, Any]]:
     "Models with their inputs, and the multiple of a plain pass that S samples need at least."
     draw = lambda *shape: torch.randn(*shape, generator=seeded_generator(0)).to(device)
     with seeded_globals(0):
-        classifier, encoder = Classifier(c.backbone, c.num_classes, seeded_generator(0)), Encoder(128, c.num_classes)
-    head = StochasticLogitHead(1792, c.num_classes, heteroscedastic=False, generator=seeded_generator(0))
+        classifier, encoder = (
+            Classifier(c.backbone, c.num_classes, seeded_generator(0)),
+            Encoder(128, c.num_classes),
+        )
+    head = StochasticLogitHead(
+        1792, c.num_classes, heteroscedastic=False, generator=seeded_generator(0)
+    )
     side = c.picture_size
     found = []
     for name, model, x, tail in (
-        (f"{c.backbone} + head", classifier, draw(c.pictures, 3, side, side), lambda m: nn.Sequential(*[*m.head][4:])(draw(c.pictures, 128))),
-        ("head on features", head, draw(c.features, 1792), lambda m: nn.Sequential(*[*m][4:])(draw(c.features, 128))),
+        (
+            f"{c.backbone} + head",
+            classifier,
+            draw(c.pictures, 3, side, side),
+            lambda m: nn.Sequential(*[*m.head][4:])(draw(c.pictures, 128)),
+        ),
+        (
+            "head on features",
+            head,
+            draw(c.features, 1792),
+            lambda m: nn.Sequential(*[*m][4:])(draw(c.features, 128)),
+        ),
         ("dropout everywhere", encoder, draw(c.sequences, 16, 128), None),
     ):
         model = model.to(device).eval()
         whole = flops(lambda: model(x))  # noqa: B023
         behind = flops(lambda: tail(model)) if tail else whole  # noqa: B023
         least = (whole - behind + c.num_samples * behind) / whole
-        found.append({"name": name, "model": model, "x": x, "least": least, "sizes": f"N={len(x)}, S={c.num_samples}"})
+        found.append(
+            {
+                "name": name,
+                "model": model,
+                "x": x,
+                "least": least,
+                "sizes": f"N={len(x)}, S={c.num_samples}",
+            }
+        )
     return found
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #8a9edce4
 def plain_loop(model: nn.Module, num_samples: int) -> Callable[[Tensor], Any]:
     "Everything in training mode but batch normalization, and the model called again and again."
     for module in model.train().modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm): module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
     return lambda x: decompose(torch.stack([model(x) for _ in range(num_samples)]))
 
 
@@ -107,7 +139,10 @@ def with_baal(model: nn.Module, num_samples: int, *, replicate: bool) -> Callabl
     from baal.bayesian.dropout import patch_module
     from baal.modelwrapper import ModelWrapper, TrainingArgs
 
-    wrapper = ModelWrapper(patch_module(model, inplace=False), TrainingArgs(replicate_in_memory=replicate, use_cuda=False))
+    wrapper = ModelWrapper(
+        patch_module(model, inplace=False),
+        TrainingArgs(replicate_in_memory=replicate, use_cuda=False),
+    )
     wrapper.model.eval()
     return lambda x: decompose(wrapper.predict_on_batch(x, iterations=num_samples).permute(2, 0, 1))
 
@@ -122,13 +157,16 @@ def with_baal_cache(model: nn.Module, num_samples: int) -> Callable[[Tensor], An
 
     def way(x: Tensor):
         for module in cached.modules():
-            if isinstance(module, LRUCacheModule): module._memory_input = None  # a new batch: nothing is known yet
+            if isinstance(module, LRUCacheModule):
+                module._memory_input = None  # a new batch: nothing is known yet
         return decompose(torch.stack([cached(x) for _ in range(num_samples)]))
 
     return way
 
 
-def with_torch_uncertainty(model: nn.Module, num_samples: int, *, on_batch: bool) -> Callable[[Tensor], Any]:
+def with_torch_uncertainty(
+    model: nn.Module, num_samples: int, *, on_batch: bool
+) -> Callable[[Tensor], Any]:
     "torch-uncertainty: input copied S times (its default) or a loop."
     from torch_uncertainty.methods import mc_dropout as wrap
 
@@ -147,7 +185,9 @@ WAYS: dict[str, Callable[[nn.Module, int], Callable[[Tensor], Any]]] = {
 }
 
 
-def prepared(case: dict[str, Any], num_samples: int) -> tuple[dict[str, Callable[[Tensor], Any]], list[str]]:
+def prepared(
+    case: dict[str, Any], num_samples: int
+) -> tuple[dict[str, Callable[[Tensor], Any]], list[str]]:
     "The ways that can run this model here, each on a copy of it; and why others cannot."
     from copy import deepcopy
 
@@ -160,8 +200,12 @@ def prepared(case: dict[str, Any], num_samples: int) -> tuple[dict[str, Callable
                 ready[name], told[name] = way, float(way(case["x"]).mutual_information.mean())
         except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             missing.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
-    for name in [n for n in ready if told[n] < 0.5 * told["plain loop"]]:  # it left dropout off somewhere
-        missing.append(f"{name}: finds {told[name] / told['plain loop']:.0%} of the mutual information, since not all dropout is on")
+    for name in [
+        n for n in ready if told[n] < 0.5 * told["plain loop"]
+    ]:  # it left dropout off somewhere
+        missing.append(
+            f"{name}: finds {told[name] / told['plain loop']:.0%} of the mutual information, since not all dropout is on"
+        )
         del ready[name]
     return ready, missing
 
@@ -178,7 +222,9 @@ def benchmark_case(made: dict[str, Any], num_samples: int) -> tuple[Case, list[s
         "The necessary arithmetic at the speed of the plain pass."
         return [made["least"] * t for t in times["plain pass"]]
 
-    return Case(made["name"], variants, made["sizes"], lower_bound=least, references=("plain pass",)), missing
+    return Case(
+        made["name"], variants, made["sizes"], lower_bound=least, references=("plain pass",)
+    ), missing
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #286f0ec5
 @paper.benchmark(sizes=SIZES)
@@ -201,5 +247,12 @@ def performance(size: Config, run: Run) -> None:
 def bound_row(case: Case, times: Mapping[str, list[float]]) -> dict[str, Any]:
     "How near our time is to the bound."
     cost = ratio_interval(times["ours"], case.bound(times) or [], varies="rounds")
-    return {"name": f"{case.name}: ours against the bound", "case": case.name, "way": "ours", "sizes": case.sizes,
-            "cost_over_bound": cost.value, "cost_low": cost.low, "cost_high": cost.high}
+    return {
+        "name": f"{case.name}: ours against the bound",
+        "case": case.name,
+        "way": "ours",
+        "sizes": case.sizes,
+        "cost_over_bound": cost.value,
+        "cost_low": cost.low,
+        "cost_high": cost.high,
+    }

@@ -44,7 +44,9 @@ def noisy_cross_entropy(
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}; got {form!r}")
     if outputs.shape[1] != votes.shape[1] + 1:
-        raise ValueError(f"outputs must have {votes.shape[1] + 1} columns, one more than votes; got {outputs.shape[1]}")
+        raise ValueError(
+            f"outputs must have {votes.shape[1] + 1} columns, one more than votes; got {outputs.shape[1]}"
+        )
     sigma = (0.5 * outputs[:, -1:]).exp()
     noisy = outputs[:, :-1] + sigma * noise
     if form == "mean of losses":
@@ -55,6 +57,7 @@ def noisy_cross_entropy(
 # %% ../../nbs/uncertainty/03_training.ipynb #48bba02f
 class Standardize(nn.Module):
     "Features less their mean over the training set, divided by their standard deviation."
+
     mean: Tensor
     scale: Tensor
 
@@ -88,8 +91,13 @@ def train_head(
 ) -> tuple[nn.Sequential, History]:  # the net, and its history
     "Train the paper's head on given features (released code of [@ghandeharioun2019])."
     _check_training(features, votes, weights)
-    head = StochasticLogitHead(features[0].numel(), votes.shape[1], heteroscedastic=heteroscedastic, dropout=dropout,
-                               generator=seeded_generator(seed, stream="weights"))  # fmt: skip
+    head = StochasticLogitHead(
+        features[0].numel(),
+        votes.shape[1],
+        heteroscedastic=heteroscedastic,
+        dropout=dropout,
+        generator=seeded_generator(seed, stream="weights"),
+    )
     model = nn.Sequential(Standardize(features), head)
     weights = torch.ones(len(votes)) if weights is None else weights
     batch_size = min(batch_size, len(votes))
@@ -98,29 +106,48 @@ def train_head(
         x, y, w = batch
         out = model(x)
         if heteroscedastic:
-            noise = torch.randn(num_draws, *y.shape, device=y.device)  # fit seeds the global generator
+            noise = torch.randn(
+                num_draws, *y.shape, device=y.device
+            )  # fit seeds the global generator
             losses = noisy_cross_entropy(out, y, noise=noise, form=form)
         else:
             losses = vote_cross_entropy(out, y)
         return (w * losses).sum() / w.sum().clamp_min(1e-6), {}
 
     history = fit(
-        model, ShuffledBatches(features, votes, weights, batch_size=batch_size), step=step, clip=5.0,
-        optimizer=torch.optim.Adam(model.to(device).parameters(), lr=lr, fused=True), num_steps=num_epochs * (len(votes) // batch_size),
-        seed=seed, device=device, checkpoint=checkpoint, progress=progress,
-    )  # fmt: skip
+        model,
+        ShuffledBatches(features, votes, weights, batch_size=batch_size),
+        step=step,
+        clip=5.0,
+        optimizer=torch.optim.Adam(model.to(device).parameters(), lr=lr, fused=True),
+        num_steps=num_epochs * (len(votes) // batch_size),
+        seed=seed,
+        device=device,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
     return model, history
 
 
 def _check_training(features: Tensor, votes: Tensor, weights: Tensor | None) -> None:
     if len(features) != len(votes) or not len(votes):
-        raise ValueError(f"features and votes must be equally many, at least 1; got {len(features)} and {len(votes)}")
+        raise ValueError(
+            f"features and votes must be equally many, at least 1; got {len(features)} and {len(votes)}"
+        )
     if not torch.isfinite(features).all():
-        raise ValueError(f"features hold NaN or inf, first in item {int((~torch.isfinite(features.flatten(1))).any(1).nonzero()[0])}")
+        raise ValueError(
+            f"features hold NaN or inf, first in item {int((~torch.isfinite(features.flatten(1))).any(1).nonzero()[0])}"
+        )
     if (votes < 0).any() or (votes.sum(1) - 1).abs().max() > 1e-4:
-        raise ValueError("votes must be shares that sum to 1 in each row; divide counts by their sum")
-    if weights is not None and (weights.shape != votes.shape[:1] or (weights < 0).any() or weights.sum() <= 0):
-        raise ValueError(f"weights must be ({len(votes)},), 0 or more and not all 0; got shape {tuple(weights.shape)}")
+        raise ValueError(
+            "votes must be shares that sum to 1 in each row; divide counts by their sum"
+        )
+    if weights is not None and (
+        weights.shape != votes.shape[:1] or (weights < 0).any() or weights.sum() <= 0
+    ):
+        raise ValueError(
+            f"weights must be ({len(votes)},), 0 or more and not all 0; got shape {tuple(weights.shape)}"
+        )
 
 # %% ../../nbs/uncertainty/03_training.ipynb #7f34692e
 @torch.no_grad()
@@ -135,10 +162,14 @@ def predict(
     heteroscedastic = bool(model[-1].heteroscedastic)
     device = next(model.parameters()).device
     if num_samples:
-        found = mc_dropout(model, num_samples, heteroscedastic=heteroscedastic, seed=seed)(features.to(device))
+        found = mc_dropout(model, num_samples, heteroscedastic=heteroscedastic, seed=seed)(
+            features.to(device)
+        )
     else:
         model.eval()
         out = model(features.to(device))[None]
         found = decompose(out[..., :-1], out[..., -1]) if heteroscedastic else decompose(out)
-    here: dict[str, Any] = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(found).items()}
+    here: dict[str, Any] = {
+        k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(found).items()
+    }
     return Uncertainty(**here)
