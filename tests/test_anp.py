@@ -118,7 +118,7 @@ def test_a_drawn_world_keeps_its_promises(drawn):
         (lambda w: D.drawn_world(8, 99), "num_adjectives"),
         (lambda w: D.drawn_pictures(w, 0), "per_pair"),
         (lambda w: D.drawn_pictures(w, 1, split="tets"), "split"),
-        (lambda w: D.drawn_pictures(w, 1).take("test"), "no pictures"),
+        (lambda w: D.drawn_pictures(w, 1).take("test"), "split: got"),
     ],
 )
 def test_wrong_requests_are_told(drawn, call, message):
@@ -130,8 +130,8 @@ def test_wrong_requests_are_told(drawn, call, message):
     "name, file, text, message",
     [
         ("mtvso", "train.txt", "a.jpg 0 0", "line 1"),
-        ("mtvso", "train.txt", "a.jpg 0 1 1", "pair 0 is not"),
-        ("mtvso", "test.txt", "train/c.jpg 1 1 1", "in one split"),
+        ("mtvso", "train.txt", "a.jpg 0 1 1", "got pair 0, expected"),
+        ("mtvso", "test.txt", "train/c.jpg 1 1 1", "expected one split"),
         ("mit_states", "compositional-split-natural/val_pairs.txt", "ancient", "adjective noun"),
         ("emoset", "train.json", "[]", ""),
     ],

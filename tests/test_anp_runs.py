@@ -280,7 +280,7 @@ def test_pictures_are_set_aside_for_the_fusion(tmp_path):
             ),
             "NaN",
         ),
-        (lambda: T.PictureBatches(".", ("a",), torch.zeros(2), lambda p: p), "files and labels"),
+        (lambda: T.PictureBatches(".", ("a",), torch.zeros(2), lambda p: p), "files, labels: got"),
         (lambda: E.Config(per_pair=0), "per_pair"),
         (lambda: D.drawn_pictures(D.drawn_world(8, 5, 16), 1, opacity=2), "opacity"),
         (lambda: D.drawn_pictures(D.drawn_world(8, 5, 16), 1, strength=-1), "strength"),

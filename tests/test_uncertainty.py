@@ -101,10 +101,10 @@ def test_logit_noise_flattens_and_vanishes():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: decompose(normal(5, 3)), "logits must be"),
+        (lambda: decompose(normal(5, 3)), "logits: got shape"),
         (lambda: decompose(normal(5, 3, 1)), "at least 2 classes"),
         (lambda: decompose(torch.full((2, 3, 2), torch.nan)), "NaN, first in items"),
-        (lambda: decompose(normal(5, 3, 2), normal(3, 5)), "log_variance must be"),
+        (lambda: decompose(normal(5, 3, 2), normal(3, 5)), "log_variance: got shape"),
         (lambda: decompose(normal(5, 3, 2), noise=normal(4, 2)), "without log_variance"),
     ],
 )
@@ -440,7 +440,7 @@ def test_items_of_weight_zero_have_no_say():
     "features, votes, weights, message",
     [
         (normal(4, 3), torch.full((5, 2), 0.5), None, "equally many"),
-        (torch.full((4, 3), torch.inf), torch.full((4, 2), 0.5), None, "features hold NaN"),
+        (torch.full((4, 3), torch.inf), torch.full((4, 2), 0.5), None, "features: got NaN"),
         (normal(4, 3), torch.ones(4, 2), None, "sum to 1"),
         (normal(4, 3), torch.full((4, 2), 0.5), torch.zeros(4), "weights"),
     ],

@@ -55,7 +55,10 @@ class PairSet:
     def pixels(self) -> Float[Tensor, "B 3 H W"]:
         "The pictures, where they are in memory."
         if self.images is None:
-            raise ValueError(f"{self.name}: pictures are in files; read them first")
+            raise ValueError(
+                f"{self.name}: got names of files, expected pictures; read them with "
+                "`read_pictures` first"
+            )
         return self.images
 
     @property
@@ -69,11 +72,12 @@ class PairSet:
     def take(self, split: str) -> PairSet:
         "The pictures of one split."
         if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+            raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
         rows = [i for i, s in enumerate(self.split) if s == split]
         if not rows:
             raise ValueError(
-                f"{self.name}: no pictures in split {split!r}; it has {', '.join(sorted(set(self.split)))}"
+                f"split: got {split!r}, expected one that {self.name} has: "
+                f"{', '.join(sorted(set(self.split)))}"
             )
         return self.rows(rows)
 
@@ -101,26 +105,29 @@ def check(
     }
     if len(set(lengths.values())) > 1:
         raise ValueError(
-            f"{data.name}: pair, split, groups and pictures must be equally many; got {lengths}"
+            f"{data.name}: got {lengths}, expected as many pairs, splits and groups as pictures"
         )
     if not len(data.pair):
-        raise ValueError(f"{data.name}: no pictures")
+        raise ValueError(f"{data.name}: got no pictures, expected at least 1")
     if data.pair.min() < 0 or data.pair.max() >= len(data.pairs):
         raise ValueError(
-            f"{data.name}: pair must lie from 0 to {len(data.pairs) - 1}; got {int(data.pair.min())} to {int(data.pair.max())}"
+            f"{data.name}: got pair from {int(data.pair.min())} to {int(data.pair.max())}, "
+            f"expected 0 to {len(data.pairs) - 1}"
         )
     if len(data.pairs.unique(dim=0)) != len(data.pairs):
-        raise ValueError(f"{data.name}: a pair is listed twice")
+        raise ValueError(f"{data.name}: got a pair that is listed twice, expected each once")
     for column, names, what in ((0, data.adjectives, "adjective"), (1, data.nouns, "noun")):
         if data.pairs[:, column].min() < 0 or data.pairs[:, column].max() >= len(names):
             raise ValueError(
-                f"{data.name}: a pair has {what} {int(data.pairs[:, column].max())}, but there are {len(names)}"
+                f"{data.name}: got a pair with {what} {int(data.pairs[:, column].max())}, "
+                f"expected less than {len(names)}"
             )
     where: dict[str, str] = {}
     for group, split in zip(data.groups, data.split, strict=True):
         if where.setdefault(group, split) != split:
             raise ValueError(
-                f"{data.name}: {group!r} is in {where[group]} and in {split}; a group must be in one split"
+                f"{data.name}: got group {group!r} in {where[group]} and in {split}, expected "
+                "one split for each group"
             )
     return data
 
@@ -153,11 +160,9 @@ def drawn_world(
     everywhere = things.groupby("codepoint")["vendor"].nunique()
     known = sorted(everywhere.index[everywhere == art.frame["vendor"].nunique()])
     if not 1 <= num_nouns <= len(known):
-        raise ValueError(f"num_nouns must be from 1 to {len(known)}; got {num_nouns}")
+        raise ValueError(f"num_nouns: got {num_nouns}, expected 1 to {len(known)}")
     if not 1 <= num_adjectives <= len(ADJECTIVES):
-        raise ValueError(
-            f"num_adjectives must be from 1 to {len(ADJECTIVES)}; got {num_adjectives}"
-        )
+        raise ValueError(f"num_adjectives: got {num_adjectives}, expected 1 to {len(ADJECTIVES)}")
     about = art.frame.drop_duplicates("codepoint").set_index("codepoint").loc[known]
     scene = np.array(
         [
@@ -165,9 +170,8 @@ def drawn_world(
             for c, s in zip(about["category"], about["subcategory"], strict=True)
         ]
     )
-    few = min(
-        num_nouns // 4, int(scene.sum())
-    )  # a quarter of the nouns are scenes, as far as there are any
+    # a quarter of the nouns are scenes, as far as there are any
+    few = min(num_nouns // 4, int(scene.sum()))
     rows = [
         *draw.choice(np.flatnonzero(~scene), num_nouns - few, replace=False),
         *draw.choice(np.flatnonzero(scene), few, replace=False),
@@ -200,11 +204,11 @@ def drawn_pictures(
 ) -> PairSet:
     "Pictures of every pair of a world."
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength must lie from 0 to 1; got {strength}")
+        raise ValueError(f"strength: got {strength}, expected 0 to 1")
     if per_pair < 1:
-        raise ValueError(f"per_pair must be at least 1; got {per_pair}")
+        raise ValueError(f"per_pair: got {per_pair}, expected at least 1")
     generator = seeded_generator(seed, stream=f"pictures {split}")
     rows = _rows_of(world, per_pair, split, generator)
     pair = torch.arange(len(world.pairs)).repeat_interleave(per_pair)
@@ -212,7 +216,7 @@ def drawn_pictures(
         world.pairs[pair, 0]
     ]
     if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity must lie from 0 to 1; got {opacity}")
+        raise ValueError(f"opacity: got {opacity}, expected 0 to 1")
     images = _rendered(
         world.art.rgba(size) * torch.tensor([1.0, 1, 1, opacity]).view(1, 4, 1, 1),
         rows,
@@ -282,7 +286,7 @@ def set_into_corner(
 ) -> Float[Tensor, "B 3 H W"]:
     "Each picture with another one, made small, in one of its corners."
     if not 0 < share <= 1:
-        raise ValueError(f"share must lie above 0 and at most 1; got {share}")
+        raise ValueError(f"share: got {share}, expected above 0 and at most 1")
     side = max(1, round(share * pictures.shape[-1]))
     small = torch.nn.functional.interpolate(
         others, size=(side, side), mode="bilinear", antialias=True
@@ -299,8 +303,8 @@ def set_into_corner(
 
 # %% ../../nbs/anp/01_data.ipynb #e02166c0
 def mtvso(
-    folder: str
-    | Path,  # holds mtvso_adjlabels.txt, mtvso_nounlabels.txt, mtvso_anplabels.txt, train.txt, test.txt
+    # holds mtvso_adjlabels.txt, mtvso_nounlabels.txt, mtvso_anplabels.txt, train.txt, test.txt
+    folder: str | Path,
 ) -> PairSet:  # files, no pictures; stand_in is False
     "The list of MT-VSO pictures with their pairs, in the layout that the authors' code reads."
     folder = Path(folder)
@@ -322,11 +326,12 @@ def mtvso(
                 k, n, a = map(int, labels)
             except ValueError:
                 raise ValueError(
-                    f"{part}.txt, line {number}: expected `path pair noun adjective`; got {line!r}"
+                    f"{part}.txt, line {number}: got {line!r}, expected `path pair noun adjective`"
                 ) from None
             if where.get((a, n)) != k:
                 raise ValueError(
-                    f"{part}.txt, line {number}: pair {k} is not adjective {a} with noun {n}"
+                    f"{part}.txt, line {number}: got pair {k}, expected the pair of adjective "
+                    f"{a} and noun {n}"
                 )
             for column, value in ((files, name), (pair, k), (split, part)):
                 column.append(value)
@@ -348,20 +353,22 @@ def mtvso(
 def _lines(file: Path) -> list[str]:
     "Lines with something in them, of a file that must be there."
     if not file.is_file():
-        raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
+        raise FileNotFoundError(
+            f"folder: got {file.parent} without {file.name}, expected the layout of the data page"
+        )
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 # %% ../../nbs/anp/01_data.ipynb #17ab5e4f
 def mit_states(
-    folder: str
-    | Path,  # holds images/ADJECTIVE NOUN/*.jpg and compositional-split-natural/{train,val,test}_pairs.txt
+    # holds images/ADJECTIVE NOUN/*.jpg and compositional-split-natural/{train,val,test}_pairs.txt
+    folder: str | Path,
 ) -> PairSet:  # files, no pictures
     "States and objects of MIT-States; the pairs of the test are new combinations of known words."
     folder, names, rows = Path(folder), {"train": "train", "val": "validation", "test": "test"}, []
     for part, split in names.items():
         for line in _lines(folder / "compositional-split-natural" / f"{part}_pairs.txt"):
             if len(line.split()) != 2:
-                raise ValueError(f"{part}_pairs.txt: expected `adjective noun`; got {line!r}")
+                raise ValueError(f"{part}_pairs.txt: got {line!r}, expected `adjective noun`")
             a, n = line.split()
             rows += [
                 (a, n, split, f.relative_to(folder).as_posix())
@@ -369,7 +376,8 @@ def mit_states(
             ]
     if not rows:
         raise FileNotFoundError(
-            f"folder: {folder} has no pictures of the listed pairs below images/"
+            f"folder: got {folder} without pictures below images/, expected some of the listed "
+            "pairs"
         )
     return _from_words("mit states", rows)
 
@@ -414,7 +422,8 @@ def emoset(
     kept = [r for r in rows if counts[r[0], r[1]] >= min_pictures]
     if not kept:
         raise ValueError(
-            f"min_pictures: no pair has {min_pictures} pictures; the most frequent has {max(counts.values(), default=0)}"
+            f"min_pictures: got {min_pictures}, expected at most "
+            f"{max(counts.values(), default=0)}, the pictures of the most frequent pair"
         )
     return _from_words("emoset", kept)
 
@@ -450,7 +459,7 @@ def write_fixture(
     "A tiny set with the layout of a real one, made up."
     writers = {"mtvso": _fixture_mtvso, "mit_states": _fixture_states, "emoset": _fixture_emoset}
     if name not in writers:
-        raise ValueError(f"name must be one of {', '.join(writers)}; got {name!r}")
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(writers)}")
     for path, text in writers[name]().items():
         file = Path(folder) / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -513,13 +513,8 @@ def _other_noun(
     return torch.multinomial(weights, 1, generator=generator)[:, 0]
 
 # %% ../../nbs/anp/04_experiments.ipynb #9d6a53b9
-WHOLE = (
-    "dark",
-    "bright",
-    "misty",
-    "rainy",
-    "muddy",
-)  # adjectives of the picture rather than of the drawing
+# adjectives of the picture rather than of the drawing
+WHOLE = ("dark", "bright", "misty", "rainy", "muddy")
 
 
 def erased_rows(study: Study, nets: Nets, world: World) -> list[dict[str, Any]]:
@@ -805,7 +800,8 @@ def load_photographs(seed: int) -> tuple[PairSet, Path]:
         if folder := os.environ.get(variable, ""):
             return with_fusion_split(load(folder), seed=seed), Path(folder)
     raise FileNotFoundError(
-        f"vso: set one of {', '.join(FOLDERS)} to the folder of the set (its layout is on the data page)"
+        f"vso: got no folder, expected one of {', '.join(FOLDERS)} to name it; set it (the "
+        "layout is on the data page)"
     )
 
 

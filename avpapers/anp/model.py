@@ -70,8 +70,8 @@ def product_rule(
     noun: Float[Tensor, "B N"],  # p_n, probabilities
     pairs: Int[Tensor, "P 2"],  # adjective and noun of each pair
     *,
-    counts: Float[Tensor, "P"]
-    | None = None,  # pictures of each pair in training, to correct for; None: no correction
+    # pictures of each pair in training, to correct for; None: no correction
+    counts: Float[Tensor, "P"] | None = None,
 ) -> Float[Tensor, "B P"]:  # scores, log probabilities up to a constant
     "Pairs by the product of the probabilities of their parts."
     _check_parts(adjective, noun, pairs)
@@ -93,7 +93,8 @@ def product_rule(
 def _check_parts(adjective: Tensor, noun: Tensor, pairs: Tensor) -> None:
     if adjective.ndim != 2 or noun.ndim != 2 or len(adjective) != len(noun):
         raise ValueError(
-            f"adjective and noun must be (B, A) and (B, N); got shapes {tuple(adjective.shape)} and {tuple(noun.shape)}"
+            f"adjective, noun: got shapes {tuple(adjective.shape)} and {tuple(noun.shape)}, "
+            "expected (B, A) and (B, N)"
         )
     if (
         pairs.ndim != 2
@@ -102,7 +103,8 @@ def _check_parts(adjective: Tensor, noun: Tensor, pairs: Tensor) -> None:
         or pairs.min() < 0
     ):
         raise ValueError(
-            f"pairs must be (P, 2) with adjectives below {adjective.shape[1]} and nouns below {noun.shape[1]}"
+            f"pairs: got shape {tuple(pairs.shape)}, expected (P, 2) with adjectives below "
+            f"{adjective.shape[1]} and nouns below {noun.shape[1]}"
         )
 
 # %% ../../nbs/anp/02_model.ipynb #af26644f
@@ -253,7 +255,7 @@ def contributions(
 ) -> Float[Tensor, "B K C"]:  # relevance of each adjective and noun, C = A + N, adjectives first
     "Relevance of the named probabilities for pairs, by deep Taylor decomposition (section 3.3; z+ and z^B rules)."
     if bounds not in BOUNDS:
-        raise ValueError(f"bounds must be one of {BOUNDS}; got {bounds!r}")
+        raise ValueError(f"bounds: got {bounds!r}, expected one of {BOUNDS}")
     u = (torch.cat([adjective, noun], 1) - fusion.mean) / fusion.std
     low, high = (
         -fusion.mean / fusion.std,
@@ -267,9 +269,8 @@ def contributions(
     plus, minus = w.clamp_min(0), w.clamp_max(0)
     total = u @ w.T - low @ plus.T - high @ minus.T  # (B, H)
     s = hidden / (total[:, None] + _EPS)
-    return (u - high)[:, None] * (s @ w) + (high - low) * (
-        s @ plus
-    )  # the same in two products: minus = w - plus
+    # the same in two products: minus = w - plus
+    return (u - high)[:, None] * (s @ w) + (high - low) * (s @ plus)
 
 
 _EPS = 1e-9
@@ -287,7 +288,7 @@ def adjective_to_noun_ratio(
     "Mean relevance of an adjective over mean relevance of a noun (ANR)."
     if not 0 < num_adjectives < relevance.shape[-1]:
         raise ValueError(
-            f"num_adjectives must lie between 1 and {relevance.shape[-1] - 1}; got {num_adjectives}"
+            f"num_adjectives: got {num_adjectives}, expected 1 to {relevance.shape[-1] - 1}"
         )
     return relevance[..., :num_adjectives].mean(-1) / relevance[..., num_adjectives:].mean(-1)
 
@@ -324,9 +325,7 @@ def in_top(
 ) -> Bool[Tensor, "B"]:  # is the true class among them?
     "Top-k hits; a k above the number of classes is an error."
     if not 1 <= k <= scores.shape[1]:
-        raise ValueError(
-            f"k must lie between 1 and the number of classes, {scores.shape[1]}; got {k}"
-        )
+        raise ValueError(f"k: got {k}, expected 1 to {scores.shape[1]}, the number of classes")
     return (scores.topk(k, 1).indices == target[:, None]).any(1)
 
 
@@ -348,7 +347,8 @@ def equivalent_pairs(
     adjectives, nouns = contributions[:, :num_adjectives], contributions[:, num_adjectives:]
     if k > min(adjectives.shape[1], nouns.shape[1]):
         raise ValueError(
-            f"k must be at most {min(adjectives.shape[1], nouns.shape[1])}, the smaller number of classes; got {k}"
+            f"k: got {k}, expected at most {min(adjectives.shape[1], nouns.shape[1])}, the "
+            "smaller number of classes"
         )
     sets = torch.cat(
         [

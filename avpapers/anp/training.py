@@ -84,12 +84,15 @@ def train_on(
 def _check_inputs(inputs: tuple[Tensor, ...], labels: Tensor) -> None:
     if not inputs or any(len(x) != len(labels) for x in inputs) or not len(labels):
         raise ValueError(
-            f"inputs and labels must be equally many, at least 1; got {[len(x) for x in inputs]} and {len(labels)}"
+            f"inputs, labels: got {[len(x) for x in inputs]} and {len(labels)} items, expected "
+            "equally many, at least 1"
         )
     for x in inputs:
         if not torch.isfinite(x).all():
             raise ValueError(
-                f"inputs hold NaN or inf, first in item {int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])}"
+                "inputs: got NaN or infinity, first in item "
+                f"{int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])}, expected finite "
+                "numbers"
             )
 
 # %% ../../nbs/anp/03_training.ipynb #38e87c82
@@ -170,7 +173,7 @@ class PictureBatches:
     ):
         if len(files) != len(labels):
             raise ValueError(
-                f"files and labels must be equally many; got {len(files)} and {len(labels)}"
+                f"files, labels: got {len(files)} and {len(labels)}, expected equally many"
             )
         self.folder, self.files, self.labels, self.transform, self.num_threads = (
             Path(folder),
@@ -213,7 +216,8 @@ def read_pictures(
                 return transform(picture.convert("RGB"))
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(
-                f"files: {name} in {folder} cannot be read as a picture ({error}). Fetch it again, or drop it from the list"
+                f"files: got {name} in {folder}, expected a picture ({error}); fetch it again, "
+                "or drop it from the list"
             ) from error
 
     with ThreadPoolExecutor(num_threads) as pool:

@@ -48,18 +48,15 @@ class Rated:
     "Items with the judgments of several people."
 
     name: str  # a key of `DATASETS`
-    items: tuple[
-        str, ...
-    ]  # what a person judged: a word, a tweet with handles masked, an image's name
-    votes: Float[
-        Tensor, "N K"
-    ]  # counts, or shares where only shares are known; each row sums to > 0
+    # what a person judged: a word, a tweet with handles masked, an image's name
+    items: tuple[str, ...]
+    # counts, or shares where only shares are known; each row sums to > 0
+    votes: Float[Tensor, "N K"]
     class_names: tuple[str, ...]  # K names
     split: tuple[str, ...]  # "train", "validation" or "test" of each item
     groups: tuple[str, ...]  # leak unit; a group is in one split only
-    disagreement: Float[
-        Tensor, "N"
-    ]  # d, 0 to 1: 1 - sum p^2, or 1 - agreement where only that is known
+    # d, 0 to 1: 1 - sum p^2, or 1 - agreement where only that is known
+    disagreement: Float[Tensor, "N"]
     inputs: Tensor | None = None  # (N, D) features, (N, H, W) or (N, C, H, W) images; float32
     subgroup: tuple[str, ...] = ()  # who is shown, for analyses of bias
     ratings: Tensor | None = None  # (N, R) single ratings on their own scale
@@ -117,7 +114,7 @@ def _positions(data: Rated, which: str | Tensor | Sequence[int]) -> Tensor:
     if isinstance(which, str):
         if which not in SPLITS:
             raise ValueError(
-                f"which must be one of {', '.join(SPLITS)}, or positions; got {which!r}"
+                f"which: got {which!r}, expected one of {', '.join(SPLITS)}, or positions"
             )
         return torch.tensor([i for i, s in enumerate(data.split) if s == which], dtype=torch.long)
     index = torch.as_tensor(which)
@@ -131,13 +128,13 @@ def _check_lengths(data: Rated) -> None:
         if (v := getattr(data, f)) is not None and (len(v) or f != "subgroup")
     }
     if len(set(sizes.values())) != 1:
-        raise ValueError(f"{data.name}: all fields must have one entry an item; got {sizes}")
+        raise ValueError(f"{data.name}: got fields of lengths {sizes}, expected one entry per item")
     if not len(data):
-        raise ValueError(f"{data.name}: no items. Give more data")
+        raise ValueError(f"{data.name}: got no items, expected at least 1; give more data")
     if data.votes.shape[1:] != (len(data.class_names),):
         raise ValueError(
-            f"{data.name}: votes must be (N, {len(data.class_names)}) for the classes "
-            f"{', '.join(data.class_names)}; got {tuple(data.votes.shape)}"
+            f"{data.name}: got votes of shape {tuple(data.votes.shape)}, expected (N, "
+            f"{len(data.class_names)}) for the classes {', '.join(data.class_names)}"
         )
 
 
@@ -151,44 +148,48 @@ def _check_numbers(data: Rated) -> None:
                 else ~torch.isfinite(values)
             )
             raise ValueError(
-                f"{data.name}: NaN or infinite {field}, first in {data.items[int(bad.nonzero()[0])]!r}"
+                f"{data.name}: got NaN or infinite {field}, first in "
+                f"{data.items[int(bad.nonzero()[0])]!r}, expected finite numbers"
             )
     if data.votes.min() < 0:
-        raise ValueError(f"{data.name}: votes must not be negative; got {data.votes.min():.3g}")
+        raise ValueError(f"{data.name}: got votes of {data.votes.min():.3g}, expected at least 0")
     if (empty := data.votes.sum(1) <= 0).any():
         raise ValueError(
-            f"{data.name}: no votes for {data.items[int(empty.nonzero()[0])]!r}. Drop such items"
+            f"{data.name}: got no votes for {data.items[int(empty.nonzero()[0])]!r}, expected "
+            "at least 1; drop such items"
         )
     if data.disagreement.min() < 0 or data.disagreement.max() > 1:
         raise ValueError(
-            f"{data.name}: disagreement must be from 0 to 1; got {data.disagreement.min():.3g} to "
-            f"{data.disagreement.max():.3g}"
+            f"{data.name}: got disagreement from {data.disagreement.min():.3g} to "
+            f"{data.disagreement.max():.3g}, expected 0 to 1"
         )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #ee526569
 def _check_splits(data: Rated) -> None:
     if unknown := set(data.split) - set(SPLITS):
         raise ValueError(
-            f"{data.name}: split must be one of {', '.join(SPLITS)}; got {sorted(unknown)}"
+            f"{data.name}: got split {sorted(unknown)}, expected one of {', '.join(SPLITS)}"
         )
     for field, what in (("groups", "group"), ("items", "item")):
         where: dict[str, str] = {}
         for name, split in zip(getattr(data, field), data.split):
             if where.setdefault(name, split) != split:
                 raise ValueError(
-                    f"{data.name}: the {what} {name!r} is in {where[name]} and in {split}. "
-                    f"It must be in one split only"
+                    f"{data.name}: got the {what} {name!r} in {where[name]} and in {split}, "
+                    "expected one split only"
                 )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #4bae6eec
 def _check_votes(votes: Tensor) -> Tensor:
     "Votes as shares."
     if votes.ndim != 2 or not len(votes):
-        raise ValueError(f"votes must be (N, K) with N at least 1; got {tuple(votes.shape)}")
+        raise ValueError(
+            f"votes: got shape {tuple(votes.shape)}, expected (N, K) with N at least 1"
+        )
     if not torch.isfinite(votes).all() or votes.min() < 0 or (votes.sum(1) <= 0).any():
         raise ValueError(
-            "votes must be finite and not negative, and each row must sum to more than 0; "
-            f"got values from {votes.min()} and a least sum of {votes.sum(1).min()}"
+            f"votes: got values from {votes.min()} and a least sum of {votes.sum(1).min()}, "
+            "expected finite values of at least 0 and rows that sum to more than 0"
         )
     return votes / votes.sum(1, keepdim=True)
 
@@ -205,7 +206,8 @@ def vote_disagreement(
     n = votes.sum(1)
     if n.min() < 2:
         raise ValueError(
-            f"votes must be counts with at least 2 in each row to be unbiased; got {n.min():g}"
+            f"votes: got {n.min():g} in a row, expected counts with at least 2 in each row to "
+            "be unbiased"
         )
     return (d * n / (n - 1)).clamp(0, 1)
 
@@ -223,7 +225,7 @@ def sign_votes(
     "Ratings as votes: negative, neutral, positive."
     if ratings.ndim != 2 or not ratings.numel() or not torch.isfinite(ratings).all():
         raise ValueError(
-            f"ratings must be (N, R), not empty and finite; got shape {tuple(ratings.shape)}"
+            f"ratings: got shape {tuple(ratings.shape)}, expected (N, R), not empty and finite"
         )
     return torch.stack(
         [(ratings < 0).sum(1), (ratings == 0).sum(1), (ratings > 0).sum(1)], 1
@@ -247,10 +249,11 @@ def rating_ceiling(
     "The largest correlation with disagreement that a perfect model could reach."
     if ratings.ndim != 2 or ratings.shape[1] < 4 or len(ratings) < 3:
         raise ValueError(
-            f"ratings must be (N, R) with N at least 3 and R at least 4; got {tuple(ratings.shape)}"
+            f"ratings: got shape {tuple(ratings.shape)}, expected (N, R) with N at least 3 and "
+            "R at least 4"
         )
     if repeats < 1:
-        raise ValueError(f"repeats must be at least 1; got {repeats}")
+        raise ValueError(f"repeats: got {repeats}, expected at least 1")
     half, found = ratings.shape[1] // 2, 0.0
     for _ in range(repeats):
         order = (
@@ -268,15 +271,12 @@ def split_by_group(
     groups: Sequence[str],  # (N,) leak unit of each item
     *,
     seed: int,  # decides which groups go where
-    shares: tuple[float, float, float] = (
-        0.6,
-        0.15,
-        0.25,
-    ),  # of the items, for train, validation and test
+    # of the items, for train, validation and test
+    shares: tuple[float, float, float] = (0.6, 0.15, 0.25),
 ) -> tuple[str, ...]:  # (N,) split of each item
     "Splits in which no group is divided."
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"shares must be three positive numbers that sum to 1; got {shares}")
+        raise ValueError(f"shares: got {shares}, expected three positive numbers that sum to 1")
     count: dict[str, int] = {}
     for group in groups:
         count[group] = count.get(group, 0) + 1
@@ -288,7 +288,8 @@ def split_by_group(
         before += count[names[i]]
     if set(where.values()) != set(SPLITS):
         raise ValueError(
-            f"groups: {len(names)} of them are too few, or too uneven, for three splits. Give more data"
+            f"groups: got {len(names)}, expected enough groups of similar size for three "
+            "splits; give more data"
         )
     return tuple(where[g] for g in groups)
 
@@ -351,8 +352,8 @@ def _vader_table() -> dict[str, list[int]]:
         ratings = [int(r) for r in re.findall(r"-?\d+", cells[-1])]
         if len(cells) != 4 or len(ratings) != 10 or not all(-4 <= r <= 4 for r in ratings):
             raise ValueError(
-                f"vader_lexicon.txt, line {number}: expected a word, mean, sd and ten ratings from -4 to 4; "
-                f"got {line!r}"
+                f"vader_lexicon.txt, line {number}: got {line!r}, expected a word, mean, sd "
+                "and ten ratings from -4 to 4"
             )
         if cells[0].isalpha():
             found.setdefault(cells[0], ratings)
@@ -375,9 +376,8 @@ def vader_words(
     table = _vader_table()
     _check_num(num, len(table))
     words = _fixed_order(table)
-    features = torch.from_numpy(
-        sentence_features(words)
-    )  # of all words, so that features do not depend on num
+    # of all words, so that features do not depend on num
+    features = torch.from_numpy(sentence_features(words))
     words = words[:num]
     ratings = torch.tensor([table[w] for w in words], dtype=torch.float32)
     votes, groups = sign_votes(ratings), tuple(w[:5].lower() for w in words)
@@ -397,7 +397,7 @@ def vader_words(
 
 def _check_num(num: int | None, most: int, least: int = 20) -> None:
     if num is not None and not least <= num <= most:
-        raise ValueError(f"num must be from {least} to {most}; got {num}")
+        raise ValueError(f"num: got {num}, expected {least} to {most}")
 
 # %% ../../nbs/uncertainty/01_data.ipynb #fb027d01
 def split_table(
@@ -447,7 +447,7 @@ def _tweet_table() -> dict[str, tuple[int, float, str]]:
             label, agreement = SENTIMENTS.index(row["sentiment"]), float(row["confidence"] or "nan")
         except (KeyError, ValueError) as error:
             raise ValueError(
-                f"tweets, line {number}: expected sentiment, confidence and text; got {row}"
+                f"tweets, line {number}: got {row}, expected sentiment, confidence and text"
             ) from error
         masked = mask_tweet(row["text"])
         key = _tweet_key(masked)
@@ -455,7 +455,7 @@ def _tweet_table() -> dict[str, tuple[int, float, str]]:
             continue
         if agreement > 1:
             raise ValueError(
-                f"tweets, line {number}: confidence must be at most 1; got {agreement}"
+                f"tweets, line {number}: got confidence {agreement}, expected at most 1"
             )
         seen.add(key)
         found[masked] = (label, agreement, key)
@@ -488,7 +488,7 @@ def tweets(
 ) -> Rated:  # votes are shares
     "Tweets with the agreement of a crowd about their sentiment."
     if features not in ("bge", "tfidf"):
-        raise ValueError(f"features must be bge or tfidf; got {features!r}")
+        raise ValueError(f"features: got {features!r}, expected bge or tfidf")
     table = _tweet_table()
     _check_num(num, len(table), least=100)
     texts = tuple(_fixed_order(table)[:num])
@@ -566,9 +566,9 @@ def _draw_faces(latents: Tensor, skin: Tensor, turn: Tensor, shift: Tensor) -> T
 def _rare(num: int, rare_share: float, generator: torch.Generator) -> Tensor:
     "(N,) true for the rare ones: their exact share, in random places."
     if num < 1:
-        raise ValueError(f"num must be at least 1; got {num}")
+        raise ValueError(f"num: got {num}, expected at least 1")
     if not 0 <= rare_share <= 1:
-        raise ValueError(f"rare_share must be from 0 to 1; got {rare_share}")
+        raise ValueError(f"rare_share: got {rare_share}, expected 0 to 1")
     order = torch.randperm(num, generator=generator, device=generator.device)
     return order < round(num * rare_share)
 
@@ -576,14 +576,14 @@ def _rare(num: int, rare_share: float, generator: torch.Generator) -> Tensor:
 def _draw_votes(probs: Tensor, votes: int, generator: torch.Generator) -> Tensor:
     "(N, K) counts of simulated votes."
     if votes < 1:
-        raise ValueError(f"votes must be at least 1; got {votes}")
+        raise ValueError(f"votes: got {votes}, expected at least 1")
     drawn = torch.multinomial(probs, votes, replacement=True, generator=generator)
     return torch.zeros_like(probs).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=probs.dtype))
 
 
 def _check_split_name(split: str) -> None:
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
 
 # %% ../../nbs/uncertainty/01_data.ipynb #d66797a2
 def procedural_faces(
@@ -681,11 +681,8 @@ def affect_vote_probs(
 
 # %% ../../nbs/uncertainty/01_data.ipynb #da290ca0
 COMMON_SKINS = ("PALE", "LIGHT", "YELLOW", "TANNED", "BROWN")
-POOL_SHARES = {
-    "train": (0.0, 0.5),
-    "validation": (0.5, 0.6),
-    "test": (0.6, 1.0),
-}  # of the pool of each tone
+# of the pool of each tone
+POOL_SHARES = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "test": (0.6, 1.0)}
 
 
 def _distinct(num: int, generator: torch.Generator, **fixed) -> pd.DataFrame:
@@ -721,8 +718,8 @@ def _pool_rows(split: str, rare: Tensor, pool: int, generator: torch.Generator) 
     if need > high - low:
         enough = 2 * math.ceil(need / (POOL_SHARES[split][1] - POOL_SHARES[split][0]) + 1)
         raise ValueError(
-            f"num: {need} faces of one group are wanted, but a pool of {pool} has {high - low} for "
-            f"{split}. Give pool={enough} or more"
+            f"num: got {need} faces of one group, expected at most the {high - low} that a "
+            f"pool of {pool} has for {split}; give pool={enough} or more"
         )
     rows = torch.empty(len(rare), dtype=torch.long)
     for offset, own in ((0, rare), (half, ~rare)):
@@ -745,7 +742,7 @@ def affect_avatars(
     "Cartoon faces with simulated votes about their feeling, one skin tone rare."
     _check_split_name(split)
     if pool < 40 or pool % 2:
-        raise ValueError(f"pool must be even and at least 40; got {pool}")
+        raise ValueError(f"pool: got {pool}, expected even and at least 40")
     rare = _rare(num, rare_share, generator).cpu()
     rows = _pool_rows(split, rare, pool, generator)
     images, attributes = _avatar_pool(rare_skin, size, pool)
@@ -793,7 +790,9 @@ _WHERE = {
 def _existing(folder: Path, name: str, source: str) -> Path:
     "A file that must be there."
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"folder: {folder} has no {name}. Get it from {_WHERE[source]}")
+        raise FileNotFoundError(
+            f"folder: got {folder} without {name}, expected that file; get it from {_WHERE[source]}"
+        )
     return folder / name
 
 
@@ -808,11 +807,13 @@ def _read_table(
         frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         again = f"Get it again from {_WHERE[source or name]}"
-        raise ValueError(f"{name} is not a readable CSV file ({error}). {again}") from error
+        raise ValueError(f"{name}: got {error}, expected a readable CSV file; {again}") from error
     if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"{name}: missing columns {missing}; it has {list(frame)}")
+        raise ValueError(f"{name}: got columns {list(frame)}, expected {missing} as well")
     if not len(frame):
-        raise ValueError(f"{name} has no rows. Get it again from {_WHERE[source or name]}")
+        raise ValueError(
+            f"{name}: got no rows, expected at least 1; get it again from {_WHERE[source or name]}"
+        )
     return frame[list(columns)]
 
 # %% ../../nbs/uncertainty/01_data.ipynb #25c2e640
@@ -825,7 +826,8 @@ def _counts(frame: pd.DataFrame, name: str) -> np.ndarray:
     if bad.any():
         row = int(bad.argmax())
         raise ValueError(
-            f"{name}, row {row + 2}: votes must be whole numbers from 0; got {frame.iloc[row].to_dict()}"
+            f"{name}, row {row + 2}: got votes {frame.iloc[row].to_dict()}, expected whole "
+            "numbers from 0"
         )
     return values
 
@@ -833,17 +835,16 @@ def _counts(frame: pd.DataFrame, name: str) -> np.ndarray:
 def _pixels(text: str, row: int) -> np.ndarray:
     "(48, 48) gray values of one picture."
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # a bad number ends the row: seen by its length
+        # a bad number ends the row: seen by its length
+        warnings.simplefilter("ignore", DeprecationWarning)
         try:
             values = np.fromstring(text, dtype=np.int64, sep=" ")
         except ValueError:
             values = np.empty(0, np.int64)
     if len(values) != 48 * 48 or values.min() < 0 or values.max() > 255:
         raise ValueError(
-            f"fer2013.csv, row {row + 2}: expected 2304 numbers from 0 to 255; got {len(values)} good ones. "
-            "A cut or damaged file: get it again"
+            f"fer2013.csv, row {row + 2}: got {len(values)} valid numbers, expected 2304 from "
+            "0 to 255; the file is damaged, get it again"
         )
     return values.astype(np.uint8).reshape(48, 48)
 
@@ -870,17 +871,22 @@ def ferplus(
         differ = (i for i, (a, b) in enumerate(zip(votes["Usage"], faces["Usage"])) if a != b)
         row = next(differ, min(len(votes), len(faces)))
         raise ValueError(
-            f"fer2013.csv and fer2013new.csv must have the same rows; got {len(faces)} and {len(votes)}, "
-            f"and they part at row {row + 2}. Do not sort or filter either file"
+            f"fer2013.csv and fer2013new.csv: got {len(faces)} and {len(votes)} rows that "
+            f"differ from row {row + 2}, expected the same rows; do not sort or filter either "
+            "file"
         )
     if unknown := set(votes["Usage"]) - set(_FERPLUS_USAGE):
         raise ValueError(
-            f"fer2013new.csv: Usage must be one of {', '.join(_FERPLUS_USAGE)}; got {sorted(unknown)}"
+            f"fer2013new.csv: got Usage {sorted(unknown)}, expected one of "
+            f"{', '.join(_FERPLUS_USAGE)}"
         )
     counts = _counts(votes[[*FERPLUS_CLASSES, "NF"]], "fer2013new.csv")[:, :-1]
     kept = np.flatnonzero((votes["Image name"] != "").to_numpy() & (counts.sum(1) > 0))
     if not len(kept):
-        raise ValueError("fer2013new.csv: no row has both a name and a vote. Get the file again")
+        raise ValueError(
+            "fer2013new.csv: got no row with both a name and a vote, expected at least 1; get "
+            "the file again"
+        )
     return _ferplus_rated(
         votes.iloc[kept], counts[kept], [_pixels(faces["pixels"].iloc[i], i) for i in kept.tolist()]
     )
@@ -933,7 +939,7 @@ def cremad(
 ) -> Rated:  # items are names of clips; six classes; no inputs
     "Acted sentences with the votes of about ten people each, split by speaker."
     if mode not in CREMAD_MODES:
-        raise ValueError(f"mode must be one of {', '.join(CREMAD_MODES)}; got {mode!r}")
+        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(CREMAD_MODES)}")
     rows = _read_table(Path(folder), "finishedResponses.csv", ("queryType", "clipName", "respEmo"))
     for column, pattern, meaning in (
         ("queryType", "[123]", "1, 2 or 3"),
@@ -942,12 +948,15 @@ def cremad(
     ):
         if len(bad := np.flatnonzero(~rows[column].str.fullmatch(pattern).to_numpy(bool))):
             raise ValueError(
-                f"finishedResponses.csv, row {bad[0] + 2}: {column} must be {meaning}; "
-                f"got {rows[column].iloc[bad[0]]!r}"
+                f"finishedResponses.csv, row {bad[0] + 2}: got {column} "
+                f"{rows[column].iloc[bad[0]]!r}, expected {meaning}"
             )
     own = rows[rows["queryType"] == CREMAD_MODES[mode]]
     if not len(own):
-        raise ValueError(f"finishedResponses.csv has no ratings of mode {mode}")
+        raise ValueError(
+            f"finishedResponses.csv: got no ratings of mode {mode}, expected at least 1; get "
+            "the file again"
+        )
     clips, votes = _crosstab(own["clipName"], own["respEmo"], tuple(CREMAD_CLASSES))
     speakers = tuple(c[:4] for c in clips)
     data = Rated(
@@ -987,21 +996,23 @@ def goemotions(
     )
     if unknown := set(rows["example_very_unclear"].str.lower()) - {"true", "false"}:
         raise ValueError(
-            f"goemotions: example_very_unclear must be True or False; got {sorted(unknown)}"
+            f"goemotions: got example_very_unclear {sorted(unknown)}, expected True or False"
         )
     ticks = _counts(rows[list(GOEMOTIONS_CLASSES)], "goemotions")
     if ticks.max() > 1:
-        raise ValueError(f"goemotions: emotions must be 0 or 1; got {ticks.max():g}")
+        raise ValueError(f"goemotions: got emotions up to {ticks.max():g}, expected 0 or 1")
     kept = (rows["example_very_unclear"].str.lower() == "false").to_numpy() & (ticks.sum(1) > 0)
     if not kept.any():
-        raise ValueError("goemotions: no row is clear and has an emotion. Get the files again")
+        raise ValueError(
+            "goemotions: got no clear row with an emotion, expected at least 1; get the files again"
+        )
     return _goemotions_rated(rows[kept], ticks[kept], split_seed)
 
 
 def _goemotions_rated(rows: pd.DataFrame, ticks: np.ndarray, split_seed: int) -> Rated:
     text = dict(zip(rows["id"], rows["text"]))
     if (rows["id"].map(text) != rows["text"]).any():
-        raise ValueError("goemotions: one id has two texts. Get the files again")
+        raise ValueError("goemotions: got two texts for one id, expected one; get the files again")
     position = {key: i for i, key in enumerate(text)}
     votes = torch.zeros(len(text), len(GOEMOTIONS_CLASSES))
     votes.index_add_(
@@ -1044,12 +1055,12 @@ def _cifar10_test(folder: Path, num: int) -> Tensor | None:
     except Exception as error:  # a damaged pickle raises errors of many kinds
         what = f"{type(error).__name__}: {error}"
         raise ValueError(
-            f"test_batch is not CIFAR-10's ({what}). Unpack the archive again"
+            f"test_batch: got another file ({what}), expected CIFAR-10's; unpack the archive again"
         ) from error
     if pixels.shape != (num, 3072) or pixels.dtype != np.uint8:
         raise ValueError(
-            f"test_batch: expected {num} pictures of 3072 bytes, one a row of cifar10h-counts.npy; "
-            f"got {pixels.shape} of {pixels.dtype}"
+            f"test_batch: got {pixels.shape} of {pixels.dtype}, expected {num} pictures of "
+            "3072 bytes, one per row of cifar10h-counts.npy"
         )
     return torch.from_numpy(pixels.reshape(num, 3, 32, 32)).float().div(255)
 
@@ -1065,11 +1076,13 @@ def cifar10h(
         counts = load_array(file.read_bytes())
     except Exception as error:
         raise ValueError(
-            f"cifar10h-counts.npy is damaged ({error}). Get it from {_WHERE[file.name]}"
+            f"cifar10h-counts.npy: got {error}, expected a readable array; get it from "
+            f"{_WHERE[file.name]}"
         ) from error
     if counts.ndim != 2 or counts.shape[1] != 10 or not np.issubdtype(counts.dtype, np.number):
         raise ValueError(
-            f"cifar10h-counts.npy: expected numbers (10000, 10); got {counts.shape} of {counts.dtype}"
+            f"cifar10h-counts.npy: got {counts.shape} of {counts.dtype}, expected numbers "
+            "(10000, 10)"
         )
     names = tuple(f"test {i:05d}" for i in range(len(counts)))
     data = Rated(
@@ -1098,7 +1111,7 @@ def write_fixture(
         "cifar10h": _write_cifar10h,
     }
     if name not in writers:
-        raise ValueError(f"name must be one of {', '.join(writers)}; got {name!r}")
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(writers)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     writers[name](folder, np.random.default_rng(0))

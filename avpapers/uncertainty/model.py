@@ -32,23 +32,19 @@ class Uncertainty:
     "The prediction for each item, and how unsure it is, by kind."
 
     probs: Float[Tensor, "N K"]  # mean over passes of the class probabilities
-    logits: Float[
-        Tensor, "N K"
-    ]  # mean over passes of the logits, what the released code predicts from
+    # mean over passes of the logits, what the released code predicts from
+    logits: Float[Tensor, "N K"]
     predictive_entropy: Float[Tensor, "N"]  # H, total, nats
     expected_entropy: Float[Tensor, "N"]  # E, aleatoric, nats
     mutual_information: Float[Tensor, "N"]  # I = H - E, epistemic, nats
     aleatoric_variance: Float[Tensor, "N"]  # mean over passes of 1 - sum p^2, from 0 to 1 - 1/K
-    epistemic_variance: Float[
-        Tensor, "N"
-    ]  # variance over passes of the probabilities, summed over classes
+    # variance over passes of the probabilities, summed over classes
+    epistemic_variance: Float[Tensor, "N"]
     logit_variance: Float[Tensor, "N"]  # variance over passes of the logits, mean over classes
-    released_epistemic: Float[
-        Tensor, "N"
-    ]  # variance over passes and classes together (D2): mostly confidence
-    learned_variance: (
-        Float[Tensor, "N"] | None
-    )  # a = exp(v), mean over passes; None without that output
+    # variance over passes and classes together (D2): mostly confidence
+    released_epistemic: Float[Tensor, "N"]
+    # a = exp(v), mean over passes; None without that output
+    learned_variance: Float[Tensor, "N"] | None
     num_samples: int  # S, passes
 
     def to_frame(self):  # a pandas frame, one row an item
@@ -65,17 +61,16 @@ class Uncertainty:
 # %% ../../nbs/uncertainty/02_model.ipynb #53a1062a
 def decompose(
     logits: Float[Tensor, "S N K"],  # one slice a pass
-    log_variance: Float[Tensor, "S N"]
-    | None = None,  # v, of the logits' noise, same for all classes
+    # v, of the logits' noise, same for all classes
+    log_variance: Float[Tensor, "S N"] | None = None,
     *,
-    noise: Float[Tensor, "J K"]
-    | None = None,  # eps, standard normal draws to add to the logits; None adds none
+    # eps, standard normal draws to add to the logits; None adds none
+    noise: Float[Tensor, "J K"] | None = None,
 ) -> Uncertainty:  # one value an item
     "Split the doubt of S opinions into its parts (Kendall and Gal; the mutual information is also called BALD)."
     _check_logits(logits, log_variance, noise)
-    z = (
-        logits.float().permute(2, 0, 1).contiguous()
-    )  # (K, S, N): sums over few classes vectorize over items
+    # (K, S, N): sums over few classes vectorize over items
+    z = logits.float().permute(2, 0, 1).contiguous()
     log_probs = z.log_softmax(0)
     probs = log_probs.exp()
     expected = 0 - (probs * log_probs.clamp_min(-1e4)).sum(0)
@@ -113,18 +108,23 @@ def _spread(values: Tensor, mean: Tensor) -> Tensor:
 def _check_logits(logits: Tensor, log_variance: Tensor | None, noise: Tensor | None) -> None:
     if logits.ndim != 3 or logits.shape[2] < 2 or not logits.shape[0]:
         raise ValueError(
-            f"logits must be (S, N, K), passes by items by at least 2 classes; got shape {tuple(logits.shape)}"
+            f"logits: got shape {tuple(logits.shape)}, expected (S, N, K), passes by items by "
+            "at least 2 classes"
         )
     if log_variance is not None and log_variance.shape != logits.shape[:2]:
         raise ValueError(
-            f"log_variance must be (S, N) = {tuple(logits.shape[:2])}; got shape {tuple(log_variance.shape)}"
+            f"log_variance: got shape {tuple(log_variance.shape)}, expected (S, N) = "
+            f"{tuple(logits.shape[:2])}"
         )
     if noise is not None and log_variance is None:
-        raise ValueError("noise was given without log_variance: there is no sigma to scale it with")
+        raise ValueError(
+            "noise: got noise without log_variance, expected both; without sigma it has no scale"
+        )
     if logits.isnan().any():
         bad = logits.isnan().any(-1).any(0).nonzero()[:3, 0].tolist()
         raise ValueError(
-            f"logits hold NaN, first in items {bad}; look for NaN in the input or the weights"
+            f"logits: got NaN, first in items {bad}, expected numbers; look for NaN in the "
+            "input or the weights"
         )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #1bcd39b0
@@ -141,9 +141,8 @@ def _alpha_dropout(x: Tensor, p: float, mask: Tensor) -> Tensor:
     return (x * keep + limit * (1 - keep)) * scale - scale * p * limit
 
 # %% ../../nbs/uncertainty/02_model.ipynb #69d13b16
-_KINDS: dict[
-    Callable, int | None
-] = {  # function -> how many axes behind the item get their own draw; None: all
+# function -> how many axes behind the item get their own draw; None: all
+_KINDS: dict[Callable, int | None] = {
     F.dropout: None,
     torch.dropout: None,
     F.dropout1d: 1,
@@ -160,10 +159,8 @@ class _DropoutOn(TorchFunctionMode):
     def __init__(self, generator: torch.Generator, independent: bool):
         super().__init__()
         self.generator, self.independent = generator, independent
-        self.calls, self.largest = (
-            0,
-            1,
-        )  # dropout calls seen; the largest tensor after the first of them
+        # dropout calls seen; the largest tensor after the first of them
+        self.calls, self.largest = (0, 1)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -281,9 +278,8 @@ class MCDropout(nn.Module):
             max_bytes,
             method,
         )
-        self.known: dict[
-            tuple, tuple[str, int]
-        ] = {}  # shapes of one row -> how to run it, and its largest tensor
+        # shapes of one row -> how to run it, and its largest tensor
+        self.known: dict[tuple, tuple[str, int]] = {}
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, heteroscedastic={self.heteroscedastic}, masks={self.masks!r}"
@@ -301,16 +297,19 @@ class MCDropout(nn.Module):
 
 # %% ../../nbs/uncertainty/02_model.ipynb #1b4ce5c7
 def mc_dropout(
-    model: nn.Module,  # any classifier with dropout; returns logits (N, K), or an object with `.logits`
+    # any classifier with dropout; returns logits (N, K), or an object with `.logits`
+    model: nn.Module,
     num_samples: int = 50,  # S, passes; the released code takes 10 (D5)
     *,
     heteroscedastic: bool = False,  # the last output is a log variance v of the logits' noise
     masks: str = "shared",  # "shared": one mask a pass for all items (D7); "independent": one each
-    logit_draws: int = 0,  # J, draws of the logits' noise a pass; 0 predicts from the noiseless logits
+    # J, draws of the logits' noise a pass; 0 predicts from the noiseless logits
+    logit_draws: int = 0,
     seed: int = 0,  # of masks and draws; the same seed gives the same result
-    max_bytes: int
-    | None = None,  # memory for the stochastic part; None: 16 MiB on a CPU (near its cache), 1 GiB on a GPU
-    method: str = "auto",  # "thin", "vmap" or "loop" (below); "auto": the first that can run this model
+    # memory for the stochastic part; None: 16 MiB on a CPU (near its cache), 1 GiB on a GPU
+    max_bytes: int | None = None,
+    # "thin", "vmap" or "loop" (below); "auto": the first that can run this model
+    method: str = "auto",
 ) -> MCDropout:  # call it like the model: `mc_dropout(model)(x).mutual_information`
     "Let a trained classifier say how unsure it is; the model itself is not changed (Section 3 of [@ghandeharioun2019])."
     for name, value, least in (
@@ -319,18 +318,20 @@ def mc_dropout(
         ("seed", seed, 0),
     ):
         if not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+            raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
     if masks not in ("shared", "independent"):
-        raise ValueError(f"masks must be 'shared' or 'independent'; got {masks!r}")
+        raise ValueError(f"masks: got {masks!r}, expected 'shared' or 'independent'")
     if method not in ("auto", "thin", "vmap", "loop"):
-        raise ValueError(f"method must be 'auto', 'thin', 'vmap' or 'loop'; got {method!r}")
+        raise ValueError(f"method: got {method!r}, expected 'auto', 'thin', 'vmap' or 'loop'")
     if method == "thin" and (masks != "shared" or _layers(model) is None):
         raise ValueError(
-            "method='thin' needs masks='shared' and a model that is a chain of layers (nn.Sequential) from its first dropout on"
+            "method: got 'thin', expected masks='shared' and a model that is a chain of "
+            "layers (nn.Sequential) from its first dropout on"
         )
     if logit_draws and not heteroscedastic:
         raise ValueError(
-            "logit_draws needs heteroscedastic=True: without a learned variance there is no noise to draw"
+            "logit_draws: got draws without heteroscedastic=True, expected a learned "
+            "variance; there is no other noise to draw"
         )
     return MCDropout(
         model, num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method
@@ -342,7 +343,9 @@ def _rows_of(args: tuple, kwargs: dict) -> int:
     for value in (*args, *kwargs.values()):
         if isinstance(value, Tensor) and value.ndim:
             return len(value)
-    raise ValueError("mc_dropout: none of the model's arguments is a tensor with a batch axis")
+    raise ValueError(
+        "mc_dropout: got no tensor among the model's arguments, expected one with a batch axis"
+    )
 
 
 def _take_rows(args: tuple, kwargs: dict, rows: slice, n: int) -> tuple[tuple, dict]:
@@ -355,7 +358,7 @@ def _parts(asked: MCDropout, args: tuple, kwargs: dict) -> Iterator[tuple[tuple,
     "Arguments for as many rows at a time as memory allows, and how to run them."
     n = _rows_of(args, kwargs)
     if not n:
-        raise ValueError("mc_dropout: the batch is empty; give at least one item")
+        raise ValueError("mc_dropout: got an empty batch, expected at least one item")
     device = next(
         (v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), torch.device("cpu")
     )
@@ -392,8 +395,9 @@ def _probe(asked: MCDropout, args: tuple, kwargs: dict) -> tuple[str, int]:
         _, mode = _run(asked, args, kwargs, method, 2)
     if not mode.calls and not _has_recurrent_dropout(asked.model):
         raise ValueError(
-            "mc_dropout: the model called no dropout with p > 0, so all passes would be equal. "
-            "Give it nn.Dropout layers (and train it with them), or set their p"
+            "mc_dropout: got a model that called no dropout with p > 0, so all passes would "
+            "be equal, expected at least one; give it nn.Dropout layers (and train it with "
+            "them), or set their p"
         )
     return method, mode.largest
 
@@ -497,7 +501,8 @@ def _run(
             out = torch.stack([once() for _ in range(num_samples)])
     if out.ndim != 3:
         raise ValueError(
-            f"mc_dropout: the model must return logits (N, K); one pass gave shape {tuple(out.shape[1:])}"
+            f"mc_dropout: got shape {tuple(out.shape[1:])} from one pass of the model, "
+            "expected logits (N, K)"
         )
     return out, mode
 
@@ -509,7 +514,8 @@ def _logits(out: Any) -> Tensor:
     if hasattr(out, "logits"):
         return out.logits
     raise ValueError(
-        f"mc_dropout: the model returned {type(out).__name__}; expected a tensor of logits or an object with .logits"
+        f"mc_dropout: got {type(out).__name__} from the model, expected a tensor of logits or "
+        "an object with .logits"
     )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #ba7fd824

@@ -200,9 +200,8 @@ def prepared(
                 ready[name], told[name] = way, float(way(case["x"]).mutual_information.mean())
         except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             missing.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
-    for name in [
-        n for n in ready if told[n] < 0.5 * told["plain loop"]
-    ]:  # it left dropout off somewhere
+    # it left dropout off somewhere
+    for name in [n for n in ready if told[n] < 0.5 * told["plain loop"]]:
         missing.append(
             f"{name}: finds {told[name] / told['plain loop']:.0%} of the mutual information, since not all dropout is on"
         )

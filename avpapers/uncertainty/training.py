@@ -42,10 +42,11 @@ def noisy_cross_entropy(
 ) -> Float[Tensor, "N"]:  # nats an item
     "Cross-entropy under noise on the logits, whose variance is an output of the net."
     if form not in FORMS:
-        raise ValueError(f"form must be one of {FORMS}; got {form!r}")
+        raise ValueError(f"form: got {form!r}, expected one of {FORMS}")
     if outputs.shape[1] != votes.shape[1] + 1:
         raise ValueError(
-            f"outputs must have {votes.shape[1] + 1} columns, one more than votes; got {outputs.shape[1]}"
+            f"outputs: got {outputs.shape[1]} columns, expected {votes.shape[1] + 1}, one more "
+            "than votes"
         )
     sigma = (0.5 * outputs[:, -1:]).exp()
     noisy = outputs[:, :-1] + sigma * noise
@@ -106,9 +107,8 @@ def train_head(
         x, y, w = batch
         out = model(x)
         if heteroscedastic:
-            noise = torch.randn(
-                num_draws, *y.shape, device=y.device
-            )  # fit seeds the global generator
+            # fit seeds the global generator
+            noise = torch.randn(num_draws, *y.shape, device=y.device)
             losses = noisy_cross_entropy(out, y, noise=noise, form=form)
         else:
             losses = vote_cross_entropy(out, y)
@@ -132,21 +132,25 @@ def train_head(
 def _check_training(features: Tensor, votes: Tensor, weights: Tensor | None) -> None:
     if len(features) != len(votes) or not len(votes):
         raise ValueError(
-            f"features and votes must be equally many, at least 1; got {len(features)} and {len(votes)}"
+            f"features, votes: got {len(features)} and {len(votes)} items, expected equally "
+            "many, at least 1"
         )
     if not torch.isfinite(features).all():
         raise ValueError(
-            f"features hold NaN or inf, first in item {int((~torch.isfinite(features.flatten(1))).any(1).nonzero()[0])}"
+            "features: got NaN or infinity, first in item "
+            f"{int((~torch.isfinite(features.flatten(1))).any(1).nonzero()[0])}, expected "
+            "finite numbers"
         )
     if (votes < 0).any() or (votes.sum(1) - 1).abs().max() > 1e-4:
         raise ValueError(
-            "votes must be shares that sum to 1 in each row; divide counts by their sum"
+            "votes: got rows that do not sum to 1, expected shares; divide counts by their sum"
         )
     if weights is not None and (
         weights.shape != votes.shape[:1] or (weights < 0).any() or weights.sum() <= 0
     ):
         raise ValueError(
-            f"weights must be ({len(votes)},), 0 or more and not all 0; got shape {tuple(weights.shape)}"
+            f"weights: got shape {tuple(weights.shape)}, expected ({len(votes)},), 0 or more "
+            "and not all 0"
         )
 
 # %% ../../nbs/uncertainty/03_training.ipynb #7f34692e
