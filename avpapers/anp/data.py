@@ -90,7 +90,7 @@ class PairSet:
         }
         return replace(self, **kept)
 
-
+# %% ../../nbs/anp/01_data.ipynb #6693188e
 _BY_PICTURE = ("pair", "split", "groups", "images", "files")
 
 # %% ../../nbs/anp/01_data.ipynb #293b418c
@@ -142,11 +142,11 @@ class World:
     adjectives: tuple[str, ...]  # A names, keys of `avpapers.data.rendering.ADJECTIVES`
     pairs: Int[Tensor, "P 2"]  # adjective and noun of each pair
 
-
+# %% ../../nbs/anp/01_data.ipynb #c008180c
 UNSEEN = ("noto-v1", "fluent-emoji-flat")  # vendors of the test
 _SCENES = ("place", "sky", "weather")  # words in the category of a scene
 
-
+# %% ../../nbs/anp/01_data.ipynb #3cb3a467
 def drawn_world(
     num_nouns: int = 16,  # N
     num_adjectives: int = 10,  # A
@@ -243,7 +243,7 @@ def drawn_pictures(
         )
     )
 
-
+# %% ../../nbs/anp/01_data.ipynb #53e1d508
 def _rendered(
     art: Tensor, rows: Tensor, adjectives: Tensor, strength: float, generator: torch.Generator
 ) -> Tensor:
@@ -255,7 +255,7 @@ def _rendered(
     parts = torch.arange(len(rows)).split(512)
     return torch.cat([compose(art[rows[p]], adjectives[p], strong[p], n.rows(p)) for p in parts])
 
-
+# %% ../../nbs/anp/01_data.ipynb #b40ee90b
 def _rows_of(
     world: World, per_pair: int, split: str, generator: torch.Generator
 ) -> Int[Tensor, "B"]:
@@ -271,7 +271,7 @@ def _rows_of(
     ]
     return torch.cat([pick(_part(mine[noun], split)) for noun in world.pairs[:, 1].tolist()])
 
-
+# %% ../../nbs/anp/01_data.ipynb #6588b4f3
 def _part(rows: list[int], split: str) -> list[int]:
     "Of a noun's drawings by the training vendors: all but two for the towers, one for the fusion, one for validation."
     return {"train": rows[:-2], "fusion": rows[-2:-1], "validation": rows[-1:], "test": rows}[split]
@@ -349,7 +349,7 @@ def mtvso(
         )
     )
 
-
+# %% ../../nbs/anp/01_data.ipynb #04b6a5ee
 def _lines(file: Path) -> list[str]:
     "Lines with something in them, of a file that must be there."
     if not file.is_file():
@@ -381,7 +381,7 @@ def mit_states(
         )
     return _from_words("mit states", rows)
 
-
+# %% ../../nbs/anp/01_data.ipynb #3afc59bc
 def _from_words(name: str, rows: Sequence[tuple[str, str, str, str]]) -> PairSet:
     "A set from (adjective, noun, split, file) rows."
     adjectives, nouns = sorted({r[0] for r in rows}), sorted({r[1] for r in rows})
@@ -466,7 +466,7 @@ def write_fixture(
         file.write_text(text, encoding="utf-8")
     return Path(folder)
 
-
+# %% ../../nbs/anp/01_data.ipynb #c6db594a
 def _fixture_mtvso() -> dict[str, str]:
     labels = {
         "mtvso_adjlabels.txt": "cute\ndark",
@@ -479,7 +479,7 @@ def _fixture_mtvso() -> dict[str, str]:
         "test.txt": "\n".join(f"test/{x}" for x in lines),
     }
 
-
+# %% ../../nbs/anp/01_data.ipynb #ba76bc3f
 def _fixture_states() -> dict[str, str]:
     parts = {"train": ("ancient bear", "wet bear"), "val": ("ancient coat",), "test": ("wet coat",)}
     pictures = {
@@ -490,7 +490,7 @@ def _fixture_states() -> dict[str, str]:
         for part, pairs in parts.items()
     }
 
-
+# %% ../../nbs/anp/01_data.ipynb #ba7c2b65
 def _fixture_emoset() -> dict[str, str]:
     items = [("awe", "Mountain"), ("fear", "Snake"), ("awe", "Mountain")]
     files = {

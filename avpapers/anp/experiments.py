@@ -96,7 +96,7 @@ class Config:
 PARTS = ("adjective", "noun", "pair")
 _USED = ("train", "fusion", "test")
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #10a4cd35
 @dataclass
 class Study:
     "One set and seed: its pictures, what a frozen net says about them, and how to train on that."
@@ -154,7 +154,7 @@ class Nets:
         "What the towers say about other features."
         return probabilities(self.adjective, features), probabilities(self.noun, features)
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #e3db4116
 def train_nets(study: Study, towers: tuple[Tower, Tower] | None = None) -> Nets:
     "Towers on their pictures, fusion on others (D2)."
     adjective, noun = towers or (study.fit_tower("adjective"), study.fit_tower("noun"))
@@ -196,10 +196,10 @@ def matched_width(study: Study, nets: Nets) -> int:
     features, pairs = study.features["train"].shape[1], study.num("pair")
     return round((weights - pairs) / (features + 1 + pairs))
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #a34af97a
 Scores = dict[tuple[str, str | None], Tensor]  # (role, variant) -> (N, P) scores
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #01d09420
 def add_accuracies(study: Study, nets: Nets, singles: Scores) -> None:
     "Rows of the parts, of the fusion and of all that could take its place."
     test, says = study.sets["test"], nets.says["test"]
@@ -228,7 +228,7 @@ def pair_counts(study: Study) -> Tensor:
     pairs = torch.cat([study.sets["train"].pair, study.sets["fusion"].pair])
     return torch.bincount(pairs, minlength=study.num("pair")).float()
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #4ced7801
 def same_pictures(study: Study, nets: Nets) -> nn.Module:
     "A fusion trained on the pictures of the towers."
     return train_fusion(
@@ -240,7 +240,7 @@ def same_pictures(study: Study, nets: Nets) -> nn.Module:
         **study.options,
     ).cpu()
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #6334d59b
 def log_linear(study: Study, nets: Nets) -> nn.Module:
     "The product rule with a weight for each factor and pair."
     linear = LogLinear(study.sets["test"].pairs)
@@ -275,7 +275,7 @@ def matched_nouns(study: Study) -> dict[str, Any]:
     scores = probabilities(tower, x["test"])
     return accuracy_row("noun", scores, y["test"], "matched", classes=count)
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #44b0b1c6
 def free_bottlenecks(study: Study, nets: Nets) -> Scores:
     "Scores of the network whose bottleneck means nothing (AN-3)."
     found: Scores = {}
@@ -301,7 +301,7 @@ def free_bottlenecks(study: Study, nets: Nets) -> Scores:
             found["free", variant] = net.to("cpu")(study.features["test"])
     return found
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #48226b1b
 def single_nets(study: Study, nets: Nets) -> Scores:
     "Scores of networks that name the pair directly (AN-2)."
     widths = {None: study.config.hidden, "matched": matched_width(study, nets)}
@@ -328,7 +328,7 @@ def credit(study: Study, nets: Nets, says: tuple[Tensor, Tensor], pair: Tensor) 
     frame["gain_adjective"], frame["gain_noun"] = shapley_shares(nets.fusion, *says, pair).unbind(1)
     return pd.DataFrame({k: v.numpy() for k, v in frame.items()})
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #f18917f1
 def share_between(values: np.ndarray, groups: np.ndarray) -> float:
     "Share of the variance that lies between groups."
     frame = pd.DataFrame({"v": values, "g": groups})
@@ -346,7 +346,7 @@ def by_pair(frame: pd.DataFrame) -> pd.DataFrame:
         .assign(share=sums["gain_adjective"] / sums.sum(axis=1), pictures=found.size())
     )
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #26e0ee32
 def ratio_columns(frame: pd.DataFrame, seed: int) -> dict[str, float]:
     "How the ratio differs between pairs, agrees with other accounts, and stands up to conditions."
     pairs, seen = by_pair(frame), frame[frame["pair_5"]]
@@ -369,7 +369,7 @@ def ratio_columns(frame: pd.DataFrame, seed: int) -> dict[str, float]:
         "condition_shift_top1": _shift(seen[seen["pair_1"]], "1"),
     }
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #54853db9
 def _shift(seen: pd.DataFrame, k: str) -> float:
     "Mean absolute change of a pair's ratio when a right adjective, noun or both are demanded."
     base = seen.groupby("pair")["probability"].mean()
@@ -399,7 +399,7 @@ def kind_columns(frame: pd.DataFrame, data: PairSet, seed: int) -> dict[str, flo
         "permuted_top5_gap": mean(dealt, "object") - mean(dealt, "scene"),
     }
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #4b3e4bb4
 def equivalence_columns(
     study: Study, nets: Nets, frame: pd.DataFrame, bounds: str
 ) -> dict[str, float]:
@@ -427,11 +427,11 @@ def equivalence_columns(
         f"equivalent_pairs_null{end}": float(np.mean(null)),
     }
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #776ca4d0
 def _ending(bounds: str) -> str:
     return "" if bounds == "probability" else f"_{bounds}"
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #f8539362
 def study_name(study: Study, pair: int) -> str:
     "`misty tree`."
     data = study.sets["test"]
@@ -495,7 +495,7 @@ def planted_row(study: Study, nets: Nets, most: int = 1440) -> dict[str, Any]:
         }
     return found
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #26508cfe
 def _noun_relevance(
     nets: Nets, says: tuple[Tensor, Tensor], num_adjectives: int, bounds: str
 ) -> Tensor:
@@ -504,7 +504,7 @@ def _noun_relevance(
         nets.fusion, *says, nets.fusion(*says).argmax(1, keepdim=True), bounds=bounds
     )[:, 0, num_adjectives:]
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #3e4d3d28
 def _other_noun(
     first: Tensor, second: Tensor, counts: Tensor, generator: torch.Generator
 ) -> Tensor:
@@ -516,7 +516,7 @@ def _other_noun(
 # adjectives of the picture rather than of the drawing
 WHOLE = ("dark", "bright", "misty", "rainy", "muddy")
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #7ba65fb5
 def erased_rows(study: Study, nets: Nets, world: World) -> list[dict[str, Any]]:
     "Ratio and gains for the true pair against the share of evidence that was taken away."
     c, rows = study.config, []
@@ -577,7 +577,7 @@ def draw_study(
     }
     return Study(config, run, drawn, features, describe, pictures)
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #e042f28c
 def first_of_each(study: Study, per_pair: int) -> Study:
     "The same study with the first so many training pictures of each pair."
     sets, features = dict(study.sets), dict(study.features)
@@ -609,7 +609,7 @@ def sweep_pictures(largest: Study) -> list[dict[str, Any]]:
         ]
     return rows
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #57f82bbb
 def sweep_strength(study: Study, world: World) -> list[dict[str, Any]]:
     "Accuracy of the parts and the ratio against the strength of the adjectives."
     rows, c = [], study.config
@@ -659,7 +659,7 @@ def occlusion(
         falls.append((log(plain[k], labels[k])[:, None] - after).view(-1, steps, steps))
     return falls[0], falls[1]
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #1aea1416
 def keep_pictures(study: Study, nets: Nets, frame: pd.DataFrame, count: int = 4) -> None:
     "The pairs with the smallest and the largest ratio (of at least three pictures): the first picture on which each was detected."
     pairs, data, num = by_pair(frame), study.sets["test"], study.num("adjective")
@@ -705,7 +705,7 @@ def keep_pictures(study: Study, nets: Nets, frame: pd.DataFrame, count: int = 4)
         )
     study.run.record.extras["pictures"] = shown
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #4086d93c
 def _largest(values: Tensor, names: Sequence[str], count: int = 5) -> list[list]:
     return [
         [names[k], round(float(values[k]), 4)]
@@ -729,7 +729,7 @@ def all_rows(study: Study, nets: Nets, singles: Scores) -> pd.DataFrame:
         keep_pictures(study, nets, frame)
     return frame
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #e5b3f8fe
 def kept_pairs(study: Study, frame: pd.DataFrame) -> list[dict[str, Any]]:
     "What was found for each pair, for figures."
     data = study.sets["test"]
@@ -769,7 +769,7 @@ PAIRS = {
     "paper": Config(**PHOTOGRAPHS | {"num_epochs": 30, "lr": 0.01}, tuned=True),
 }
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #6f2d5f74
 @paper.experiment(sizes=PAIRS)
 def pairs(size: Config, run: Run) -> None:
     "AN-1 to AN-14: all rows, both sweeps, evidence erased."
@@ -793,7 +793,7 @@ FOLDERS = {
     "AVPAPERS_MIT_STATES": sets.mit_states,
 }
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #2703426f
 def load_photographs(seed: int) -> tuple[PairSet, Path]:
     "The first set whose folder is named, with pictures set aside for the fusion."
     for variable, load in FOLDERS.items():
@@ -804,7 +804,7 @@ def load_photographs(seed: int) -> tuple[PairSet, Path]:
         "layout is on the data page)"
     )
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #e1268fd9
 def timm_transform(config: Config, *, training: bool = False, normalized: bool = False) -> Callable:
     "timm's usual cut for the backbone; from 0 to 1 unless normalized."
     import timm
@@ -816,7 +816,7 @@ def timm_transform(config: Config, *, training: bool = False, normalized: bool =
         **expected | {"input_size": (3, config.size, config.size)} | scale, is_training=training
     )
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #293cb280
 def describe_files(
     data: PairSet,
     folder: Path,
@@ -844,7 +844,7 @@ class Columns(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, self.first : self.last]
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #e701d119
 def tune(
     config: Config,
     run: Run,
@@ -880,7 +880,7 @@ def tune(
     )
     return tower
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #b5d80e6a
 @torch.no_grad()
 def tuned_study(
     config: Config, run: Run, data: PairSet, folder: Path
@@ -930,7 +930,7 @@ def frozen_study(config: Config, run: Run, data: PairSet, folder: Path) -> Study
     features = {s: describe_files(d, folder, describe, transform) for s, d in splits.items()}
     return Study(config, run, splits, features, describe, pictures)
 
-
+# %% ../../nbs/anp/04_experiments.ipynb #38b28a2f
 def photographs(size: Config, run: Run) -> None:
     "Photographs of MT-VSO, or a set that takes its place."
     data, folder = load_photographs(run.seed)

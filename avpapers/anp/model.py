@@ -36,7 +36,7 @@ class Tower(nn.Module):
     def forward(self, x: Float[Tensor, "B ..."]) -> Float[Tensor, "B K"]:
         return self.out(self.body(x))
 
-
+# %% ../../nbs/anp/02_model.ipynb #e43e9090
 def head_tower(
     num_features: int,  # D, of the frozen net
     num_classes: int,  # A, N or P
@@ -51,7 +51,7 @@ def head_tower(
     )
     return Tower(body, hidden, num_classes)
 
-
+# %% ../../nbs/anp/02_model.ipynb #dfcef335
 def picture_tower(
     num_classes: int,  # A, N or P
     *,
@@ -89,7 +89,7 @@ def product_rule(
         - (of_part(0, adjective.shape[1]) * of_part(1, noun.shape[1])).clamp_min(1e-12).log()
     )
 
-
+# %% ../../nbs/anp/02_model.ipynb #8ebb6f57
 def _check_parts(adjective: Tensor, noun: Tensor, pairs: Tensor) -> None:
     if adjective.ndim != 2 or noun.ndim != 2 or len(adjective) != len(noun):
         raise ValueError(
@@ -221,7 +221,7 @@ def without_meaning(
         free.fusion.whiten_by(*free.eval().parts(features))
     return free
 
-
+# %% ../../nbs/anp/02_model.ipynb #a18805c3
 @register_model(
     ModelCard("anp", "fernandez2017", "section 3, figure 2", ("AN-1", "AN-2", "AN-3", "AN-6"))
 )
@@ -243,7 +243,7 @@ def anp_net(
 # %% ../../nbs/anp/02_model.ipynb #22e46bcf
 BOUNDS = ("probability", "released")  # q = (1 - mu) / sigma; q = 1 as in the authors' code
 
-
+# %% ../../nbs/anp/02_model.ipynb #0ea74479
 @torch.no_grad()
 def contributions(
     fusion: Fusion,  # trained
@@ -272,10 +272,10 @@ def contributions(
     # the same in two products: minus = w - plus
     return (u - high)[:, None] * (s @ w) + (high - low) * (s @ plus)
 
-
+# %% ../../nbs/anp/02_model.ipynb #39c77de0
 _EPS = 1e-9
 
-
+# %% ../../nbs/anp/02_model.ipynb #85dd7265
 def _share(parts: Tensor, whole: Tensor) -> Tensor:
     "Divide each whole among its parts, in proportion."
     return parts / (parts.sum(-1, keepdim=True) + _EPS) * whole[..., None]
@@ -328,7 +328,7 @@ def in_top(
         raise ValueError(f"k: got {k}, expected 1 to {scores.shape[1]}, the number of classes")
     return (scores.topk(k, 1).indices == target[:, None]).any(1)
 
-
+# %% ../../nbs/anp/02_model.ipynb #db78e784
 def codetection(
     hits: Bool[Tensor, "B 3"],  # adjective, noun and pair detected, for each picture
 ) -> Float[Tensor, "3 3"]:  # row given, column also detected; nan for a row that never is

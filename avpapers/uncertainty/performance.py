@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         return self.head(self.backbone(pictures))
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #74a04208
 class Encoder(nn.Module):
     "A small transformer with dropout in every layer, attention included: next to nothing comes before the first."
 
@@ -71,7 +71,7 @@ class Config:
     sequences: int = 4  # N of the encoder case
     num_classes: int = 9  # K, as in FER+
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #1e4e6ac5
 SIZES = {
     "smoke": Config(
         16, 2, pictures=2, picture_size=32, backbone="resnet10t", features=32, sequences=2
@@ -133,7 +133,7 @@ def plain_loop(model: nn.Module, num_samples: int) -> Callable[[Tensor], Any]:
             module.eval()
     return lambda x: decompose(torch.stack([model(x) for _ in range(num_samples)]))
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #080e3cd7
 def with_baal(model: nn.Module, num_samples: int, *, replicate: bool) -> Callable[[Tensor], Any]:
     "baal: dropout modules replaced, input copied S times (its default) or a loop."
     from baal.bayesian.dropout import patch_module
@@ -146,7 +146,7 @@ def with_baal(model: nn.Module, num_samples: int, *, replicate: bool) -> Callabl
     wrapper.model.eval()
     return lambda x: decompose(wrapper.predict_on_batch(x, iterations=num_samples).permute(2, 0, 1))
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #dfa0acde
 def with_baal_cache(model: nn.Module, num_samples: int) -> Callable[[Tensor], Any]:
     "baal with its caching: linear and convolution layers keep their last result while their input stays the same."
     from baal.bayesian.caching_utils import LRUCacheModule
@@ -163,7 +163,7 @@ def with_baal_cache(model: nn.Module, num_samples: int) -> Callable[[Tensor], An
 
     return way
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #3d48af90
 def with_torch_uncertainty(
     model: nn.Module, num_samples: int, *, on_batch: bool
 ) -> Callable[[Tensor], Any]:
@@ -184,7 +184,7 @@ WAYS: dict[str, Callable[[nn.Module, int], Callable[[Tensor], Any]]] = {
     "torch-uncertainty, loop": lambda m, s: with_torch_uncertainty(m, s, on_batch=False),
 }
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #d44923ef
 def prepared(
     case: dict[str, Any], num_samples: int
 ) -> tuple[dict[str, Callable[[Tensor], Any]], list[str]]:
@@ -242,7 +242,7 @@ def performance(size: Config, run: Run) -> None:
             run.rows.append(bound_row(case, times) | {"least": made["least"]})
             run.rows.extend(speedup_rows(case, times, name=f"{case.name}: S samples"))
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #71350886
 def bound_row(case: Case, times: Mapping[str, list[float]]) -> dict[str, Any]:
     "How near our time is to the bound."
     cost = ratio_interval(times["ours"], case.bound(times) or [], varies="rounds")

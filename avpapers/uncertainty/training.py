@@ -32,7 +32,7 @@ def vote_cross_entropy(
 # %% ../../nbs/uncertainty/03_training.ipynb #e6e5d5bb
 FORMS = ("mean of losses", "loss of mean")  # the released code's; Kendall and Gal's
 
-
+# %% ../../nbs/uncertainty/03_training.ipynb #30aa13c3
 def noisy_cross_entropy(
     outputs: Float[Tensor, "N C"],  # K logits and the log variance v
     votes: Float[Tensor, "N K"],  # y, shares that sum to 1
@@ -128,7 +128,7 @@ def train_head(
     )
     return model, history
 
-
+# %% ../../nbs/uncertainty/03_training.ipynb #4be4e918
 def _check_training(features: Tensor, votes: Tensor, weights: Tensor | None) -> None:
     if len(features) != len(votes) or not len(votes):
         raise ValueError(
