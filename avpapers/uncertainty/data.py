@@ -11,11 +11,12 @@ import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -85,22 +86,13 @@ class Rated:
     def check(self) -> Rated:
         "Itself, if votes, splits and groups make sense; else a `ValueError`."
         _check_lengths(self)
-        _check_numbers(self)
+        _check_finite(self)
+        _check_ranges(self)
         _check_splits(self)
         return self
 
 # %% ../../nbs/uncertainty/01_data.ipynb #3687ef15
-_BY_ITEM = (
-    "items",
-    "votes",
-    "split",
-    "groups",
-    "disagreement",
-    "inputs",
-    "subgroup",
-    "ratings",
-    "true_probs",
-)
+_BY_ITEM = tuple("items votes split groups disagreement inputs subgroup ratings true_probs".split())
 
 # %% ../../nbs/uncertainty/01_data.ipynb #41b44f05
 def _rows(values, index: Tensor):
@@ -138,19 +130,18 @@ def _check_lengths(data: Rated) -> None:
         )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #15caa391
-def _check_numbers(data: Rated) -> None:
+def _check_finite(data: Rated) -> None:
     for field in ("votes", "disagreement", "inputs", "ratings", "true_probs"):
         values = getattr(data, field)
         if values is not None and not torch.isfinite(values).all():
-            bad = (
-                (~torch.isfinite(values)).flatten(1).any(1)
-                if values.ndim > 1
-                else ~torch.isfinite(values)
-            )
+            bad = int((~torch.isfinite(values)).nonzero()[0, 0])
             raise ValueError(
-                f"{data.name}: got NaN or infinite {field}, first in "
-                f"{data.items[int(bad.nonzero()[0])]!r}, expected finite numbers"
+                f"{data.name}: got NaN or infinite {field}, first in {data.items[bad]!r}, "
+                "expected finite numbers"
             )
+
+# %% ../../nbs/uncertainty/01_data.ipynb #ee91b948
+def _check_ranges(data: Rated) -> None:
     if data.votes.min() < 0:
         raise ValueError(f"{data.name}: got votes of {data.votes.min():.3g}, expected at least 0")
     if (empty := data.votes.sum(1) <= 0).any():
@@ -239,9 +230,18 @@ def _correlation(a: Tensor, b: Tensor) -> float:
         return 0.0
     return torch.corrcoef(both)[0, 1].item()
 
+# %% ../../nbs/uncertainty/01_data.ipynb #7f26db44
+def _split_half(ratings: Tensor, generator: torch.Generator) -> float:
+    "Correlation of the disagreements in two random halves of the raters."
+    half = ratings.shape[1] // 2
+    noise = torch.rand(ratings.shape, generator=generator, device=generator.device)
+    mixed = ratings.gather(1, noise.argsort(1).to(ratings.device))
+    parts = (mixed[:, :half], mixed[:, half : 2 * half])
+    return _correlation(*(vote_disagreement(sign_votes(part)) for part in parts))
+
 # %% ../../nbs/uncertainty/01_data.ipynb #5bfc2f44
 def rating_ceiling(
-    ratings: Float[Tensor, "N R"],  # R >= 4 ratings an item, on a scale with zero in the middle
+    ratings: Float[Tensor, "N R"],  # R >= 4 ratings per item, on a scale with zero in the middle
     *,
     generator: torch.Generator,  # chooses the halves
     repeats: int = 20,  # random halvings to average over
@@ -254,17 +254,8 @@ def rating_ceiling(
         )
     if repeats < 1:
         raise ValueError(f"repeats: got {repeats}, expected at least 1")
-    half, found = ratings.shape[1] // 2, 0.0
-    for _ in range(repeats):
-        order = (
-            torch.rand(ratings.shape, generator=generator, device=generator.device)
-            .argsort(1)
-            .to(ratings.device)
-        )
-        mixed = ratings.gather(1, order)
-        parts = (mixed[:, :half], mixed[:, half : 2 * half])
-        found += _correlation(*(vote_disagreement(sign_votes(part)) for part in parts)) / repeats
-    return math.sqrt(max(0.0, 2 * found / (1 + found)))
+    halves = sum(_split_half(ratings, generator) / repeats for _ in range(repeats))
+    return math.sqrt(max(0.0, 2 * halves / (1 + halves)))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #40d8d573
 def split_by_group(
@@ -277,9 +268,7 @@ def split_by_group(
     "Splits in which no group is divided."
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"shares: got {shares}, expected three positive numbers that sum to 1")
-    count: dict[str, int] = {}
-    for group in groups:
-        count[group] = count.get(group, 0) + 1
+    count = Counter(groups)
     names = sorted(count)
     where, before = {}, 0
     for i in torch.randperm(len(names), generator=seeded_generator(seed, stream="split")).tolist():
@@ -339,6 +328,21 @@ CHECKSUMS = {  # of each set, as its records name it
     "avatars": "generated",
 }
 
+# %% ../../nbs/uncertainty/01_data.ipynb #7322ca83
+def _rated(
+    name: str,
+    items: Sequence[str],
+    votes: Tensor,
+    class_names: Sequence[str],
+    split: Sequence[str],
+    groups: Sequence[str],
+    **fields: Any,
+) -> Rated:
+    "A checked set, with the disagreement of its votes and the checksum of its name."
+    fields = {"checksum": CHECKSUMS.get(name, ""), **fields}
+    texts = (tuple(class_names), tuple(split), tuple(groups), vote_disagreement(votes))
+    return Rated(name, tuple(items), votes, *texts, **fields).check()
+
 # %% ../../nbs/uncertainty/01_data.ipynb #ca925407
 def _vader_table() -> dict[str, list[int]]:
     "Ratings of each distinct word of letters; of a word listed twice, the first line."
@@ -377,22 +381,13 @@ def vader_words(
     _check_num(num, len(table))
     words = _fixed_order(table)
     # of all words, so that features do not depend on num
-    features = torch.from_numpy(sentence_features(words))
+    features = torch.from_numpy(sentence_features(words))[:num]
     words = words[:num]
     ratings = torch.tensor([table[w] for w in words], dtype=torch.float32)
-    votes, groups = sign_votes(ratings), tuple(w[:5].lower() for w in words)
-    return Rated(
-        "vader words",
-        tuple(words),
-        votes,
-        SENTIMENTS,
-        split_by_group(groups, seed=split_seed),
-        groups,
-        vote_disagreement(votes),
-        inputs=features[:num],
-        ratings=ratings,
-        checksum=CHECKSUMS["vader words"],
-    ).check()
+    groups = [w[:5].lower() for w in words]
+    split = split_by_group(groups, seed=split_seed)
+    known = {"inputs": features, "ratings": ratings}
+    return _rated("vader words", words, sign_votes(ratings), SENTIMENTS, split, groups, **known)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #6c29a1e4
 def _check_num(num: int | None, most: int, least: int = 20) -> None:
@@ -402,8 +397,8 @@ def _check_num(num: int | None, most: int, least: int = 20) -> None:
 # %% ../../nbs/uncertainty/01_data.ipynb #fb027d01
 def split_table(
     data: Rated,  # any set
-) -> pd.DataFrame:  # one row a split: items, groups, items of each class, mean disagreement
-    "What is in each split."
+) -> pd.DataFrame:  # one row per split: items, groups, items of each class, mean disagreement
+    "Counts per split."
     import pandas as pd
 
     rows = {}
@@ -432,7 +427,7 @@ def mask_tweet(
 
 # %% ../../nbs/uncertainty/01_data.ipynb #9e18d94b
 def _tweet_key(masked: str) -> str:
-    "What two copies of a tweet have in common: its letters and digits, without marks of forwarding."
+    "What copies of a tweet share: its letters and digits, without marks of forwarding."
     return re.sub(
         r"[^a-z0-9]", "", re.sub(r"@user|\bhttp\b|\brt\b|{link}|@mention", "", masked.lower())
     )
@@ -463,7 +458,7 @@ def _tweet_table() -> dict[str, tuple[int, float, str]]:
 
 # %% ../../nbs/uncertainty/01_data.ipynb #a8561565
 def _tfidf(texts: Sequence[str], train: Sequence[bool], size: int = 256) -> Tensor:
-    "(N, D) word counts, weighted and compressed, fitted on the training texts only; D is at most 256."
+    "(N, D) weighted and compressed word counts, fitted on the training texts; D is at most 256."
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -493,26 +488,16 @@ def tweets(
     _check_num(num, len(table), least=100)
     texts = tuple(_fixed_order(table)[:num])
     labels, agreement, keys = (list(column) for column in zip(*(table[t] for t in texts)))
-    share = torch.tensor(agreement)
     groups = tuple(key[:40] for key in keys)
     split = split_by_group(groups, seed=split_seed)
-    inputs = (
-        torch.from_numpy(sentence_features(texts))
-        if features == "bge"
-        else _tfidf(texts, [s == "train" for s in split])
-    )
-    name = "tweets" if features == "bge" else "tweets, tf-idf"
-    return Rated(
-        name,
-        texts,
-        _share_votes(torch.tensor(labels), share, len(SENTIMENTS)),
-        SENTIMENTS,
-        split,
-        groups,
-        1 - share,
-        inputs=inputs,
-        checksum=CHECKSUMS[name],
-    ).check()
+    if features == "bge":
+        name, inputs = "tweets", torch.from_numpy(sentence_features(texts))
+    else:
+        name, inputs = "tweets, tf-idf", _tfidf(texts, [s == "train" for s in split])
+    share = torch.tensor(agreement)
+    votes = _share_votes(torch.tensor(labels), share, len(SENTIMENTS))
+    fields = (texts, votes, SENTIMENTS, split, groups, 1 - share)
+    return Rated(name, *fields, inputs=inputs, checksum=CHECKSUMS[name]).check()
 
 # %% ../../nbs/uncertainty/01_data.ipynb #3d451839
 FACE_CLASSES = ("neutral", "happy", "sad", "angry")
@@ -523,7 +508,7 @@ def face_vote_probs(
     brow: Float[Tensor, "N"],  # b, -1 (raised inside) to 1 (frown)
     eyes: Float[Tensor, "N"],  # e, 0 (closed) to 1 (wide open)
 ) -> Float[Tensor, "N 4"]:  # chance of each vote: neutral, happy, sad, angry
-    "What simulated people say about a drawn face."
+    "Vote probabilities of simulated people for a generated face."
     sad = -2.5 * mouth + 1.5 * (eyes < 0.5)
     logits = torch.stack(
         [torch.full_like(mouth, 0.6), 3 * mouth - 0.5 * brow, sad, 2.5 * brow + 1.2 * eyes - 1], 1
@@ -554,7 +539,10 @@ def _draw_faces(latents: Tensor, skin: Tensor, turn: Tensor, shift: Tensor) -> T
     "(N, 24, 24) gray faces, 0 to 1, without noise; latents are mouth, brow and eyes."
     axis = (torch.arange(_GRID, device=latents.device) + 0.5) / _GRID * 2.4 - 1.2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    wide = lambda t: t[:, None, None]
+
+    def wide(t: Tensor) -> Tensor:
+        return t[:, None, None]
+
     x, y = x - wide(shift[:, 0]), y - wide(shift[:, 1])
     cos, sin = wide(turn.cos()), wide(turn.sin())
     u, v = cos * x + sin * y, cos * y - sin * x
@@ -590,7 +578,7 @@ def procedural_faces(
     num: int,  # N, faces
     *,
     rare_share: float = 0.5,  # of the faces that belong to the second group, 0 to 1
-    votes: int = 10,  # simulated people a face
+    votes: int = 10,  # simulated people per face
     generator: torch.Generator,  # the source of randomness; all tensors are made on its device
     split: str = "train",  # what the faces are for; all get this name
 ) -> Rated:  # inputs (N, 24, 24); true_probs (N, 4); subgroup "common" or "rare"
@@ -601,28 +589,16 @@ def procedural_faces(
     latents = torch.rand(num, 3, **at) * torch.tensor([2, 2, 1], device=generator.device)
     latents = latents - torch.tensor([1, 1, 0], device=generator.device)
     skin = torch.where(rare, 0.5, 0.8) + 0.03 * torch.randn(num, **at)
-    turn, shift = (
-        torch.where(rare, 0.6, 0.0) + 0.06 * torch.randn(num, **at),
-        0.05 * torch.randn(num, 2, **at),
-    )
-    clean = _draw_faces(latents, skin, turn, shift)
+    turn = torch.where(rare, 0.6, 0.0) + 0.06 * torch.randn(num, **at)
+    clean = _draw_faces(latents, skin, turn, shift=0.05 * torch.randn(num, 2, **at))
     images = (clean + 0.08 * torch.randn(clean.shape, **at)).clamp(0, 1)
     probs = face_vote_probs(*latents.unbind(1))
     counts = _draw_votes(probs, votes, generator)
     names = tuple("m={:+.6f} b={:+.6f} e={:.6f}".format(*row) for row in latents.tolist())
-    return Rated(
-        "procedural faces",
-        names,
-        counts,
-        FACE_CLASSES,
-        (split,) * num,
-        names,
-        vote_disagreement(counts),
-        inputs=images,
-        subgroup=tuple("rare" if r else "common" for r in rare.tolist()),
-        true_probs=probs,
-        checksum=CHECKSUMS["procedural faces"],
-    ).check()
+    subgroup = tuple("rare" if r else "common" for r in rare.tolist())
+    known = {"inputs": images, "subgroup": subgroup, "true_probs": probs}
+    splits = (split,) * num
+    return _rated("procedural faces", names, counts, FACE_CLASSES, splits, names, **known)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #ca9e7ca2
 AFFECTS = ("neutral", "happy", "sad", "angry", "surprised")
@@ -667,7 +643,7 @@ _CUES: dict[str, dict[str, dict[str, float]]] = {
 def affect_vote_probs(
     attributes: pd.DataFrame,  # columns mouth, eyebrows and eyes, with names of the table of cues
 ) -> Float[Tensor, "N 5"]:  # chance of each vote, in the order of `AFFECTS`
-    "What simulated people say about an avatar."
+    "Vote probabilities of simulated people for an avatar."
     logits = torch.zeros(len(attributes), len(AFFECTS))
     for part, cues in _CUES.items():
         strength = {name: [c.get(a, 0.0) for a in AFFECTS] for name, c in cues.items()}
@@ -731,7 +707,7 @@ def affect_avatars(
     *,
     rare_skin: str = "DARK_BROWN",  # a name of `avpapers.data.avatars.ATTRIBUTES["skin"]`
     rare_share: float = 0.5,  # of the faces with the rare tone, 0 to 1
-    votes: int = 10,  # simulated people a face
+    votes: int = 10,  # simulated people per face
     generator: torch.Generator,  # the source of randomness, on the CPU
     split: str = "train",  # which part of the pool: "train", "validation" or "test"
     size: int = 32,  # H = W, pixels
@@ -749,38 +725,22 @@ def affect_avatars(
     counts = _draw_votes(probs, votes, generator)
     names = tuple(", ".join(row[:6]).lower() for row in chosen.itertuples(index=False, name=None))
     inputs = torch.from_numpy(images[rows.numpy()]).permute(0, 3, 1, 2).float().div(255)
-    return Rated(
-        "avatars",
-        names,
-        counts,
-        AFFECTS,
-        (split,) * num,
-        names,
-        vote_disagreement(counts),
-        inputs=inputs,
-        subgroup=tuple(chosen["skin"]),
-        true_probs=probs,
-        checksum=CHECKSUMS["avatars"],
-    ).check()
+    known = {"inputs": inputs, "subgroup": tuple(chosen["skin"]), "true_probs": probs}
+    return _rated("avatars", names, counts, AFFECTS, (split,) * num, names, **known)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #0a9e74b5
-FERPLUS_CLASSES = (
-    "neutral",
-    "happiness",
-    "surprise",
-    "sadness",
-    "anger",
-    "disgust",
-    "fear",
-    "contempt",
-    "unknown",
+FERPLUS_CLASSES = tuple(
+    "neutral happiness surprise sadness anger disgust fear contempt unknown".split()
 )
 _FERPLUS_USAGE = {"Training": "train", "PrivateTest": "validation", "PublicTest": "test"}
 _WHERE = {
     "fer2013.csv": "the FER2013 competition's page (challenges-in-representation-learning, Kaggle)",
     "fer2013new.csv": "the repository microsoft/FERPlus",
     "finishedResponses.csv": "the repository CheyneyComputerScience/CREMA-D",
-    "goemotions": "the repository google-research/google-research, goemotions (goemotions_1.csv to goemotions_3.csv)",
+    "goemotions": (
+        "the repository google-research/google-research, goemotions "
+        "(goemotions_1.csv to goemotions_3.csv)"
+    ),
     "cifar10h-counts.npy": "the repository jcpeterson/cifar-10h, folder data",
 }
 
@@ -857,6 +817,11 @@ def _digest(data: Rated) -> str:
             digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
+# %% ../../nbs/uncertainty/01_data.ipynb #e4ead39e
+def _with_digest(data: Rated) -> Rated:
+    "The same set with the checksum of what was read."
+    return replace(data, checksum=_digest(data))
+
 # %% ../../nbs/uncertainty/01_data.ipynb #3db878c1
 def ferplus(
     folder: str | Path,  # holds fer2013.csv and fer2013new.csv
@@ -892,35 +857,27 @@ def ferplus(
 # %% ../../nbs/uncertainty/01_data.ipynb #f6d108f1
 def _ferplus_rated(table: pd.DataFrame, counts: np.ndarray, images: list[np.ndarray]) -> Rated:
     names, votes = tuple(table["Image name"]), torch.from_numpy(counts).float()
-    data = Rated(
-        "ferplus",
-        names,
-        votes,
-        FERPLUS_CLASSES,
-        tuple(_FERPLUS_USAGE[u] for u in table["Usage"]),
-        names,
-        vote_disagreement(votes),
-        inputs=torch.from_numpy(np.stack(images)).float().div(255),
-        stand_in=False,
-    )
-    return replace(data, checksum=_digest(data)).check()
+    split = [_FERPLUS_USAGE[u] for u in table["Usage"]]
+    known = {"inputs": torch.from_numpy(np.stack(images)).float().div(255), "stand_in": False}
+    return _with_digest(_rated("ferplus", names, votes, FERPLUS_CLASSES, split, names, **known))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #5c36a564
 CREMAD_CLASSES = {
-    "A": "anger",
-    "D": "disgust",
-    "F": "fear",
-    "H": "happiness",
-    "N": "neutral",
-    "S": "sadness",
+    name[0].upper(): name
+    for name in ("anger", "disgust", "fear", "happiness", "neutral", "sadness")
 }
 CREMAD_MODES = {"voice": "1", "face": "2", "audiovisual": "3"}
+_CREMAD_COLUMNS = {
+    "queryType": ("[123]", "1, 2 or 3"),
+    "respEmo": ("[ADFHNS]", "A, D, F, H, N or S"),
+    "clipName": (r"\d{4}_[A-Z]{3}_[A-Z]{3}_[A-Z]{2}", "a name like 1001_IEO_NEU_XX"),
+}
 
 # %% ../../nbs/uncertainty/01_data.ipynb #a49948de
 def _crosstab(
     items: Sequence[str], answers: Sequence[str], classes: Sequence[str]
 ) -> tuple[tuple[str, ...], Tensor]:
-    "(distinct items in order, (N, K) votes) from one answer a row."
+    "(distinct items in order, (N, K) votes) from one answer per row."
     order = {item: i for i, item in enumerate(dict.fromkeys(items))}
     votes = torch.zeros(len(order), len(classes))
     column = {c: i for i, c in enumerate(classes)}
@@ -939,11 +896,7 @@ def cremad(
     if mode not in CREMAD_MODES:
         raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(CREMAD_MODES)}")
     rows = _read_table(Path(folder), "finishedResponses.csv", ("queryType", "clipName", "respEmo"))
-    for column, pattern, meaning in (
-        ("queryType", "[123]", "1, 2 or 3"),
-        ("respEmo", "[ADFHNS]", "A, D, F, H, N or S"),
-        ("clipName", r"\d{4}_[A-Z]{3}_[A-Z]{3}_[A-Z]{2}", "like 1001_IEO_NEU_XX"),
-    ):
+    for column, (pattern, meaning) in _CREMAD_COLUMNS.items():
         if len(bad := np.flatnonzero(~rows[column].str.fullmatch(pattern).to_numpy(bool))):
             raise ValueError(
                 f"finishedResponses.csv, row {bad[0] + 2}: got {column} "
@@ -957,22 +910,15 @@ def cremad(
         )
     clips, votes = _crosstab(own["clipName"], own["respEmo"], tuple(CREMAD_CLASSES))
     speakers = tuple(c[:4] for c in clips)
-    data = Rated(
-        "cremad",
-        clips,
-        votes,
-        tuple(CREMAD_CLASSES.values()),
-        split_by_group(speakers, seed=split_seed),
-        speakers,
-        vote_disagreement(votes),
-    )
-    return replace(data, checksum=_digest(data)).check()
+    split = split_by_group(speakers, seed=split_seed)
+    classes = tuple(CREMAD_CLASSES.values())
+    return _with_digest(_rated("cremad", clips, votes, classes, split, speakers))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #db32a7e3
 GOEMOTIONS_CLASSES = tuple(
-    "admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval disgust "
-    "embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief remorse sadness "
-    "surprise neutral".split()
+    "admiration amusement anger annoyance approval caring confusion curiosity desire "
+    "disappointment disapproval disgust embarrassment excitement fear gratitude grief joy love "
+    "nervousness optimism pride realization relief remorse sadness surprise neutral".split()
 )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #4f6eeabf
@@ -1017,30 +963,12 @@ def _goemotions_rated(rows: pd.DataFrame, ticks: np.ndarray, split_seed: int) ->
         0, torch.tensor([position[k] for k in rows["id"]]), torch.from_numpy(ticks).float()
     )
     groups = tuple(" ".join(t.lower().split()) for t in text.values())
-    data = Rated(
-        "goemotions",
-        tuple(f"{k}: {t}" for k, t in text.items()),
-        votes,
-        GOEMOTIONS_CLASSES,
-        split_by_group(groups, seed=split_seed),
-        groups,
-        vote_disagreement(votes),
-    )
-    return replace(data, checksum=_digest(data)).check()
+    items = [f"{k}: {t}" for k, t in text.items()]
+    split = split_by_group(groups, seed=split_seed)
+    return _with_digest(_rated("goemotions", items, votes, GOEMOTIONS_CLASSES, split, groups))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #276b2ebd
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
 # %% ../../nbs/uncertainty/01_data.ipynb #02062a4e
 def _cifar10_test(folder: Path, num: int) -> Tensor | None:
@@ -1083,18 +1011,13 @@ def cifar10h(
             "(10000, 10)"
         )
     names = tuple(f"test {i:05d}" for i in range(len(counts)))
-    data = Rated(
-        "cifar10h",
-        names,
+    votes, split = (
         torch.from_numpy(counts.astype(np.float32)),
-        CIFAR10_CLASSES,
         split_by_group(names, seed=split_seed),
-        names,
-        torch.zeros(len(counts)),
-        inputs=_cifar10_test(Path(folder), len(counts)),
     )
-    data.check()
-    return replace(data, disagreement=vote_disagreement(data.votes), checksum=_digest(data)).check()
+    fields = (names, votes, CIFAR10_CLASSES, split, names, torch.zeros(len(counts)))
+    data = Rated("cifar10h", *fields, inputs=_cifar10_test(Path(folder), len(counts))).check()
+    return _with_digest(replace(data, disagreement=vote_disagreement(data.votes)).check())
 
 # %% ../../nbs/uncertainty/01_data.ipynb #a1e23439
 def write_fixture(
@@ -1137,50 +1060,23 @@ def _write_ferplus(folder: Path, rng: np.random.Generator) -> None:
 # %% ../../nbs/uncertainty/01_data.ipynb #80041d21
 def _write_cremad(folder: Path, rng: np.random.Generator) -> None:
     header = (
-        "localid,pos,ans,ttr,queryType,numTries,clipNum,questNum,subType,clipName,sessionNums,respEmo,respLevel,"
-        "dispEmo,dispVal,dispLevel"
-    ).split(",")
+        "localid pos ans ttr queryType numTries clipNum questNum subType clipName sessionNums "
+        "respEmo respLevel dispEmo dispVal dispLevel"
+    ).split()
     clips = [f"{1001 + s}_IEO_{emotion}_XX" for s in range(8) for emotion in ("ANG", "HAP", "NEU")]
     rows = []
     for number, clip in enumerate(clips):
         for mode in (1, 2, 3):
             for rater in range(5):
                 answer = clip[9] if rng.random() < 0.6 else rng.choice(list("ADFHNS"))
-                rows.append(
-                    (
-                        rater,
-                        number,
-                        f"{answer}_50",
-                        3000,
-                        mode,
-                        1,
-                        number,
-                        number,
-                        4,
-                        clip,
-                        1,
-                        answer,
-                        50,
-                        clip[9],
-                        20,
-                        "XX",
-                    )
-                )
+                asked = (rater, number, f"{answer}_50", 3000, mode, 1, number, number, 4, clip, 1)
+                rows.append((*asked, answer, 50, clip[9], 20, "XX"))
     _write_csv(folder / "finishedResponses.csv", header, rows)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #845ea564
 def _write_goemotions(folder: Path, rng: np.random.Generator) -> None:
-    header = (
-        "text",
-        "id",
-        "author",
-        "subreddit",
-        "link_id",
-        "parent_id",
-        "created_utc",
-        "rater_id",
-        "example_very_unclear",
-    )
+    header = "text id author subreddit link_id parent_id created_utc rater_id".split()
+    header += ["example_very_unclear", *GOEMOTIONS_CLASSES]
     rows = []
     for comment in range(12):
         for reader in range(3):
@@ -1188,24 +1084,10 @@ def _write_goemotions(folder: Path, rng: np.random.Generator) -> None:
             ticks = np.zeros(28, int)
             ticks[rng.choice(28, 1 if reader else 2, replace=False)] = not unclear
             text = f"Made-up comment, number {comment}, with a comma."
-            rows.append(
-                (
-                    text,
-                    f"e{comment:05d}",
-                    "someone",
-                    "pics",
-                    "t3",
-                    "t1",
-                    1.5e9,
-                    reader,
-                    unclear,
-                    *ticks.tolist(),
-                )
-            )
+            known = (text, f"e{comment:05d}", "someone", "pics", "t3", "t1", 1.5e9, reader)
+            rows.append((*known, unclear, *ticks.tolist()))
     for part in range(3):
-        _write_csv(
-            folder / f"goemotions_{part + 1}.csv", (*header, *GOEMOTIONS_CLASSES), rows[part::3]
-        )
+        _write_csv(folder / f"goemotions_{part + 1}.csv", header, rows[part::3])
 
 # %% ../../nbs/uncertainty/01_data.ipynb #79a59038
 def _write_cifar10h(folder: Path, rng: np.random.Generator) -> None:
