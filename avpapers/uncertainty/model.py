@@ -67,17 +67,11 @@ def decompose(
     # eps, standard normal draws to add to the logits; None adds none
     noise: Float[Tensor, "J K"] | None = None,
 ) -> Uncertainty:  # one value an item
-    "Split the doubt of S opinions into its parts (Kendall and Gal; the mutual information is also called BALD)."
+    "Decompose predictive uncertainty over S stochastic forward passes (Kendall and Gal; BALD)."
     _check_logits(logits, log_variance, noise)
     # (K, S, N): sums over few classes vectorize over items
     z = logits.float().permute(2, 0, 1).contiguous()
-    log_probs = z.log_softmax(0)
-    probs = log_probs.exp()
-    expected = 0 - (probs * log_probs.clamp_min(-1e4)).sum(0)
-    if noise is not None and log_variance is not None:
-        sigma = (0.5 * log_variance.float()).exp()  # sigma = exp(v/2)
-        probs = sum((z + sigma * e[:, None, None]).softmax(0) for e in noise) / len(noise)
-        expected = _entropy(probs)
+    probs, expected = _passes_of(z, log_variance, noise)
     mean, mean_z, expected = probs.mean(1), z.mean(1), expected.mean(0)
     total, epistemic = _entropy(mean), _spread(probs, mean).sum(0)
     logit_variance = _spread(z, mean_z).mean(0)
@@ -94,6 +88,19 @@ def decompose(
         learned_variance=None if log_variance is None else log_variance.float().exp().mean(0),
         num_samples=len(logits),
     )
+
+# %% ../../nbs/uncertainty/02_model.ipynb #3969ac58
+def _passes_of(
+    z: Tensor, log_variance: Tensor | None, noise: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    "Probabilities (K, S, N) of each pass, and their entropies (S, N)."
+    if noise is not None and log_variance is not None:
+        sigma = (0.5 * log_variance.float()).exp()  # sigma = exp(v/2)
+        probs = sum((z + sigma * e[:, None, None]).softmax(0) for e in noise) / len(noise)
+        return probs, _entropy(probs)
+    log_probs = z.log_softmax(0)
+    probs = log_probs.exp()
+    return probs, 0 - (probs * log_probs.clamp_min(-1e4)).sum(0)
 
 # %% ../../nbs/uncertainty/02_model.ipynb #bca28a36
 def _entropy(probs: Tensor) -> Tensor:
@@ -117,9 +124,7 @@ def _check_logits(logits: Tensor, log_variance: Tensor | None, noise: Tensor | N
             f"{tuple(logits.shape[:2])}"
         )
     if noise is not None and log_variance is None:
-        raise ValueError(
-            "noise: got noise without log_variance, expected both; without sigma it has no scale"
-        )
+        raise ValueError("noise: got noise without log_variance, expected both")
     if logits.isnan().any():
         bad = logits.isnan().any(-1).any(0).nonzero()[:3, 0].tolist()
         raise ValueError(
@@ -154,7 +159,7 @@ _KINDS: dict[Callable, int | None] = {
 
 # %% ../../nbs/uncertainty/02_model.ipynb #b901bed8
 class _DropoutOn(TorchFunctionMode):
-    "Inside, dropout draws masks from our generator, whatever the model's mode; all else is as it was."
+    "Inside, dropout draws masks from our generator, whatever the model's mode."
 
     def __init__(self, generator: torch.Generator, independent: bool):
         super().__init__()
@@ -165,7 +170,7 @@ class _DropoutOn(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in _KINDS:
-            return self.drop(func, *args, **kwargs)
+            return _drop(self, func, *args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return _attend(self, *args, **kwargs)
         if func is F.multi_head_attention_forward:
@@ -176,24 +181,26 @@ class _DropoutOn(TorchFunctionMode):
             self.largest = max(self.largest, out.numel())
         return out
 
-    def drop(
-        self,
-        func: Callable,
-        input: Tensor,
-        p: float = 0.5,
-        training: bool = True,
-        inplace: bool = False,
-    ) -> Tensor:
-        if p == 0:
-            return input
-        self.calls += 1
-        own = _KINDS[func]
-        shape = [n if own is None or i <= own else 1 for i, n in enumerate(input.shape)]
-        if not self.independent:
-            shape[0] = 1
-        mask = _mask(input, p, tuple(shape), self.generator)
-        alpha = func in (F.alpha_dropout, F.feature_alpha_dropout)
-        return _alpha_dropout(input, p, mask) if alpha else input * mask
+# %% ../../nbs/uncertainty/02_model.ipynb #d0d65dcf
+def _drop(
+    mode: _DropoutOn,
+    func: Callable,
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+) -> Tensor:
+    "What `func(input, p)` would return in training, with our mask."
+    if p == 0:
+        return input
+    mode.calls += 1
+    own = _KINDS[func]
+    shape = [n if own is None or i <= own else 1 for i, n in enumerate(input.shape)]
+    if not mode.independent:
+        shape[0] = 1
+    mask = _mask(input, p, tuple(shape), mode.generator)
+    alpha = func in (F.alpha_dropout, F.feature_alpha_dropout)
+    return _alpha_dropout(input, p, mask) if alpha else input * mask
 
 # %% ../../nbs/uncertainty/02_model.ipynb #06042c7b
 def _attend(
@@ -218,13 +225,15 @@ def _attend(
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None:
-        scores = (
-            scores.masked_fill(~attn_mask, -torch.inf)
-            if attn_mask.dtype == torch.bool
-            else scores + attn_mask
-        )
-    return mode.drop(F.dropout, scores.softmax(-1), dropout_p) @ value
+    return _drop(mode, F.dropout, _masked(scores, attn_mask).softmax(-1), dropout_p) @ value
+
+# %% ../../nbs/uncertainty/02_model.ipynb #ab983662
+def _masked(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
+    if attn_mask is None:
+        return scores
+    if attn_mask.dtype == torch.bool:
+        return scores.masked_fill(~attn_mask, -torch.inf)
+    return scores + attn_mask
 
 # %% ../../nbs/uncertainty/02_model.ipynb #c097a386
 _forward = F.multi_head_attention_forward
@@ -256,7 +265,7 @@ def _dropout_only(model: nn.Module) -> Iterator[None]:
 
 # %% ../../nbs/uncertainty/02_model.ipynb #bd9b8085
 class MCDropout(nn.Module):
-    "A classifier that is asked several times, with other units dropped each time; made by `mc_dropout`."
+    "A classifier that runs several passes with different units dropped; made by `mc_dropout`."
 
     def __init__(
         self,
@@ -282,7 +291,8 @@ class MCDropout(nn.Module):
         self.known: dict[tuple, tuple[str, int]] = {}
 
     def extra_repr(self) -> str:
-        return f"num_samples={self.num_samples}, heteroscedastic={self.heteroscedastic}, masks={self.masks!r}"
+        sizes = f"num_samples={self.num_samples}, heteroscedastic={self.heteroscedastic}"
+        return f"{sizes}, masks={self.masks!r}"
 
     @torch.no_grad()
     def sample(self, *args, **kwargs) -> Float[Tensor, "S N C"]:
@@ -311,12 +321,24 @@ def mc_dropout(
     # "thin", "vmap" or "loop" (below); "auto": the first that can run this model
     method: str = "auto",
 ) -> MCDropout:  # call it like the model: `mc_dropout(model)(x).mutual_information`
-    "Let a trained classifier say how unsure it is; the model itself is not changed (Section 3 of [@ghandeharioun2019])."
-    for name, value, least in (
-        ("num_samples", num_samples, 2),
-        ("logit_draws", logit_draws, 0),
-        ("seed", seed, 0),
-    ):
+    "Add uncertainty to a trained classifier; the model is not changed (Section 3 of [@ghandeharioun2019])."
+    settings = (num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method)
+    _check_settings(model, *settings)
+    return MCDropout(model, *settings)
+
+# %% ../../nbs/uncertainty/02_model.ipynb #95f3513b
+def _check_settings(
+    model: nn.Module,
+    num_samples: int,
+    heteroscedastic: bool,
+    masks: str,
+    logit_draws: int,
+    seed: int,
+    max_bytes: int | None,
+    method: str,
+) -> None:
+    integers = {"num_samples": (num_samples, 2), "logit_draws": (logit_draws, 0), "seed": (seed, 0)}
+    for name, (value, least) in integers.items():
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
     if masks not in ("shared", "independent"):
@@ -333,9 +355,6 @@ def mc_dropout(
             "logit_draws: got draws without heteroscedastic=True, expected a learned "
             "variance; there is no other noise to draw"
         )
-    return MCDropout(
-        model, num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method
-    )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #922382d4
 def _rows_of(args: tuple, kwargs: dict) -> int:
@@ -350,7 +369,10 @@ def _rows_of(args: tuple, kwargs: dict) -> int:
 # %% ../../nbs/uncertainty/02_model.ipynb #4e5177a4
 def _take_rows(args: tuple, kwargs: dict, rows: slice, n: int) -> tuple[tuple, dict]:
     "The same arguments for some of the items; what has no batch axis is handed on."
-    cut = lambda v: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == n else v
+
+    def cut(v):
+        return v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == n else v
+
     return tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}
 
 # %% ../../nbs/uncertainty/02_model.ipynb #ef5e3a08
@@ -377,7 +399,7 @@ def _parts(asked: MCDropout, args: tuple, kwargs: dict) -> Iterator[tuple[tuple,
 
 # %% ../../nbs/uncertainty/02_model.ipynb #59285740
 def _probe(asked: MCDropout, args: tuple, kwargs: dict) -> tuple[str, int]:
-    "Two passes over one row: how to run, and the size of the largest tensor behind the first dropout."
+    "Two passes over one row: how to run, and the largest tensor behind the first dropout."
     method = asked.method
     if method == "auto":
         method = "thin" if asked.masks == "shared" and _layers(asked.model) else "vmap"
@@ -388,8 +410,8 @@ def _probe(asked: MCDropout, args: tuple, kwargs: dict) -> tuple[str, int]:
             raise
         method = "loop"
         warnings.warn(
-            f"mc_dropout: passes are run one by one, since this model cannot be mapped over samples "
-            f"({str(error).splitlines()[0][:120]})",
+            "mc_dropout: passes are run one by one, since this model cannot be mapped over "
+            f"samples ({str(error).splitlines()[0][:120]})",
             stacklevel=4,
         )
         _, mode = _run(asked, args, kwargs, method, 2)
@@ -421,7 +443,7 @@ _POINTWISE = (
 
 # %% ../../nbs/uncertainty/02_model.ipynb #6cab0099
 def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
-    "The layers before and from the first dropout, if the model is a chain and all from there on can be thinned; else None."
+    "The layers before and from the first dropout of a chain that can be thinned; else None."
     chain, todo = [], [model]
     while todo:
         module = todo.pop(0)
@@ -441,7 +463,7 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
 
 # %% ../../nbs/uncertainty/02_model.ipynb #a218d99b
 def _may_drop(module: nn.Module) -> bool:
-    "Could this module call dropout? Known leaf layers cannot; the rest may do so inside their own forward."
+    "Could this module call dropout? Known leaf layers cannot; others may in their own forward."
     safe = (
         nn.Linear,
         nn.Flatten,
@@ -490,7 +512,10 @@ def _run(
     mode = _DropoutOn(
         seeded_generator(asked.seed, stream="masks", device=device), asked.masks == "independent"
     )
-    once = lambda _=None: _logits(asked.model(*args, **kwargs))
+
+    def once(_=None) -> Tensor:
+        return _logits(asked.model(*args, **kwargs))
+
     chain = _layers(asked.model) if method == "thin" else None
     with _dropout_only(asked.model), nullcontext() if chain else mode:
         if chain:
@@ -538,11 +563,12 @@ def _parts_of_doubt(asked: MCDropout, out: Tensor) -> Uncertainty:
 # %% ../../nbs/uncertainty/02_model.ipynb #f69528c3
 def _concatenate(parts: list[Uncertainty]) -> Uncertainty:
     "Parts of a batch, joined again."
-    join = lambda values: torch.cat(values) if isinstance(values[0], Tensor) else values[0]
-    joined: dict[str, Any] = {
-        f.name: join([getattr(p, f.name) for p in parts]) for f in fields(Uncertainty)
-    }
-    return Uncertainty(**joined)
+
+    def join(values: list[Any]) -> Any:
+        return torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+
+    names = [f.name for f in fields(Uncertainty)]
+    return Uncertainty(**{name: join([getattr(p, name) for p in parts]) for name in names})
 
 # %% ../../nbs/uncertainty/02_model.ipynb #6f2af845
 class BoundLogVariance(nn.Module):
@@ -555,7 +581,7 @@ class BoundLogVariance(nn.Module):
 
 # %% ../../nbs/uncertainty/02_model.ipynb #046e1fc4
 class StochasticLogitHead(nn.Sequential):
-    "Hidden layers with dropout on given features; K logits, and one log variance behind them if asked."
+    "Hidden layers with dropout on given features; K logits, then one log variance if wanted."
 
     def __init__(
         self,
