@@ -188,7 +188,7 @@ WAYS: dict[str, Callable[[nn.Module, int], Callable[[Tensor], Any]]] = {
 def prepared(
     case: dict[str, Any], num_samples: int
 ) -> tuple[dict[str, Callable[[Tensor], Any]], list[str]]:
-    "The ways that can run this model here, each on a copy of it; and why others cannot."
+    "Implementations that can run this model, each on a copy of it; and why others cannot."
     from copy import deepcopy
 
     ready, told, missing = {}, {}, []
