@@ -151,7 +151,7 @@ def train_free(
     seed: int = 0,  # of the initialization and the order
     **options,  # of `train_on`
 ) -> ANPNet:
-    "ANPNet with a bottleneck that without a fixed meaning."
+    "ANPNet with a bottleneck without a fixed meaning."
     with seeded_globals(seed, stream="free"):
         net = without_meaning(ANPNet(adjective, noun, num_pairs, hidden=hidden), features)
     train_on(net, features, labels=pair, seed=seed, **options)

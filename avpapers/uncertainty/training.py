@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,18 @@ class Standardize(nn.Module):
     def forward(self, features: Float[Tensor, "N ..."]) -> Float[Tensor, "N D"]:
         return (features.flatten(1) - self.mean) * self.scale
 
+# %% ../../nbs/uncertainty/03_training.ipynb #fa790b66
+def _step(model: nn.Module, batch: tuple, *, num_draws: int, form: str) -> tuple[Tensor, dict]:
+    "The loss of a batch; with noise on the logits if `num_draws` is above 0."
+    x, y, w = batch
+    out = model(x)
+    if num_draws:
+        noise = torch.randn(num_draws, *y.shape, device=y.device)
+        losses = noisy_cross_entropy(out, y, noise=noise, form=form)
+    else:
+        losses = vote_cross_entropy(out, y)
+    return (w * losses).sum() / w.sum().clamp_min(1e-6), {}
+
 # %% ../../nbs/uncertainty/03_training.ipynb #1f04b7fb
 def train_head(
     features: Float[Tensor, "N ..."],  # frozen features, or pictures
@@ -103,28 +116,15 @@ def train_head(
     weights = torch.ones(len(votes)) if weights is None else weights
     batch_size = min(batch_size, len(votes))
 
-    def step(model, batch):
-        x, y, w = batch
-        out = model(x)
-        if heteroscedastic:
-            # fit seeds the global generator
-            noise = torch.randn(num_draws, *y.shape, device=y.device)
-            losses = noisy_cross_entropy(out, y, noise=noise, form=form)
-        else:
-            losses = vote_cross_entropy(out, y)
-        return (w * losses).sum() / w.sum().clamp_min(1e-6), {}
-
+    optimizer = torch.optim.Adam(model.to(device).parameters(), lr=lr, fused=True)
     history = fit(
         model,
         ShuffledBatches(features, votes, weights, batch_size=batch_size),
-        step=step,
+        step=partial(_step, num_draws=num_draws if heteroscedastic else 0, form=form),
         clip=5.0,
-        optimizer=torch.optim.Adam(model.to(device).parameters(), lr=lr, fused=True),
+        optimizer=optimizer,
         num_steps=num_epochs * (len(votes) // batch_size),
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        progress=progress,
+        **{"seed": seed, "device": device, "checkpoint": checkpoint, "progress": progress},
     )
     return model, history
 
@@ -136,10 +136,9 @@ def _check_training(features: Tensor, votes: Tensor, weights: Tensor | None) -> 
             "many, at least 1"
         )
     if not torch.isfinite(features).all():
+        bad = int((~torch.isfinite(features)).nonzero()[0, 0])
         raise ValueError(
-            "features: got NaN or infinity, first in item "
-            f"{int((~torch.isfinite(features.flatten(1))).any(1).nonzero()[0])}, expected "
-            "finite numbers"
+            f"features: got NaN or infinity, first in item {bad}, expected finite numbers"
         )
     if (votes < 0).any() or (votes.sum(1) - 1).abs().max() > 1e-4:
         raise ValueError(
@@ -163,17 +162,12 @@ def predict(
     seed: int = 0,  # of the masks
 ) -> Uncertainty:  # on the CPU
     "Prediction and uncertainty, with dropout off or on."
-    heteroscedastic = bool(model[-1].heteroscedastic)
-    device = next(model.parameters()).device
+    noisy = bool(model[-1].heteroscedastic)
+    features = features.to(next(model.parameters()).device)
     if num_samples:
-        found = mc_dropout(model, num_samples, heteroscedastic=heteroscedastic, seed=seed)(
-            features.to(device)
-        )
+        found = mc_dropout(model, num_samples, heteroscedastic=noisy, seed=seed)(features)
     else:
-        model.eval()
-        out = model(features.to(device))[None]
-        found = decompose(out[..., :-1], out[..., -1]) if heteroscedastic else decompose(out)
-    here: dict[str, Any] = {
-        k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(found).items()
-    }
-    return Uncertainty(**here)
+        out = model.eval()(features)[None]
+        found = decompose(out[..., :-1], out[..., -1]) if noisy else decompose(out)
+    on_cpu = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in vars(found).items()}
+    return Uncertainty(**on_cpu)
