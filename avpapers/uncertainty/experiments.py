@@ -33,11 +33,11 @@ from .training import FORMS, predict, train_head
 
 # %% auto #0
 __all__ = ['DOUBTS', 'PEOPLE', 'WORDS', 'TWEETS', 'FACES', 'FERPLUS', 'EXPOSURE', 'Draw', 'TINY', 'doubts_of', 'correlation',
-           'auroc', 'partial_correlation', 'measure', 'calibration_by_fifth', 'contested_among', 'Config', 'Study',
-           'four_modes', 'ranking', 'controls_and_baselines', 'confidence_factor', 'without_ambiguous',
-           'keep_for_figures', 'rounded', 'coverage_curves', 'judged', 'words_extra', 'missing_cluster', 'words',
-           'tweets_extra', 'tweets', 'frozen_features', 'ferplus', 'load_ferplus', 'rare_row', 'spoiled_row', 'drawn',
-           'extreme_pictures', 'some_values', 'drawn_sizes', 'faces', 'avatars']
+           'auroc', 'partial_correlation', 'quality', 'learned_columns', 'measure', 'calibration_by_fifth',
+           'contested_among', 'Config', 'Study', 'four_modes', 'ranking', 'controls_and_baselines', 'confidence_factor',
+           'without_ambiguous', 'keep_for_figures', 'rounded', 'coverage_curves', 'judged', 'words_extra',
+           'missing_cluster', 'words', 'tweets_extra', 'tweets', 'frozen_features', 'ferplus', 'load_ferplus',
+           'rare_row', 'spoiled_row', 'drawn', 'extreme_pictures', 'some_values', 'drawn_sizes', 'faces', 'avatars']
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #4bb184b7
 DOUBTS = {  # short name -> the measure it stands for
@@ -75,42 +75,54 @@ def auroc(positive: np.ndarray, score: np.ndarray) -> float | None:
 # %% ../../nbs/uncertainty/04_experiments.ipynb #44420376
 def partial_correlation(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
     "Correlation of x and y after a straight line through a third measure is taken out of both."
-    residual = lambda v: v - np.polyval(np.polyfit(given, v, 1), given)
+
+    def residual(v: np.ndarray) -> np.ndarray:
+        return v - np.polyval(np.polyfit(given, v, 1), given)
+
     return correlation(residual(x), residual(y))
 
-# %% ../../nbs/uncertainty/04_experiments.ipynb #ca326680
-def measure(found: Uncertainty, data: Rated, *, seed: int) -> dict[str, Any]:
-    "One row: quality, correlation with disagreement, detection of errors."
-    votes, labels, d = data.probs, data.labels, data.disagreement.double().numpy()
+# %% ../../nbs/uncertainty/04_experiments.ipynb #ecfb0c78
+def quality(found: Uncertainty, data: Rated) -> dict[str, Any]:
+    "Accuracy, calibration, and the distance to the votes."
+    votes, labels = data.probs, data.labels
     wrong = (found.probs.argmax(1) != labels).numpy()
-    shuffled = d[torch.randperm(len(d), generator=seeded_generator(seed, stream="shuffle")).numpy()]
-    row: dict[str, Any] = {
+    kl = torch.xlogy(votes, votes) - votes * found.probs.clamp_min(1e-12).log()
+    return {
         "accuracy": float(1 - wrong.mean()),
         "accuracy_mean_logits": float((found.logits.argmax(1) == labels).float().mean()),
         "nll": negative_log_likelihood(found.probs, labels),
         "brier": brier_score(found.probs, labels),
-        "kl_to_votes": float(
-            (torch.xlogy(votes, votes) - votes * found.probs.clamp_min(1e-12).log()).sum(1).mean()
-        ),
+        "kl_to_votes": float(kl.sum(1).mean()),
         "distance_to_votes": float((found.probs - votes).abs().mean()),
         "ece": calibration_error(reliability_table(found.probs, labels)),
         "adaptive_ece": adaptive_calibration_error(found.probs, labels),
     }
+
+# %% ../../nbs/uncertainty/04_experiments.ipynb #f434078e
+def learned_columns(learned: np.ndarray, d: np.ndarray, seed: int) -> dict[str, float]:
+    "The shuffled control, and how small the learned variance gets."
+    order = torch.randperm(len(d), generator=seeded_generator(seed, stream="shuffle")).numpy()
+    return {
+        "r_learned_shuffled": correlation(learned, d[order]),
+        "learned_median": float(np.median(learned)),
+        "learned_at_floor": float((learned < 1.001 * np.exp(-8)).mean()),
+    }
+
+# %% ../../nbs/uncertainty/04_experiments.ipynb #ca326680
+def measure(found: Uncertainty, data: Rated, *, seed: int) -> dict[str, Any]:
+    "One row: quality, correlation with disagreement, detection of errors."
+    d = data.disagreement.double().numpy()
+    wrong = (found.probs.argmax(1) != data.labels).numpy()
     doubts = doubts_of(found)
+    row = quality(found, data)
     for name, value in doubts.items():
-        row |= {
-            f"r_{name}": correlation(value, d),
-            f"spearman_{name}": correlation(value, d, rank=True),
-            f"auroc_error_{name}": auroc(wrong, value),
-        }
+        row |= {f"r_{name}": correlation(value, d)}
+        row |= {f"spearman_{name}": correlation(value, d, rank=True)}
+        row |= {f"auroc_error_{name}": auroc(wrong, value)}
         if name != "confidence":
             row[f"partial_{name}"] = partial_correlation(value, d, doubts["confidence"])
     if "learned" in doubts:
-        row |= {
-            "r_learned_shuffled": correlation(doubts["learned"], shuffled),
-            "learned_median": float(np.median(doubts["learned"])),
-            "learned_at_floor": float((doubts["learned"] < 1.001 * np.exp(-8)).mean()),
-        }
+        row |= learned_columns(doubts["learned"], d, seed)
     if {"learned", "mutual"} <= set(doubts):
         row["r_sum"] = correlation(_standard(doubts["learned"]) + _standard(doubts["mutual"]), d)
     return row
@@ -127,30 +139,22 @@ def calibration_by_fifth(found: Uncertainty, data: Rated, *, seed: int) -> list[
         found.probs, 200, replacement=True, generator=seeded_generator(seed, stream="calibrated")
     )
     confidence, label = found.probs.max(1)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for k, part in enumerate(order.tensor_split(5), start=1):
-        right, drawn_right = (
-            (label == data.labels)[part].double(),
-            (draws == label[:, None])[part].double(),
-        )
+        right = (label == data.labels)[part].double().mean()
+        drawn_right = (draws == label[:, None])[part].double().mean(0)
         mean = confidence[part].double().mean()
-        rows.append(
-            {
-                "fifth": k,
-                "mean_total": float(found.predictive_entropy[part].mean()),
-                "confidence": float(mean),
-                "accuracy": float(right.mean()),
-                "gap": float((mean - right.mean()).abs()),
-                "gap_calibrated": float((mean - drawn_right.mean(0)).abs().mean()),
-            }
-        )
+        row = {"fifth": k, "mean_total": float(found.predictive_entropy[part].mean())}
+        row |= {"confidence": float(mean), "accuracy": float(right)}
+        row |= {"gap": float((mean - right).abs())}
+        rows.append(row | {"gap_calibrated": float((mean - drawn_right).abs().mean())})
     return rows
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #5f4550d7
 def contested_among(
     score: np.ndarray, disagreement: Tensor, share: float = 0.1
 ) -> dict[str, float]:
-    "Share of contested items (the quarter with most disagreement) among the top tenth by a score, and among all."
+    "Share of contested items (the quarter with most disagreement) in the top tenth by a score."
     contested = (disagreement >= disagreement.quantile(0.75)).numpy()
     top = np.argsort(-score, kind="stable")[: max(1, round(share * len(score)))]
     return {
@@ -231,11 +235,8 @@ def four_modes(study: Study) -> dict[str, nn.Sequential]:
     plain, noisy = study.fit("plain"), study.fit("noisy", heteroscedastic=True)
     doubt = doubts_of(study.ask(plain, dropout=False, of=study.train))["confidence"]
     by_confidence = contested_among(doubt, study.train.disagreement)
-    study.row(
-        "none",
-        study.ask(plain, dropout=False),
-        contested_top_confidence=by_confidence["contested_top"],
-    )
+    contested = {"contested_top_confidence": by_confidence["contested_top"]}
+    study.row("none", study.ask(plain, dropout=False), **contested)
     study.row("epistemic", study.ask(plain, dropout=True))
     study.row("aleatoric", study.ask(noisy, dropout=False))
     study.row("both", study.ask(noisy, dropout=True), **ranking(study, noisy))
@@ -256,38 +257,28 @@ def controls_and_baselines(study: Study, plain: nn.Sequential) -> None:
     order = torch.randperm(len(train), generator=study.run.generator("shuffled votes"))
     shuffled = fit("shuffled", heteroscedastic=True, votes=train.probs[order])
     study.row("both", ask(shuffled, dropout=True), "shuffled votes", **ranking(study, shuffled))
-    study.row(
-        "both", ask(fit("mean", heteroscedastic=True, form=FORMS[1]), dropout=True), "loss of mean"
-    )
+    loss_of_mean = fit("mean", heteroscedastic=True, form=FORMS[1])
+    study.row("both", ask(loss_of_mean, dropout=True), "loss of mean")
     majority = nn.functional.one_hot(train.labels, train.probs.shape[1]).float()
     for role, noisy in (("none", False), ("both", True)):
         net = fit(f"{role}, majority labels", heteroscedastic=noisy, votes=majority)
         study.row(role, ask(net, dropout=noisy), "majority labels")
     nets = [plain, again, fit("third", again=2)]
-    study.row(
-        "ensemble of three", decompose(torch.stack([ask(n, dropout=False).logits for n in nets]))
-    )
-    study.row(
-        "none",
-        decompose(confidence_factor(study, plain) * ask(plain, dropout=False).logits[None]),
-        "temperature",
-    )
+    logits = [ask(net, dropout=False).logits for net in nets]
+    study.row("ensemble of three", decompose(torch.stack(logits)))
+    study.row("none", decompose(confidence_factor(study, plain) * logits[0][None]), "temperature")
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #92ada4a5
 def confidence_factor(study: Study, net: nn.Sequential) -> float:
-    "The factor on the logits that makes the validation items most likely (1/T of temperature scaling)."
-    logits, labels = (
-        study.ask(net, dropout=False, of=study.validation).logits,
-        study.validation.labels,
-    )
-    grid = torch.logspace(-1, 0.7, 60)
-    return float(
-        grid[torch.stack([nn.functional.cross_entropy(g * logits, labels) for g in grid]).argmin()]
-    )
+    "The factor on the logits with the best validation likelihood (1/T of temperature scaling)."
+    logits = study.ask(net, dropout=False, of=study.validation).logits
+    labels, grid = study.validation.labels, torch.logspace(-1, 0.7, 60)
+    losses = torch.stack([nn.functional.cross_entropy(g * logits, labels) for g in grid])
+    return float(grid[losses.argmin()])
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #da021a2c
 def without_ambiguous(study: Study, noisy: nn.Sequential) -> None:
-    "Rows of plain networks trained without the top tenth by learned variance, without a random tenth, and with weights 1 / (1 + a)."
+    "Rows of plain networks without the top tenth by learned variance, or with weights 1 / (1 + a)."
     a = study.ask(noisy, dropout=False, of=study.train).learned_variance
     chance = torch.rand(len(a), generator=study.run.generator("drop"))
     weights = {
@@ -311,12 +302,10 @@ def keep_for_figures(study: Study, nets: dict[str, nn.Sequential]) -> None:
         "expected": both.expected_entropy,
     }
     run.keep("scatter", {name: rounded(v[some]) for name, v in columns.items()})
-    tables = {
-        name: reliability_table(u.probs, test.labels, adaptive=True, num_bins=10)
-        .round(4)
-        .to_dict("list")
-        for name, u in (("none", none), ("both", both))
-    }
+    tables = {}
+    for name, u in (("none", none), ("both", both)):
+        table = reliability_table(u.probs, test.labels, adaptive=True, num_bins=10)
+        tables[name] = table.round(4).to_dict("list")
     run.keep("reliability", tables)
     run.keep("coverage", coverage_curves(both, test.labels))
 
@@ -348,9 +337,8 @@ def judged(size: Config, run: Run, data: Rated) -> tuple[Study, dict[str, nn.Seq
     nets = four_modes(study)
     controls_and_baselines(study, nets["plain"])
     without_ambiguous(study, nets["noisy"])
-    for row in calibration_by_fifth(
-        study.ask(nets["noisy"], dropout=True), study.test, seed=run.seed
-    ):
+    both = study.ask(nets["noisy"], dropout=True)
+    for row in calibration_by_fifth(both, study.test, seed=run.seed):
         run.row(role="both", variant="by fifth", **row)
     keep_for_figures(study, nets)
     return study, nets
@@ -367,23 +355,18 @@ def words_extra(study: Study, nets: dict[str, nn.Sequential]) -> None:
     run.row(role="ceiling", r_ceiling=ceiling, r_direct=direct)
     learned = study.ask(nets["noisy"], dropout=False).learned_variance
 
-    def shown(index: Tensor) -> list[dict[str, Any]]:
-        return [
-            {
-                "item": test.items[i],
-                "votes": test.votes[i].tolist(),
-                "learned": float(f"{learned[i]:.4g}"),
-            }
-            for i in index.tolist()
-        ]
+    def shown(i: int) -> dict[str, Any]:
+        value = float(f"{learned[i]:.4g}")
+        return {"item": test.items[i], "votes": test.votes[i].tolist(), "learned": value}
 
-    order = learned.argsort()
-    run.keep("extremes", {"least": shown(order[:12]), "most": shown(order[-12:].flip(0))})
+    order = learned.argsort().tolist()
+    least, most = map(shown, order[:12]), map(shown, order[:-13:-1])
+    run.keep("extremes", {"least": list(least), "most": list(most)})
     missing_cluster(study)
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #b0efc4e3
 def missing_cluster(study: Study) -> None:
-    "Rows `cluster missing` and `cluster present`: does mutual information rise for words of a kind that was left out?"
+    "Rows `cluster missing` and `cluster present`: does mutual information detect the cluster?"
     from sklearn.cluster import KMeans
 
     cluster = KMeans(20, n_init=1, random_state=study.run.seed).fit(study.train.inputs.numpy())
@@ -398,12 +381,9 @@ def missing_cluster(study: Study) -> None:
     for role, weight in weights.items():
         found = study.ask(study.fit(role, heteroscedastic=True, weights=weight), dropout=True)
         right = (found.probs.argmax(1) == study.test.labels)[in_test].float()
-        study.row(
-            role,
-            found,
-            auroc_group_mutual=auroc(in_test, found.mutual_information.numpy()),
-            accuracy_group=float(right.mean()) if in_test.any() else None,
-        )
+        accuracy = float(right.mean()) if in_test.any() else None
+        detected = auroc(in_test, found.mutual_information.numpy())
+        study.row(role, found, auroc_group_mutual=detected, accuracy_group=accuracy)
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #c2b1d535
 PEOPLE = {"smoke": Config(240, num_epochs=2, num_samples=10)}
@@ -442,7 +422,7 @@ def frozen_features(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> Tensor:
-    "(N, D) features of (N, H, W) gray pictures from 0 to 1: three equal channels, resized, normalized as the network expects."
+    "(N, D) features of (N, H, W) gray pictures from 0 to 1, resized and normalized."
     from timm.data import resolve_data_config
 
     expected = resolve_data_config({}, model=backbone)
@@ -512,14 +492,8 @@ def spoiled_row(train: Rated, size: Config, run: Run) -> dict[str, Any]:
     spoiled = torch.rand(len(train), generator=generator) < 0.05
     others = train.probs[torch.randperm(len(train), generator=generator)]
     votes = torch.where(spoiled[:, None], others, train.probs)
-    net, _ = train_head(
-        train.inputs,
-        votes,
-        heteroscedastic=True,
-        num_epochs=size.num_epochs,
-        lr=size.lr,
-        seed=run.seed,
-    )
+    options: dict[str, Any] = {"num_epochs": size.num_epochs, "lr": size.lr, "seed": run.seed}
+    net, _ = train_head(train.inputs, votes, heteroscedastic=True, **options)
     found = predict(net, train.inputs)
     learned = found.learned_variance.numpy()
     loss = -(votes * found.probs.clamp_min(1e-12).log()).sum(1).numpy()
@@ -541,16 +515,11 @@ def drawn(size: Config, run: Run, draw: Draw) -> None:
     rare = np.array([s in ("rare", "DARK_BROWN") for s in test.subgroup])
     run.units(test_pictures=len(test))
     run.data(test.name, test.checksum)
+    options: dict[str, Any] = {"num_epochs": size.num_epochs, "lr": size.lr, "seed": run.seed}
     for share in size.shares:
         train = draw(size, size.num_items, share, "train", run.generator("train"))
         net, _ = train_head(
-            train.inputs,
-            train.probs,
-            heteroscedastic=True,
-            num_epochs=size.num_epochs,
-            lr=size.lr,
-            seed=run.seed,
-            device=run.device,
+            train.inputs, train.probs, heteroscedastic=True, device=run.device, **options
         )
         found = predict(net, test.inputs, num_samples=size.num_samples, seed=run.seed)
         row = run.row(**rare_row(share, found, test, rare))
@@ -567,19 +536,14 @@ def drawn(size: Config, run: Run, draw: Draw) -> None:
 def extreme_pictures(found: Uncertainty, test: Rated, count: int = 8) -> dict[str, list]:
     "Pictures as bytes in hexadecimal, with their votes."
 
-    def shown(index: Tensor) -> list[dict[str, Any]]:
-        return [
-            {
-                "pixels": (255 * test.inputs[i]).round().byte().numpy().tobytes().hex(),
-                "shape": list(test.inputs[i].shape),
-                "votes": test.votes[i].int().tolist(),
-            }
-            for i in index.tolist()
-        ]
+    def shown(i: int) -> dict[str, Any]:
+        pixels = (255 * test.inputs[i]).round().byte().numpy().tobytes().hex()
+        votes = test.votes[i].int().tolist()
+        return {"pixels": pixels, "shape": list(test.inputs[i].shape), "votes": votes}
 
-    order = found.learned_variance.argsort()
-    least, most = shown(order[:count]), shown(order[-count:].flip(0))
-    return {"classes": list(test.class_names), "least": least, "most": most}
+    order = found.learned_variance.argsort().tolist()
+    least, most = map(shown, order[:count]), map(shown, order[: -count - 1 : -1])
+    return {"classes": list(test.class_names), "least": list(least), "most": list(most)}
 
 # %% ../../nbs/uncertainty/04_experiments.ipynb #86350968
 def some_values(found: Uncertainty, rare: np.ndarray) -> dict[str, dict[str, list[float]]]:

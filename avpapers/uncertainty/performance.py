@@ -23,7 +23,7 @@ from .claims import paper
 from .model import StochasticLogitHead, decompose, mc_dropout
 
 # %% auto #0
-__all__ = ['SIZES', 'WAYS', 'Classifier', 'Encoder', 'Config', 'cases', 'plain_loop', 'with_baal', 'with_baal_cache',
+__all__ = ['SIZES', 'WAYS', 'Classifier', 'Encoder', 'Config', 'models', 'cases', 'plain_loop', 'with_baal', 'with_baal_cache',
            'with_torch_uncertainty', 'prepared', 'benchmark_case', 'performance', 'bound_row']
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #c7f6c2e4
@@ -34,12 +34,9 @@ class Classifier(nn.Module):
         super().__init__()
         import timm
 
-        backbone: Any = timm.create_model(name, num_classes=0)
-        self.backbone, self.head = (
-            backbone,
-            StochasticLogitHead(
-                backbone.num_features, num_classes, heteroscedastic=False, generator=generator
-            ),
+        self.backbone: Any = timm.create_model(name, num_classes=0)
+        self.head = StochasticLogitHead(
+            self.backbone.num_features, num_classes, heteroscedastic=False, generator=generator
         )
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -47,7 +44,7 @@ class Classifier(nn.Module):
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #74a04208
 class Encoder(nn.Module):
-    "A small transformer with dropout in every layer, attention included: next to nothing comes before the first."
+    "A small transformer with dropout in every layer, attention included."
 
     def __init__(self, width: int, num_classes: int):
         super().__init__()
@@ -81,48 +78,40 @@ SIZES = {
 }
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #4aa7a4cd
+def models(c: Config, device: str) -> dict[str, tuple[nn.Module, Tensor, Callable | None]]:
+    "Models by name, each with its input and the part behind its first dropout (None: all of it)."
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=seeded_generator(0)).to(device)
+
+    with seeded_globals(0):
+        classifier = Classifier(c.backbone, c.num_classes, seeded_generator(0))
+        encoder = Encoder(128, c.num_classes)
+    plain: dict[str, Any] = {"heteroscedastic": False, "generator": seeded_generator(0)}
+    head = StochasticLogitHead(1792, c.num_classes, **plain)
+    pictures = draw(c.pictures, 3, c.picture_size, c.picture_size)
+
+    def behind(layers: nn.Sequential, n: int) -> Tensor:
+        return nn.Sequential(*[*layers][4:])(draw(n, 128))
+
+    return {
+        f"{c.backbone} + head": (classifier, pictures, lambda m: behind(m.head, c.pictures)),
+        "head on features": (head, draw(c.features, 1792), lambda m: behind(m, c.features)),
+        "dropout everywhere": (encoder, draw(c.sequences, 16, 128), None),
+    }
+
+# %% ../../nbs/uncertainty/06_performance.ipynb #71350886
 @torch.no_grad()
 def cases(c: Config, device: str) -> list[dict[str, Any]]:
     "Models with their inputs, and the multiple of a plain pass that S samples need at least."
-    draw = lambda *shape: torch.randn(*shape, generator=seeded_generator(0)).to(device)
-    with seeded_globals(0):
-        classifier, encoder = (
-            Classifier(c.backbone, c.num_classes, seeded_generator(0)),
-            Encoder(128, c.num_classes),
-        )
-    head = StochasticLogitHead(
-        1792, c.num_classes, heteroscedastic=False, generator=seeded_generator(0)
-    )
-    side = c.picture_size
     found = []
-    for name, model, x, tail in (
-        (
-            f"{c.backbone} + head",
-            classifier,
-            draw(c.pictures, 3, side, side),
-            lambda m: nn.Sequential(*[*m.head][4:])(draw(c.pictures, 128)),
-        ),
-        (
-            "head on features",
-            head,
-            draw(c.features, 1792),
-            lambda m: nn.Sequential(*[*m][4:])(draw(c.features, 128)),
-        ),
-        ("dropout everywhere", encoder, draw(c.sequences, 16, 128), None),
-    ):
+    for name, (model, x, tail) in models(c, device).items():
         model = model.to(device).eval()
-        whole = flops(lambda: model(x))  # noqa: B023
-        behind = flops(lambda: tail(model)) if tail else whole  # noqa: B023
+        whole = flops(partial(model, x))
+        behind = flops(partial(tail, model)) if tail else whole
         least = (whole - behind + c.num_samples * behind) / whole
-        found.append(
-            {
-                "name": name,
-                "model": model,
-                "x": x,
-                "least": least,
-                "sizes": f"N={len(x)}, S={c.num_samples}",
-            }
-        )
+        made = {"name": name, "model": model, "x": x, "least": least}
+        found.append(made | {"sizes": f"N={len(x)}, S={c.num_samples}"})
     return found
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #8a9edce4
@@ -148,7 +137,7 @@ def with_baal(model: nn.Module, num_samples: int, *, replicate: bool) -> Callabl
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #dfa0acde
 def with_baal_cache(model: nn.Module, num_samples: int) -> Callable[[Tensor], Any]:
-    "baal with its caching: linear and convolution layers keep their last result while their input stays the same."
+    "baal with its cache: layers keep their last result while their input stays the same."
     from baal.bayesian.caching_utils import LRUCacheModule
     from baal.bayesian.caching_utils import patch_module as patch_cache
     from baal.bayesian.dropout import patch_module
@@ -203,7 +192,8 @@ def prepared(
     # it left dropout off somewhere
     for name in [n for n in ready if told[n] < 0.5 * told["plain loop"]]:
         missing.append(
-            f"{name}: finds {told[name] / told['plain loop']:.0%} of the mutual information, since not all dropout is on"
+            f"{name}: finds {told[name] / told['plain loop']:.0%} of the mutual information, "
+            "since not all dropout is on"
         )
         del ready[name]
     return ready, missing
