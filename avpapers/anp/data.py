@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +26,10 @@ from ..data.rendering import ADJECTIVES, compose, draw_nuisances
 __all__ = ['SPLITS', 'UNSEEN', 'DATASETS', 'CHECKSUMS', 'PairSet', 'check', 'World', 'drawn_world', 'drawn_pictures',
            'set_into_corner', 'mtvso', 'mit_states', 'emoset', 'with_fusion_split', 'write_fixture']
 
-# %% ../../nbs/anp/01_data.ipynb #a5d214a2
+# %% ../../nbs/anp/01_data.ipynb #c6db594a
 SPLITS = ("train", "fusion", "validation", "test")  # "fusion": pictures the towers do not see (D2)
 
-
+# %% ../../nbs/anp/01_data.ipynb #a5d214a2
 @dataclass(frozen=True)
 class PairSet:
     "Pictures of adjective-noun pairs."
@@ -84,29 +85,36 @@ class PairSet:
     def rows(self, rows: Sequence[int]) -> PairSet:
         "Some of the pictures."
         rows = list(rows)
-        cut = lambda v: v[rows] if isinstance(v, Tensor) else tuple(v[i] for i in rows) if v else v
-        kept: dict[str, Any] = {
-            f: cut(getattr(self, f)) for f in _BY_PICTURE if getattr(self, f) is not None
-        }
+        kept = {f: _some(getattr(self, f), rows) for f in _BY_PICTURE}
         return replace(self, **kept)
 
 # %% ../../nbs/anp/01_data.ipynb #6693188e
 _BY_PICTURE = ("pair", "split", "groups", "images", "files")
+
+# %% ../../nbs/anp/01_data.ipynb #f4c459ba
+def _some(values: Any, rows: list[int]) -> Any:
+    "Entries of a tensor or a tuple at these rows."
+    if isinstance(values, Tensor):
+        return values[rows]
+    return tuple(values[i] for i in rows) if values else values
 
 # %% ../../nbs/anp/01_data.ipynb #293b418c
 def check(
     data: PairSet,  # any set
 ) -> PairSet:  # the same
     "The set itself if it makes sense; else a `ValueError`."
-    lengths = {
-        f: len(getattr(data, f))
-        for f in _BY_PICTURE
-        if getattr(data, f) is not None and len(getattr(data, f))
-    }
+    fields = {f: getattr(data, f) for f in _BY_PICTURE}
+    lengths = {f: len(v) for f, v in fields.items() if v is not None and len(v)}
     if len(set(lengths.values())) > 1:
         raise ValueError(
             f"{data.name}: got {lengths}, expected as many pairs, splits and groups as pictures"
         )
+    _check_pairs(data)
+    _check_groups(data)
+    return data
+
+# %% ../../nbs/anp/01_data.ipynb #a9319970
+def _check_pairs(data: PairSet) -> None:
     if not len(data.pair):
         raise ValueError(f"{data.name}: got no pictures, expected at least 1")
     if data.pair.min() < 0 or data.pair.max() >= len(data.pairs):
@@ -122,6 +130,9 @@ def check(
                 f"{data.name}: got a pair with {what} {int(data.pairs[:, column].max())}, "
                 f"expected less than {len(names)}"
             )
+
+# %% ../../nbs/anp/01_data.ipynb #77064f6f
+def _check_groups(data: PairSet) -> None:
     where: dict[str, str] = {}
     for group, split in zip(data.groups, data.split, strict=True):
         if where.setdefault(group, split) != split:
@@ -129,7 +140,6 @@ def check(
                 f"{data.name}: got group {group!r} in {where[group]} and in {split}, expected "
                 "one split for each group"
             )
-    return data
 
 # %% ../../nbs/anp/01_data.ipynb #0e77bbc6
 @dataclass(frozen=True)
@@ -145,6 +155,12 @@ class World:
 # %% ../../nbs/anp/01_data.ipynb #c008180c
 UNSEEN = ("noto-v1", "fluent-emoji-flat")  # vendors of the test
 _SCENES = ("place", "sky", "weather")  # words in the category of a scene
+
+# %% ../../nbs/anp/01_data.ipynb #3afc59bc
+def _is_scene(about: Any) -> np.ndarray:
+    "Which rows of the table of drawings are scenes."
+    words = zip(about["category"], about["subcategory"], strict=True)
+    return np.array([any(w in f"{c} {s}".lower() for w in _SCENES) for c, s in words])
 
 # %% ../../nbs/anp/01_data.ipynb #3cb3a467
 def drawn_world(
@@ -164,31 +180,19 @@ def drawn_world(
     if not 1 <= num_adjectives <= len(ADJECTIVES):
         raise ValueError(f"num_adjectives: got {num_adjectives}, expected 1 to {len(ADJECTIVES)}")
     about = art.frame.drop_duplicates("codepoint").set_index("codepoint").loc[known]
-    scene = np.array(
-        [
-            any(w in f"{c} {s}".lower() for w in _SCENES)
-            for c, s in zip(about["category"], about["subcategory"], strict=True)
-        ]
-    )
+    scene = _is_scene(about)
     # a quarter of the nouns are scenes, as far as there are any
     few = min(num_nouns // 4, int(scene.sum()))
-    rows = [
-        *draw.choice(np.flatnonzero(~scene), num_nouns - few, replace=False),
-        *draw.choice(np.flatnonzero(scene), few, replace=False),
-    ]
-    chosen = [known[i] for i in sorted(rows)]
-    adjectives = tuple(
-        np.array(list(ADJECTIVES))[
-            np.sort(draw.choice(len(ADJECTIVES), num_adjectives, replace=False))
-        ].tolist()
-    )
-    kinds = tuple("scene" if scene[i] else "object" for i in sorted(rows))
+    objects = draw.choice(np.flatnonzero(~scene), num_nouns - few, replace=False)
+    rows = sorted([*objects, *draw.choice(np.flatnonzero(scene), few, replace=False)])
+    chosen = [known[i] for i in rows]
+    order = np.sort(draw.choice(len(ADJECTIVES), num_adjectives, replace=False))
     return World(
         art.take(art.frame["codepoint"].isin(chosen)),
-        tuple(about.loc[chosen, "name"]),
-        kinds,
-        adjectives,
-        anp_graph(num_nouns, num_adjectives, num_pairs, seed=seed),
+        nouns=tuple(about.loc[chosen, "name"]),
+        kinds=tuple("scene" if scene[i] else "object" for i in rows),
+        adjectives=tuple(np.array(list(ADJECTIVES))[order].tolist()),
+        pairs=anp_graph(num_nouns, num_adjectives, num_pairs, seed=seed),
     )
 
 # %% ../../nbs/anp/01_data.ipynb #5e3e66d5
@@ -205,53 +209,30 @@ def drawn_pictures(
     "Pictures of every pair of a world."
     if split not in SPLITS:
         raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength: got {strength}, expected 0 to 1")
+    for name, share in (("strength", strength), ("opacity", opacity)):
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}: got {share}, expected 0 to 1")
     if per_pair < 1:
         raise ValueError(f"per_pair: got {per_pair}, expected at least 1")
     generator = seeded_generator(seed, stream=f"pictures {split}")
     rows = _rows_of(world, per_pair, split, generator)
     pair = torch.arange(len(world.pairs)).repeat_interleave(per_pair)
-    numbers = torch.tensor([list(ADJECTIVES).index(a) for a in world.adjectives])[
-        world.pairs[pair, 0]
-    ]
-    if not 0 <= opacity <= 1:
-        raise ValueError(f"opacity: got {opacity}, expected 0 to 1")
-    images = _rendered(
-        world.art.rgba(size) * torch.tensor([1.0, 1, 1, opacity]).view(1, 4, 1, 1),
-        rows,
-        numbers,
-        strength,
-        generator,
-    )
-    groups = tuple(
-        f"{world.art.frame.iloc[r]['vendor']}/{world.art.frame.iloc[r]['codepoint']}"
-        for r in rows.tolist()
-    )
-    return check(
-        PairSet(
-            "drawn pairs",
-            world.adjectives,
-            world.nouns,
-            world.pairs,
-            pair,
-            (split,) * len(pair),
-            groups,
-            images,
-            kinds=world.kinds,
-            checksum=CHECKSUM,
-        )
-    )
+    adjectives = torch.tensor([list(ADJECTIVES).index(a) for a in world.adjectives])
+    art = world.art.rgba(size) * torch.tensor([1.0, 1, 1, opacity]).view(1, 4, 1, 1)
+    images = _rendered(art, rows, adjectives[world.pairs[pair, 0]], strength, generator)
+    shown = world.art.frame.iloc[rows.tolist()]
+    groups = tuple(f"{v}/{c}" for v, c in zip(shown["vendor"], shown["codepoint"], strict=True))
+    names = (world.adjectives, world.nouns, world.pairs)
+    data = PairSet("drawn pairs", *names, pair, (split,) * len(pair), groups, images)
+    return check(replace(data, kinds=world.kinds, checksum=CHECKSUM))
 
 # %% ../../nbs/anp/01_data.ipynb #53e1d508
 def _rendered(
     art: Tensor, rows: Tensor, adjectives: Tensor, strength: float, generator: torch.Generator
 ) -> Tensor:
     "Pictures, drawn some hundreds at a time so that little memory is needed."
-    n, strong = (
-        draw_nuisances(len(rows), art.shape[-1], generator=generator),
-        torch.full((len(rows),), float(strength)),
-    )
+    n = draw_nuisances(len(rows), art.shape[-1], generator=generator)
+    strong = torch.full((len(rows),), float(strength))
     parts = torch.arange(len(rows)).split(512)
     return torch.cat([compose(art[rows[p]], adjectives[p], strong[p], n.rows(p)) for p in parts])
 
@@ -266,14 +247,15 @@ def _rows_of(
     for row, (name, vendor) in enumerate(zip(frame["name"], frame["vendor"], strict=True)):
         if (vendor in UNSEEN) == (split == "test"):
             mine[number[name]].append(row)
-    pick = lambda rows: torch.tensor(rows)[
-        torch.randint(len(rows), (per_pair,), generator=generator)
-    ]
+
+    def pick(rows: list[int]) -> Tensor:
+        return torch.tensor(rows)[torch.randint(len(rows), (per_pair,), generator=generator)]
+
     return torch.cat([pick(_part(mine[noun], split)) for noun in world.pairs[:, 1].tolist()])
 
 # %% ../../nbs/anp/01_data.ipynb #6588b4f3
 def _part(rows: list[int], split: str) -> list[int]:
-    "Of a noun's drawings by the training vendors: all but two for the towers, one for the fusion, one for validation."
+    "A noun's drawings for a split; of the training vendors, one each for fusion and validation."
     return {"train": rows[:-2], "fusion": rows[-2:-1], "validation": rows[-1:], "test": rows}[split]
 
 # %% ../../nbs/anp/01_data.ipynb #35b0007d
@@ -288,16 +270,12 @@ def set_into_corner(
     if not 0 < share <= 1:
         raise ValueError(f"share: got {share}, expected above 0 and at most 1")
     side = max(1, round(share * pictures.shape[-1]))
-    small = torch.nn.functional.interpolate(
-        others, size=(side, side), mode="bilinear", antialias=True
-    ).clamp(0, 1)
+    resize = {"size": (side, side), "mode": "bilinear", "antialias": True}
+    small = torch.nn.functional.interpolate(others, **resize).clamp(0, 1)
     out, corner = pictures.clone(), torch.randint(4, (len(pictures),), generator=generator)
     for k in range(4):
-        rows, down, right = (
-            corner == k,
-            (k // 2) * (pictures.shape[-2] - side),
-            (k % 2) * (pictures.shape[-1] - side),
-        )
+        down, right = (k // 2) * (pictures.shape[-2] - side), (k % 2) * (pictures.shape[-1] - side)
+        rows = corner == k
         out[rows, :, down : down + side, right : right + side] = small[rows]
     return out
 
@@ -307,47 +285,34 @@ def mtvso(
     folder: str | Path,
 ) -> PairSet:  # files, no pictures; stand_in is False
     "The list of MT-VSO pictures with their pairs, in the layout that the authors' code reads."
-    folder = Path(folder)
     adjectives, nouns, anps = (
-        _lines(folder / f"mtvso_{k}labels.txt") for k in ("adj", "noun", "anp")
+        _lines(Path(folder) / f"mtvso_{k}labels.txt") for k in ("adj", "noun", "anp")
     )
-    where = {
-        (a, n): k
-        for k, (a, n) in enumerate(
-            (adjectives.index(p.split("_", 1)[0]), nouns.index(p.split("_", 1)[1])) for p in anps
-        )
-    }
-    files: list[Any] = []
-    pair, split = list(files), list(files)
-    for part in ("train", "test"):
-        for number, line in enumerate(_lines(folder / f"{part}.txt"), start=1):
-            try:
-                name, *labels = line.rsplit(maxsplit=3)
-                k, n, a = map(int, labels)
-            except ValueError:
-                raise ValueError(
-                    f"{part}.txt, line {number}: got {line!r}, expected `path pair noun adjective`"
-                ) from None
-            if where.get((a, n)) != k:
-                raise ValueError(
-                    f"{part}.txt, line {number}: got pair {k}, expected the pair of adjective "
-                    f"{a} and noun {n}"
-                )
-            for column, value in ((files, name), (pair, k), (split, part)):
-                column.append(value)
-    return check(
-        PairSet(
-            "mtvso",
-            tuple(adjectives),
-            tuple(nouns),
-            torch.tensor(list(where)),
-            torch.tensor(pair),
-            tuple(split),
-            tuple(files),
-            files=tuple(files),
-            stand_in=False,
-        )
-    )
+    words = [p.split("_", 1) for p in anps]
+    where = {(adjectives.index(a), nouns.index(n)): k for k, (a, n) in enumerate(words)}
+    rows = [(*row, s) for s in ("train", "test") for row in _mtvso_rows(Path(folder), s, where)]
+    files, pair, split = (tuple(column) for column in zip(*rows, strict=True))
+    names = (tuple(adjectives), tuple(nouns), torch.tensor(list(where)))
+    data = PairSet("mtvso", *names, torch.tensor(pair), split, files, files=files)
+    return check(replace(data, stand_in=False))
+
+# %% ../../nbs/anp/01_data.ipynb #dfdf9da2
+def _mtvso_rows(
+    folder: Path, part: str, where: dict[tuple[int, int], int]
+) -> list[tuple[str, int]]:
+    "Files and pairs of one list."
+    rows = []
+    for number, line in enumerate(_lines(folder / f"{part}.txt"), start=1):
+        at = f"{part}.txt, line {number}"
+        try:
+            name, *labels = line.rsplit(maxsplit=3)
+            k, n, a = map(int, labels)
+        except ValueError:
+            raise ValueError(f"{at}: got {line!r}, expected `path pair noun adjective`") from None
+        if where.get((a, n)) != k:
+            raise ValueError(f"{at}: got pair {k}, expected the pair of adjective {a} and noun {n}")
+        rows.append((name, k))
+    return rows
 
 # %% ../../nbs/anp/01_data.ipynb #04b6a5ee
 def _lines(file: Path) -> list[str]:
@@ -364,16 +329,13 @@ def mit_states(
     folder: str | Path,
 ) -> PairSet:  # files, no pictures
     "States and objects of MIT-States; the pairs of the test are new combinations of known words."
-    folder, names, rows = Path(folder), {"train": "train", "val": "validation", "test": "test"}, []
-    for part, split in names.items():
+    folder, rows = Path(folder), []
+    for part, split in {"train": "train", "val": "validation", "test": "test"}.items():
         for line in _lines(folder / "compositional-split-natural" / f"{part}_pairs.txt"):
             if len(line.split()) != 2:
                 raise ValueError(f"{part}_pairs.txt: got {line!r}, expected `adjective noun`")
-            a, n = line.split()
-            rows += [
-                (a, n, split, f.relative_to(folder).as_posix())
-                for f in sorted((folder / "images" / line).glob("*.jpg"))
-            ]
+            for file in sorted((folder / "images" / line).glob("*.jpg")):
+                rows.append((*line.split(), split, file.relative_to(folder).as_posix()))
     if not rows:
         raise FileNotFoundError(
             f"folder: got {folder} without pictures below images/, expected some of the listed "
@@ -388,18 +350,8 @@ def _from_words(name: str, rows: Sequence[tuple[str, str, str, str]]) -> PairSet
     known = sorted({(adjectives.index(r[0]), nouns.index(r[1])) for r in rows})
     pair = torch.tensor([known.index((adjectives.index(r[0]), nouns.index(r[1]))) for r in rows])
     files = tuple(r[3] for r in rows)
-    return check(
-        PairSet(
-            name,
-            tuple(adjectives),
-            tuple(nouns),
-            torch.tensor(known),
-            pair,
-            tuple(r[2] for r in rows),
-            files,
-            files=files,
-        )
-    )
+    names, split = (tuple(adjectives), tuple(nouns)), tuple(r[2] for r in rows)
+    return check(PairSet(name, *names, torch.tensor(known), pair, split, files, files=files))
 
 # %% ../../nbs/anp/01_data.ipynb #9f5a4bda
 def emoset(
@@ -410,15 +362,12 @@ def emoset(
     "Emotions and objects of EmoSet-118K."
     folder, rows = Path(folder), []
     for part, split in {"train": "train", "val": "validation", "test": "test"}.items():
-        listed = _lines(folder / f"{part}.json")
-        for emotion, picture, annotation in json.loads("".join(listed)):
+        for emotion, picture, annotation in json.loads("".join(_lines(folder / f"{part}.json"))):
             about = json.loads("".join(_lines(folder / annotation)))
             noun = (about.get("object") or [about.get("scene")])[0]
             if noun:
                 rows.append((emotion, str(noun).lower(), split, picture))
-    counts: dict[tuple[str, str], int] = {}
-    for a, n, *_ in rows:
-        counts[a, n] = counts.get((a, n), 0) + 1
+    counts = Counter((a, n) for a, n, *_ in rows)
     kept = [r for r in rows if counts[r[0], r[1]] >= min_pictures]
     if not kept:
         raise ValueError(
@@ -433,22 +382,16 @@ def with_fusion_split(
     *,
     seed: int = 0,  # of the division
 ) -> PairSet:
-    "Give a third of each pair's training pictures to the fusion; divide anew if the test has pairs of its own."
+    "A third of the training pictures goes to the fusion; a test with pairs of its own is split anew."
     known = {s: set(data.take(s).pair.tolist()) for s in ("train", "test")}
     anew, split = not known["test"] <= known["train"], list(data.split)
-    order = torch.randperm(
-        len(data), generator=seeded_generator(seed, stream="fusion split")
-    ).tolist()
-    seen: dict[int, int] = {}
-    for row in order:
-        if not anew and split[row] != "train":
-            continue
-        k = seen[int(data.pair[row])] = seen.get(int(data.pair[row]), -1) + 1
-        split[row] = (
-            ("train", "fusion", "train", "test", "train")[k % 5]
-            if anew
-            else ("train", "fusion", "train")[k % 3]
-        )
+    turns = ("train", "fusion", "train", "test", "train")[: 5 if anew else 3]
+    generator, seen = seeded_generator(seed, stream="fusion split"), Counter()
+    for row in torch.randperm(len(data), generator=generator).tolist():
+        if anew or split[row] == "train":
+            k = int(data.pair[row])
+            split[row] = turns[seen[k] % len(turns)]
+            seen[k] += 1
     return check(replace(data, split=tuple(split)))
 
 # %% ../../nbs/anp/01_data.ipynb #ee8402c7
@@ -492,24 +435,15 @@ def _fixture_states() -> dict[str, str]:
 
 # %% ../../nbs/anp/01_data.ipynb #ba7c2b65
 def _fixture_emoset() -> dict[str, str]:
-    items = [("awe", "Mountain"), ("fear", "Snake"), ("awe", "Mountain")]
-    files = {
-        f"annotation/{part}{k}.json": json.dumps(
-            {"emotion": e, "object": [n] if k else [], "scene": n}
-        )
-        for part in ("train", "val", "test")
-        for k, (e, n) in enumerate(items)
-    }
-    lists = {
-        f"{part}.json": json.dumps(
-            [
-                [e, f"image/{part}{k}.jpg", f"annotation/{part}{k}.json"]
-                for k, (e, _) in enumerate(items)
-            ]
-        )
-        for part in ("train", "val", "test")
-    }
-    return files | lists
+    files = {}
+    for part in ("train", "val", "test"):
+        listed = []
+        for k, (e, n) in enumerate([("awe", "Mountain"), ("fear", "Snake"), ("awe", "Mountain")]):
+            about = {"emotion": e, "object": [n] if k else [], "scene": n}
+            files[f"annotation/{part}{k}.json"] = json.dumps(about)
+            listed.append([e, f"image/{part}{k}.jpg", f"annotation/{part}{k}.json"])
+        files[f"{part}.json"] = json.dumps(listed)
+    return files
 
 # %% ../../nbs/anp/01_data.ipynb #c45da6e5
 DATASETS = {
