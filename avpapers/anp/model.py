@@ -75,19 +75,15 @@ def product_rule(
 ) -> Float[Tensor, "B P"]:  # scores, log probabilities up to a constant
     "Pairs by the product of the probabilities of their parts."
     _check_parts(adjective, noun, pairs)
-    scores = (
-        adjective.clamp_min(1e-12).log()[:, pairs[:, 0]]
-        + noun.clamp_min(1e-12).log()[:, pairs[:, 1]]
-    )
+    log_a, log_n = (p.clamp_min(1e-12).log() for p in (adjective, noun))
+    scores = log_a[:, pairs[:, 0]] + log_n[:, pairs[:, 1]]
     if counts is None:
         return scores
     share = counts / counts.sum()
-    of_part = lambda k, size: torch.zeros(size).index_add(0, pairs[:, k], share)[pairs[:, k]]
-    return (
-        scores
-        + share.clamp_min(1e-12).log()
-        - (of_part(0, adjective.shape[1]) * of_part(1, noun.shape[1])).clamp_min(1e-12).log()
-    )
+    a, n = pairs.T
+    of_a = torch.zeros(adjective.shape[1]).index_add(0, a, share)[a]
+    of_n = torch.zeros(noun.shape[1]).index_add(0, n, share)[n]
+    return scores + share.clamp_min(1e-12).log() - (of_a * of_n).clamp_min(1e-12).log()
 
 # %% ../../nbs/anp/02_model.ipynb #8ebb6f57
 def _check_parts(adjective: Tensor, noun: Tensor, pairs: Tensor) -> None:
@@ -149,9 +145,8 @@ class Fusion(nn.Module):
         super().__init__()
         self.num_adjectives, self.num_nouns = num_adjectives, num_nouns
         size = num_adjectives + num_nouns
-        self.register_buffer(
-            "mean", torch.cat([torch.full((k,), 1 / k) for k in (num_adjectives, num_nouns)])
-        )
+        even = [torch.full((k,), 1 / k) for k in (num_adjectives, num_nouns)]
+        self.register_buffer("mean", torch.cat(even))
         self.register_buffer("std", torch.ones(size))
         self.hidden, self.out = nn.Linear(size, hidden), nn.Linear(hidden, num_pairs)
 
@@ -165,9 +160,8 @@ class Fusion(nn.Module):
     def forward(
         self, adjective: Float[Tensor, "B A"], noun: Float[Tensor, "B N"]
     ) -> Float[Tensor, "B P"]:
-        return self.out(
-            F.relu(self.hidden((torch.cat([adjective, noun], 1) - self.mean) / self.std))
-        )
+        u = (torch.cat([adjective, noun], 1) - self.mean) / self.std
+        return self.out(F.relu(self.hidden(u)))
 
 # %% ../../nbs/anp/02_model.ipynb #7c175775
 @register_model(ModelCard("anp", "fernandez2017", "section 3", ("AN-1", "AN-6", "AN-7", "AN-9")))
@@ -213,7 +207,7 @@ def without_meaning(
     net: ANPNet,  # with trained towers
     features: Float[Tensor, "B ..."],  # for the first whitening
 ) -> ANPNet:  # another network; bodies shared in value, the rest new
-    "The same network with a bottleneck without a fixed meaning (the non-interpretable network of table 1)."
+    "The same network with an uninterpretable bottleneck (the non-interpretable network of table 1)."
     free = deepcopy(net)
     for layer in (free.adjective.out, free.noun.out, free.fusion.hidden, free.fusion.out):
         layer.requires_grad_(True).reset_parameters()
@@ -253,14 +247,12 @@ def contributions(
     *,
     bounds: str = "probability",  # one of `BOUNDS`
 ) -> Float[Tensor, "B K C"]:  # relevance of each adjective and noun, C = A + N, adjectives first
-    "Relevance of the named probabilities for pairs, by deep Taylor decomposition (section 3.3; z+ and z^B rules)."
+    "Relevance of probabilities by deep Taylor decomposition (section 3.3; z+ and z^B rules)."
     if bounds not in BOUNDS:
         raise ValueError(f"bounds: got {bounds!r}, expected one of {BOUNDS}")
     u = (torch.cat([adjective, noun], 1) - fusion.mean) / fusion.std
-    low, high = (
-        -fusion.mean / fusion.std,
-        (1 - fusion.mean) / fusion.std if bounds == "probability" else torch.ones_like(fusion.mean),
-    )
+    low, high = -fusion.mean / fusion.std, (1 - fusion.mean) / fusion.std
+    high = high if bounds == "probability" else torch.ones_like(high)
     h = F.relu(fusion.hidden(u))
     chosen = fusion.out(h).softmax(1).gather(1, explained)  # (B, K)
     from_hidden = h[:, None] * fusion.out.weight.clamp_min(0)[explained]  # (B, K, H)
@@ -300,21 +292,15 @@ def shapley_shares(
     noun: Float[Tensor, "B N"],  # p_n
     explained: Int[Tensor, "B"],  # one pair per picture
 ) -> Float[Tensor, "B 2"]:  # gain of log probability (nats) due to adjectives, and to nouns
-    "What each half of the bottleneck adds to the log probability of a pair (two-player Shapley values)."
+    "Each half's share of the log probability of a pair (two-player Shapley values)."
+
+    def value(a: Tensor, n: Tensor) -> Tensor:
+        return fusion(a, n).log_softmax(1).gather(1, explained[:, None])[:, 0]
+
     mean = fusion.mean.expand(len(adjective), -1)
-    halves = {
-        True: (adjective, noun),
-        False: mean.split([fusion.num_adjectives, fusion.num_nouns], 1),
-    }
-    value = lambda a, n: (
-        fusion(halves[a][0], halves[n][1]).log_softmax(1).gather(1, explained[:, None])[:, 0]
-    )
-    none, only_a, only_n, both = (
-        value(False, False),
-        value(True, False),
-        value(False, True),
-        value(True, True),
-    )
+    no_a, no_n = mean.split([fusion.num_adjectives, fusion.num_nouns], 1)
+    none, only_a = value(no_a, no_n), value(adjective, no_n)
+    only_n, both = value(no_a, noun), value(adjective, noun)
     return torch.stack([only_a - none + both - only_n, only_n - none + both - only_a], 1) / 2
 
 # %% ../../nbs/anp/02_model.ipynb #0407366d
@@ -345,17 +331,10 @@ def equivalent_pairs(
 ) -> Int[Tensor, "M 2"]:  # pairs of pairs with equal sets, smaller number first
     "Pairs with the same set of top adjectives and the same set of top nouns (tables 5 and 6)."
     adjectives, nouns = contributions[:, :num_adjectives], contributions[:, num_adjectives:]
-    if k > min(adjectives.shape[1], nouns.shape[1]):
-        raise ValueError(
-            f"k: got {k}, expected at most {min(adjectives.shape[1], nouns.shape[1])}, the "
-            "smaller number of classes"
-        )
-    sets = torch.cat(
-        [
-            part.topk(k, 1).indices.sort(1).values + offset
-            for part, offset in ((adjectives, 0), (nouns, num_adjectives))
-        ],
-        1,
-    )
+    most = min(adjectives.shape[1], nouns.shape[1])
+    if k > most:
+        raise ValueError(f"k: got {k}, expected at most {most}, the smaller number of classes")
+    tops = [part.topk(k, 1).indices.sort(1).values for part in (adjectives, nouns)]
+    sets = torch.cat([tops[0], tops[1] + num_adjectives], 1)
     same = (sets[:, None] == sets[None]).all(-1)
     return same.triu(1).nonzero()

@@ -5,6 +5,7 @@
 # %% ../../nbs/anp/06_performance.ipynb #d18c6fd1
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,22 +50,15 @@ def drawing_case(c: Config) -> Case:
     "Rendering a batch of drawings."
     art = drawings().rgba(c.size)[: 4 * c.pictures].contiguous()
     names = [("dark", "misty", "falling")[k % 3] for k in range(len(art))]
-    grid = nn.functional.affine_grid(
-        torch.eye(2, 3).expand(len(art), 2, 3) * 1.3, list(art.shape), align_corners=False
-    )
-    by = lambda draw: lambda: draw(art, names, 0.8, generator=seeded_generator(0))
+    turned = torch.eye(2, 3).expand(len(art), 2, 3) * 1.3
+    grid = nn.functional.affine_grid(turned, list(art.shape), align_corners=False)
     variants = {
-        "ours": by(render),
-        "Pillow, one by one": by(pillow_render),
+        "ours": lambda: render(art, names, 0.8, generator=seeded_generator(0)),
+        "Pillow, one by one": lambda: pillow_render(art, names, 0.8, generator=seeded_generator(0)),
         "sampling alone": lambda: nn.functional.grid_sample(art, grid, align_corners=False),
     }
-    return Case(
-        "drawing",
-        variants,
-        f"B={len(art)}, {c.size} px",
-        lower_bound="sampling alone",
-        items=4 * c.pictures,
-    )
+    bound: dict[str, Any] = {"lower_bound": "sampling alone", "items": 4 * c.pictures}
+    return Case("drawing", variants, f"B={len(art)}, {c.size} px", **bound)
 
 # %% ../../nbs/anp/06_performance.ipynb #32c0fe3d
 def describing_case(c: Config) -> Case:
@@ -84,13 +78,8 @@ def describing_case(c: Config) -> Case:
         "one picture at a time": lambda: [shared(x[None]) for x in pictures],
         "backbone alone": lambda: backbone((pictures - 0.5) / 0.5),
     }
-    return Case(
-        "describing",
-        variants,
-        f"B={c.pictures}, {c.size} px",
-        lower_bound="backbone alone",
-        items=c.pictures,
-    )
+    bound: dict[str, Any] = {"lower_bound": "backbone alone", "items": c.pictures}
+    return Case("describing", variants, f"B={c.pictures}, {c.size} px", **bound)
 
 # %% ../../nbs/anp/06_performance.ipynb #83d293ec
 def stacked_case(c: Config) -> Case:
@@ -116,10 +105,10 @@ def explaining_case(c: Config) -> Case:
     "Relevance of the five likeliest pairs."
     with seeded_globals(0):
         fusion = anp_fusion().eval()
-    draw = lambda k, seed: (
-        3 * torch.randn(c.explained, k, generator=seeded_generator(seed))
-    ).softmax(1)
-    adjective, noun = draw(117, 0), draw(167, 1)
+    adjective, noun = (
+        (3 * torch.randn(c.explained, k, generator=seeded_generator(seed))).softmax(1)
+        for seed, k in enumerate((117, 167))
+    )
     fusion.whiten_by(adjective, noun)
     top = fusion(adjective, noun).topk(5).indices
     variants: dict[str, Callable[[], Any]] = {
@@ -139,14 +128,8 @@ def explaining_case(c: Config) -> Case:
         return [s * (forward + back) / forward for s in times["forward pass"]]
 
     sizes = f"B={c.explained}, K=5, 284-1024-553"
-    return Case(
-        "explaining",
-        variants,
-        sizes,
-        lower_bound=least,
-        references=("forward pass",),
-        items=c.explained,
-    )
+    bound: dict[str, Any] = {"lower_bound": least, "references": ("forward pass",)}
+    return Case("explaining", variants, sizes, items=c.explained, **bound)
 
 # %% ../../nbs/anp/06_performance.ipynb #4ef4f3a0
 def with_zennit(
@@ -156,29 +139,22 @@ def with_zennit(
     from zennit.composites import NameMapComposite
     from zennit.rules import ZBox, ZPlus
 
-    net = nn.Sequential()
-    for name, layer in (("hidden", fusion.hidden), ("relu", nn.ReLU()), ("out", fusion.out)):
-        net.add_module(name, layer)
+    layers = {"hidden": fusion.hidden, "relu": nn.ReLU(), "out": fusion.out}
+    net = nn.Sequential(OrderedDict(layers))
     low, high = -fusion.mean / fusion.std, (1 - fusion.mean) / fusion.std
-    rules = NameMapComposite(
-        [
-            (["hidden"], ZBox(low[None], high[None], zero_params="bias")),
-            (["out"], ZPlus(zero_params="bias")),
-        ]
-    )
+    box = ZBox(low[None], high[None], zero_params="bias")
+    rules = NameMapComposite([(["hidden"], box), (["out"], ZPlus(zero_params="bias"))])
 
     def explain() -> Tensor:
         u = ((torch.cat([adjective, noun], 1) - fusion.mean) / fusion.std).requires_grad_()
         with torch.enable_grad(), rules.context(net) as changed:
             out = changed(u)
             p = out.softmax(1).detach()
-            starts = [
-                torch.zeros_like(p).scatter(1, k[:, None], p.gather(1, k[:, None]))
-                for k in explained.T
-            ]
-            return torch.stack(
-                [torch.autograd.grad(out, u, s, retain_graph=True)[0] for s in starts], 1
-            )
+            found = []
+            for k in explained.T[..., None]:
+                start = torch.zeros_like(p).scatter(1, k, p.gather(1, k))
+                found.append(torch.autograd.grad(out, u, start, retain_graph=True)[0])
+            return torch.stack(found, 1)
 
     return explain
 

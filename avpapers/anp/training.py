@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,11 @@ from ..core.training import History, ShuffledBatches, fit
 # %% auto #0
 __all__ = ['train_net', 'train_on', 'train_tower', 'probabilities', 'train_fusion', 'train_free', 'PictureBatches',
            'read_pictures']
+
+# %% ../../nbs/anp/03_training.ipynb #aa533af6
+def _step(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict]:
+    *inputs, labels = batch
+    return F.cross_entropy(model(*inputs), labels), {}
 
 # %% ../../nbs/anp/03_training.ipynb #0d622b5a
 def train_net(
@@ -37,27 +44,12 @@ def train_net(
 ) -> History:
     "Train a classifier by cross-entropy."
     weights = [p for p in net.to(device).parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = (
-        torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=1e-4)
-        if sgd
-        else torch.optim.Adam(weights, lr, fused=True)
-    )
-
-    def step(model, batch):
-        *inputs, labels = batch
-        return F.cross_entropy(model(*inputs), labels), {}
-
-    history = fit(
-        net,
-        batches,
-        step=step,
-        optimizer=optimizer,
-        num_steps=num_steps,
-        seed=seed,
-        device=device,
-        checkpoint=checkpoint,
-        progress=progress,
-    )
+    optimizer: torch.optim.Optimizer = torch.optim.Adam(weights, lr, fused=True)
+    if sgd:
+        optimizer = torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=1e-4)
+    options: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint}
+    options |= {"num_steps": num_steps, "progress": progress}
+    history = fit(net, batches, step=_step, optimizer=optimizer, **options)
     net.eval()
     return history
 
@@ -89,10 +81,9 @@ def _check_inputs(inputs: tuple[Tensor, ...], labels: Tensor) -> None:
         )
     for x in inputs:
         if not torch.isfinite(x).all():
+            bad = int((~torch.isfinite(x)).nonzero()[0, 0])
             raise ValueError(
-                "inputs: got NaN or infinity, first in item "
-                f"{int((~torch.isfinite(x.flatten(1))).any(1).nonzero()[0])}, expected finite "
-                "numbers"
+                f"inputs: got NaN or infinity, first in item {bad}, expected finite numbers"
             )
 
 # %% ../../nbs/anp/03_training.ipynb #38e87c82
@@ -175,23 +166,13 @@ class PictureBatches:
             raise ValueError(
                 f"files, labels: got {len(files)} and {len(labels)}, expected equally many"
             )
-        self.folder, self.files, self.labels, self.transform, self.num_threads = (
-            Path(folder),
-            files,
-            labels,
-            transform,
-            num_threads,
-        )
+        self.files, self.labels = files, labels
+        self.read = partial(read_pictures, folder, transform=transform, num_threads=num_threads)
         self.rows = ShuffledBatches(torch.arange(len(files)), batch_size=batch_size)
 
     def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         (rows,) = self.rows(generator)
-        return read_pictures(
-            self.folder,
-            [self.files[i] for i in rows.tolist()],
-            self.transform,
-            num_threads=self.num_threads,
-        ), self.labels[rows]
+        return self.read([self.files[i] for i in rows.tolist()]), self.labels[rows]
 
     def state_dict(self) -> dict:
         return self.rows.state_dict()
