@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ __all__ = ['PARTS', 'Scores', 'WHOLE', 'PHOTOGRAPHS', 'PAIRS', 'FOLDERS', 'Confi
            'free_bottlenecks', 'single_nets', 'credit', 'share_between', 'by_pair', 'ratio_columns', 'kind_columns',
            'equivalence_columns', 'study_name', 'codetection_rows', 'planted_row', 'erased_rows', 'draw_study',
            'first_of_each', 'sweep_pictures', 'sweep_strength', 'occlusion', 'keep_pictures', 'all_rows', 'kept_pairs',
-           'pairs', 'load_photographs', 'timm_transform', 'describe_files', 'Columns', 'tune', 'tuned_study',
-           'frozen_study', 'photographs']
+           'pairs', 'load_photographs', 'timm_transform', 'describe_files', 'Columns', 'tune', 'on_columns',
+           'tuned_study', 'frozen_study', 'photographs']
 
 # %% ../../nbs/anp/04_experiments.ipynb #2f8400d2
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Config:
     num_epochs: int = 30  # passes over the pictures
     hidden: int = 64  # units of a tower on features
     fusion_hidden: int = 128  # units of the fusion
-    backbone: str = "efficientnet_lite0"  # the frozen network, or with `tuned` the towers themselves
+    backbone: str = (
+        "efficientnet_lite0"  # the frozen network, or with `tuned` the towers themselves
+    )
     matched: str = ""  # with `tuned`, the backbone that is as large as two towers
     tuned: bool = False  # whole networks are trained on pictures, as in the paper
     lr: float = 1e-3  # learning rate
@@ -190,9 +193,8 @@ def accuracy_row(
 # %% ../../nbs/anp/04_experiments.ipynb #1d80b17b
 def matched_width(study: Study, nets: Nets) -> int:
     "Units of a single network with as many weights as towers and fusion together."
-    weights = sum(
-        p.numel() for net in (nets.adjective, nets.noun, nets.fusion) for p in net.parameters()
-    )
+    parts = (nets.adjective, nets.noun, nets.fusion)
+    weights = sum(p.numel() for net in parts for p in net.parameters())
     features, pairs = study.features["train"].shape[1], study.num("pair")
     return round((weights - pairs) / (features + 1 + pairs))
 
@@ -214,10 +216,8 @@ def add_accuracies(study: Study, nets: Nets, singles: Scores) -> None:
     }
     rows = study.run.rows
     rows += [accuracy_row(role, s.detach(), test.pair, v) for (role, v), s in scores.items()]
-    rows += [
-        accuracy_row("adjective", says[0], test.adjective),
-        accuracy_row("noun", says[1], test.noun),
-    ]
+    for part, p in zip(("adjective", "noun"), says, strict=True):
+        rows.append(accuracy_row(part, p, getattr(test, part)))
     rows.append(matched_nouns(study))
     free = free_bottlenecks(study, nets)
     rows += [accuracy_row(role, s, test.pair, v) for (role, v), s in free.items()]
@@ -256,22 +256,13 @@ def log_linear(study: Study, nets: Nets) -> nn.Module:
 def matched_nouns(study: Study) -> dict[str, Any]:
     "Nouns at as many classes as there are adjectives (AN-4)."
     count = min(study.num("adjective"), study.num("noun"))
-    chosen = (
-        torch.randperm(study.num("noun"), generator=study.run.generator("nouns"))[:count]
-        .sort()
-        .values
-    )
+    order = torch.randperm(study.num("noun"), generator=study.run.generator("nouns"))
+    chosen = order[:count].sort().values
     place = torch.full((study.num("noun"),), -1).index_copy(0, chosen, torch.arange(count))
     kept = {s: place[study.sets[s].noun] for s in ("train", "test")}
     x, y = ({s: v[s][kept[s] >= 0] for s in kept} for v in (study.features, kept))
-    tower = train_tower(
-        x["train"],
-        y["train"],
-        count,
-        hidden=study.config.hidden,
-        seed=study.run.seed + 100,
-        **study.options,
-    )
+    options = study.options | {"hidden": study.config.hidden, "seed": study.run.seed + 100}
+    tower = train_tower(x["train"], y["train"], count, **options)
     scores = probabilities(tower, x["test"])
     return accuracy_row("noun", scores, y["test"], "matched", classes=count)
 
@@ -279,24 +270,15 @@ def matched_nouns(study: Study) -> dict[str, Any]:
 def free_bottlenecks(study: Study, nets: Nets) -> Scores:
     "Scores of the network whose bottleneck means nothing (AN-3)."
     found: Scores = {}
-    variants = {
-        None: (0, ("fusion",)),
-        "again": (1, ("fusion",)),
-        "all pictures": (0, ("train", "fusion")),
-    }
+    variants: dict[str | None, tuple[int, tuple[str, ...]]] = {None: (0, ("fusion",))}
+    variants |= {"again": (1, ("fusion",)), "all pictures": (0, ("train", "fusion"))}
+    towers, options = (nets.adjective, nets.noun), study.options
+    options["hidden"] = study.config.fusion_hidden
     for variant, (again, splits) in variants.items():
         x = torch.cat([study.features[s] for s in splits])
         y = torch.cat([study.sets[s].pair for s in splits])
-        net = train_free(
-            nets.adjective,
-            nets.noun,
-            x,
-            y,
-            study.num("pair"),
-            hidden=study.config.fusion_hidden,
-            seed=study.run.seed + 1000 * again,
-            **study.options,
-        )
+        options["seed"] = study.run.seed + 1000 * again
+        net = train_free(*towers, x, y, study.num("pair"), **options)
         with torch.no_grad():
             found["free", variant] = net.to("cpu")(study.features["test"])
     return found
@@ -340,27 +322,21 @@ def by_pair(frame: pd.DataFrame) -> pd.DataFrame:
     "Means over the pictures of a pair on which it was detected."
     found = frame[frame["pair_5"]].groupby("pair")
     sums = found[["gain_adjective", "gain_noun"]].sum()
-    return (
-        found[list(BOUNDS)]
-        .mean()
-        .assign(share=sums["gain_adjective"] / sums.sum(axis=1), pictures=found.size())
-    )
+    means = found[list(BOUNDS)].mean()
+    return means.assign(share=sums["gain_adjective"] / sums.sum(axis=1), pictures=found.size())
 
 # %% ../../nbs/anp/04_experiments.ipynb #26e0ee32
 def ratio_columns(frame: pd.DataFrame, seed: int) -> dict[str, float]:
     "How the ratio differs between pairs, agrees with other accounts, and changes under conditions."
     pairs, seen = by_pair(frame), frame[frame["pair_5"]]
     ratio, groups = seen["probability"].to_numpy(), seen["pair"].to_numpy()
-    shuffled = ratio[
-        torch.randperm(len(ratio), generator=seeded_generator(seed, stream="null")).numpy()
-    ]
-    rank = lambda other: float(pairs["probability"].corr(pairs[other], method="spearman"))
+    order = torch.randperm(len(ratio), generator=seeded_generator(seed, stream="null"))
     return {
         "anr_between": share_between(ratio, groups),
-        "anr_between_null": share_between(shuffled, groups),
-        "rank_shapley": rank("share"),
+        "anr_between_null": share_between(ratio[order.numpy()], groups),
+        "rank_shapley": float(pairs["probability"].corr(pairs["share"], method="spearman")),
         "rank_shapley_released": float(pairs["released"].corr(pairs["share"], method="spearman")),
-        "rank_bounds": rank("released"),
+        "rank_bounds": float(pairs["probability"].corr(pairs["released"], method="spearman")),
         "above_one": float((pairs["probability"] > 1).mean()),
         "above_one_released": float((pairs["released"] > 1).mean()),
         "share_above_half": float((pairs["share"] > 0.5).mean()),
@@ -374,58 +350,54 @@ def _shift(seen: pd.DataFrame, k: str) -> float:
     "Mean absolute change of a pair's ratio when a right adjective, noun or both are demanded."
     base = seen.groupby("pair")["probability"].mean()
     a, n = seen[f"adjective_{k}"], seen[f"noun_{k}"]
-    changes = [
-        (seen[mask].groupby("pair")["probability"].mean() - base).abs() for mask in (a, n, a & n)
-    ]
-    return float(pd.concat(changes).mean())
+    means = [seen[mask].groupby("pair")["probability"].mean() for mask in (a, n, a & n)]
+    return float(pd.concat([(mean - base).abs() for mean in means]).mean())
 
 # %% ../../nbs/anp/04_experiments.ipynb #96a1123a
 def kind_columns(frame: pd.DataFrame, data: PairSet, seed: int) -> dict[str, float]:
     "Detection of pairs with objects and with scenes (AN-8); the gap with permuted kinds."
     if not data.kinds:
         return {}
-    rate, noun, kinds = (
-        frame.groupby("pair")["pair_5"].mean(),
-        data.pairs[:, 1].numpy(),
-        np.array(data.kinds),
-    )
-    dealt = kinds[
-        torch.randperm(len(kinds), generator=seeded_generator(seed, stream="kinds")).numpy()
-    ]
-    mean = lambda kinds, kind: float(rate[kinds[noun[rate.index]] == kind].mean())
+    rate, kinds = frame.groupby("pair")["pair_5"].mean(), np.array(data.kinds)
+    noun = data.pairs[:, 1].numpy()[rate.index]
+    order = torch.randperm(len(kinds), generator=seeded_generator(seed, stream="kinds"))
+    dealt = kinds[order.numpy()]
+
+    def mean(kinds: np.ndarray, kind: str) -> float:
+        return float(rate[kinds[noun] == kind].mean())
+
     return {
         "object_top5": mean(kinds, "object"),
         "scene_top5": mean(kinds, "scene"),
         "permuted_top5_gap": mean(dealt, "object") - mean(dealt, "scene"),
     }
 
+# %% ../../nbs/anp/04_experiments.ipynb #d4d777fd
+def _shuffled_count(mean: Tensor, num: int, generator: torch.Generator) -> float:
+    "Mean number of equivalent pairs over twenty shuffles."
+    counts = []
+    for _ in range(20):
+        mixed = [column[torch.randperm(len(column), generator=generator)] for column in mean.T]
+        counts.append(len(equivalent_pairs(torch.stack(mixed, 1), num)))
+    return float(np.mean(counts))
+
 # %% ../../nbs/anp/04_experiments.ipynb #4b3e4bb4
 def equivalence_columns(
     study: Study, nets: Nets, frame: pd.DataFrame, bounds: str
 ) -> dict[str, float]:
-    "Number of equivalent pairs (AN-9), and with each column of contributions shuffled over the pairs, mean of twenty."
+    "Number of equivalent pairs (AN-9), and the mean of twenty shuffles."
     seen = torch.tensor(frame["pair_5"].to_numpy())
     pair, (adjective, noun) = study.sets["test"].pair[seen], (p[seen] for p in nets.says["test"])
     each = contributions(nets.fusion, adjective, noun, pair[:, None], bounds=bounds)[:, 0]
     known, place = pair.unique(return_inverse=True)
-    mean = (
-        torch.zeros(len(known), each.shape[1]).index_add(0, place, each)
-        / torch.bincount(place)[:, None]
-    )
-    generator, num = study.run.generator("equivalent"), study.num("adjective")
-    shuffled = lambda: torch.stack(
-        [column[torch.randperm(len(column), generator=generator)] for column in mean.T], 1
-    )
-    null = [len(equivalent_pairs(shuffled(), num)) for _ in range(20)]
-    study.run.record.extras[f"equivalent, {bounds}"] = [
-        [study_name(study, int(known[i])), study_name(study, int(known[j]))]
-        for i, j in equivalent_pairs(mean, num).tolist()
-    ]
-    end = _ending(bounds)
-    return {
-        f"equivalent_pairs{end}": len(equivalent_pairs(mean, num)),
-        f"equivalent_pairs_null{end}": float(np.mean(null)),
-    }
+    total = torch.zeros(len(known), each.shape[1]).index_add(0, place, each)
+    mean, num = total / torch.bincount(place)[:, None], study.num("adjective")
+    found = equivalent_pairs(mean, num)
+    names = [[study_name(study, int(known[i])) for i in row] for row in found.tolist()]
+    study.run.record.extras[f"equivalent, {bounds}"] = names
+    null = _shuffled_count(mean, num, study.run.generator("equivalent"))
+    columns = {"equivalent_pairs": len(found), "equivalent_pairs_null": null}
+    return {f"{name}{_ending(bounds)}": value for name, value in columns.items()}
 
 # %% ../../nbs/anp/04_experiments.ipynb #776ca4d0
 def _ending(bounds: str) -> str:
@@ -457,43 +429,41 @@ def codetection_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 # %% ../../nbs/anp/04_experiments.ipynb #d2424562
 def planted_row(study: Study, nets: Nets, most: int = 1440) -> dict[str, Any]:
-    "How often a second noun is among five contributions: with it, without it, and an absent noun (AN-10)."
+    "How often a second noun, or an absent one, is among the five contributions (AN-10)."
     data, generator = study.sets["test"], study.run.generator("second")
     rows = torch.randperm(len(data), generator=generator)[:most]
     second = rows.roll(1)
-    rows, second = (
-        rows[data.noun[rows] != data.noun[second]],
-        second[data.noun[rows] != data.noun[second]],
-    )
-    absent = _other_noun(
-        data.noun[rows],
-        data.noun[second],
-        torch.bincount(data.noun, minlength=study.num("noun")),
-        generator,
-    )
+    two = data.noun[rows] != data.noun[second]
+    rows, second = rows[two], second[two]
+    counts = torch.bincount(data.noun, minlength=study.num("noun"))
+    nouns = {"first": data.noun[rows], "second": data.noun[second]}
+    nouns["absent"] = _other_noun(nouns["first"], nouns["second"], counts, generator)
     before = study.pictures("test", rows.tolist())
     after = set_into_corner(before, study.pictures("test", second.tolist()), generator=generator)
-    says = {
-        name: nets.ask(study.describe(pictures))
-        for name, pictures in (("before", before), ("after", after))
-    }
+    says = [nets.ask(study.describe(pictures)) for pictures in (before, after)]
     found: dict[str, Any] = {"role": "planted", "pictures": len(rows)}
     for bounds in BOUNDS:
-        end, among = (
-            _ending(bounds),
-            {
-                name: _noun_relevance(nets, s, study.num("adjective"), bounds)
-                for name, s in says.items()
-            },
-        )
-        hit = lambda name, noun, among=among: float(in_top(among[name], noun, 5).float().mean())
-        found |= {
-            f"second_noun_top5{end}": hit("after", data.noun[second]),
-            f"second_noun_top5_before{end}": hit("before", data.noun[second]),
-            f"absent_noun_top5{end}": hit("after", absent),
-            f"first_noun_top5{end}": hit("after", data.noun[rows]),
-        }
+        found |= _planted_hits(study, nets, (says[0], says[1]), nouns, bounds)
     return found
+
+# %% ../../nbs/anp/04_experiments.ipynb #ab57374d
+def _planted_hits(
+    study: Study,
+    nets: Nets,
+    says: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]],
+    nouns: dict[str, Tensor],
+    bounds: str,
+) -> dict[str, float]:
+    "Shares of pictures with a noun among the five, before and after the insertion."
+    num, end = study.num("adjective"), _ending(bounds)
+    before, after = (_noun_relevance(nets, s, num, bounds) for s in says)
+    hits = {
+        "second_noun_top5": in_top(after, nouns["second"], 5),
+        "second_noun_top5_before": in_top(before, nouns["second"], 5),
+        "absent_noun_top5": in_top(after, nouns["absent"], 5),
+        "first_noun_top5": in_top(after, nouns["first"], 5),
+    }
+    return {f"{name}{end}": float(hit.float().mean()) for name, hit in hits.items()}
 
 # %% ../../nbs/anp/04_experiments.ipynb #26508cfe
 def _noun_relevance(
@@ -515,6 +485,8 @@ def _other_noun(
 # %% ../../nbs/anp/04_experiments.ipynb #9d6a53b9
 # adjectives of the picture rather than of the drawing
 WHOLE = ("dark", "bright", "misty", "rainy", "muddy")
+_ERASED = {"anr": "probability", "anr_released": "released", "top5": "pair_5"}
+_ERASED |= {name: name for name in ("gain_adjective", "gain_noun")}
 
 # %% ../../nbs/anp/04_experiments.ipynb #7ba65fb5
 def erased_rows(study: Study, nets: Nets, world: World) -> list[dict[str, Any]]:
@@ -522,35 +494,18 @@ def erased_rows(study: Study, nets: Nets, world: World) -> list[dict[str, Any]]:
     c, rows = study.config, []
     whole = torch.tensor([world.adjectives[a] in WHOLE for a in world.pairs[:, 0].tolist()])
     part = replace(world, pairs=world.pairs[whole])
-    numbers = whole.nonzero()[:, 0].repeat_interleave(min(10, c.per_pair_test))
+    count = min(10, c.per_pair_test)
+    numbers = whole.nonzero()[:, 0].repeat_interleave(count)
+    options: dict[str, Any] = {"split": "test", "size": c.size, "seed": study.run.seed}
     for what in ("adjective", "noun"):
         for gone in c.erased:
-            change = (
-                {"strength": c.strength * (1 - gone)}
-                if what == "adjective"
-                else {"strength": c.strength, "opacity": 1 - gone}
-            )
-            pictures = drawn_pictures(
-                part,
-                min(10, c.per_pair_test),
-                split="test",
-                size=c.size,
-                seed=study.run.seed,
-                **change,
-            )
+            change = {"strength": c.strength, "opacity": 1 - gone}
+            if what == "adjective":
+                change = {"strength": c.strength * (1 - gone)}
+            pictures = drawn_pictures(part, count, **options, **change)
             frame = credit(study, nets, nets.ask(study.describe(pictures.pixels)), numbers)
-            rows.append(
-                {
-                    "role": "erased",
-                    "part": what,
-                    "erased": gone,
-                    "anr": float(frame["probability"].mean()),
-                    "anr_released": float(frame["released"].mean()),
-                    "gain_adjective": float(frame["gain_adjective"].mean()),
-                    "gain_noun": float(frame["gain_noun"].mean()),
-                    "top5": float(frame["pair_5"].mean()),
-                }
-            )
+            means = {name: float(frame[column].mean()) for name, column in _ERASED.items()}
+            rows.append({"role": "erased", "part": what, "erased": gone} | means)
     return rows
 
 # %% ../../nbs/anp/04_experiments.ipynb #d2a638cd
@@ -591,7 +546,7 @@ def first_of_each(study: Study, per_pair: int) -> Study:
 
 # %% ../../nbs/anp/04_experiments.ipynb #34b09bcd
 def sweep_pictures(largest: Study) -> list[dict[str, Any]]:
-    "Top-1 and top-5 of fusion, product rule, single and free network against the number of pictures of a pair."
+    "Top-1 and top-5 of each kind of network against the number of pictures per pair."
     rows = []
     for count in largest.config.sweep:
         study = first_of_each(largest, count)
@@ -614,33 +569,26 @@ def sweep_strength(study: Study, world: World) -> list[dict[str, Any]]:
     "Accuracy of the parts and the ratio against the strength of the adjectives."
     rows, c = [], study.config
     for strength in (*c.strengths, c.strength):
-        weaker = (
-            study
-            if strength == c.strength
-            else draw_study(c, study.run, world, strength, c.per_pair, keep=False)
-        )
+        weaker = study
+        if strength != c.strength:
+            weaker = draw_study(c, study.run, world, strength, c.per_pair, keep=False)
         nets, test = train_nets(weaker), weaker.sets["test"]
         frame = credit(weaker, nets, nets.says["test"], test.pair)
         seen = frame[frame["pair_5"]]
-        top1 = {p: float(frame[f"{p}_1"].mean()) for p in PARTS}
         gains = seen[["gain_adjective", "gain_noun"]].sum()
-        rows.append(
-            {"sweep": "strength", "strength": strength}
-            | {f"{p}_top1": v for p, v in top1.items()}
-            | {
-                "matched_top1": matched_nouns(weaker)["top1"],
-                "anr": float(seen["probability"].mean()),
-                "anr_released": float(seen["released"].mean()),
-                "share": float(gains["gain_adjective"] / gains.sum()),
-            }
-        )
+        row: dict[str, Any] = {"sweep": "strength", "strength": strength}
+        row |= {f"{p}_top1": float(frame[f"{p}_1"].mean()) for p in PARTS}
+        row |= {"matched_top1": matched_nouns(weaker)["top1"]}
+        row |= {"anr": float(seen["probability"].mean())}
+        row |= {"anr_released": float(seen["released"].mean())}
+        rows.append(row | {"share": float(gains["gain_adjective"] / gains.sum())})
     return rows
 
 # %% ../../nbs/anp/04_experiments.ipynb #8aa81614
 def occlusion(
     study: Study, nets: Nets, pictures: Tensor, labels: tuple[Tensor, Tensor], *, steps: int = 7
 ) -> tuple[Tensor, Tensor]:
-    "(B, steps, steps) fall of log p of the true adjective, and of the true noun, with a patch a quarter as wide as the picture."
+    "(B, steps, steps) fall of log p of the true adjective and noun under a patch at each place."
     side = pictures.shape[-1] // 4
     places = torch.linspace(0, pictures.shape[-1] - side, steps).round().int().tolist()
     covered = []
@@ -648,26 +596,23 @@ def occlusion(
         for x in places:
             covered.append(pictures.clone())
             covered[-1][:, :, y : y + side, x : x + side] = pictures.mean((2, 3), keepdim=True)
+
+    def log(p: Tensor, y: Tensor) -> Tensor:
+        return p.clamp_min(1e-12).log().gather(1, y[:, None])[:, 0]
+
+    plain, patched = (nets.ask(study.describe(x)) for x in (pictures, torch.cat(covered)))
     falls = []
-    plain, patched = (
-        nets.ask(study.describe(pictures)),
-        nets.ask(study.describe(torch.cat(covered))),
-    )
-    for k in range(2):
-        log = lambda p, y: p.clamp_min(1e-12).log().gather(1, y[:, None])[:, 0]
-        after = torch.stack([log(p, labels[k]) for p in patched[k].split(len(pictures))], 1)
-        falls.append((log(plain[k], labels[k])[:, None] - after).view(-1, steps, steps))
+    for p, q, y in zip(plain, patched, labels, strict=True):
+        after = torch.stack([log(part, y) for part in q.split(len(pictures))], 1)
+        falls.append((log(p, y)[:, None] - after).view(-1, steps, steps))
     return falls[0], falls[1]
 
 # %% ../../nbs/anp/04_experiments.ipynb #1aea1416
 def keep_pictures(study: Study, nets: Nets, frame: pd.DataFrame, count: int = 4) -> None:
-    "The pairs with the smallest and the largest ratio (of at least three pictures): the first picture on which each was detected."
+    "The pairs at both ends of the ratio (of at least three pictures), each with one picture."
     pairs, data, num = by_pair(frame), study.sets["test"], study.num("adjective")
-    order = (
-        pairs[pairs["pictures"] >= min(3, pairs["pictures"].max())]["probability"]
-        .sort_values()
-        .index
-    )
+    often = pairs["pictures"] >= min(3, pairs["pictures"].max())
+    order = pairs[often]["probability"].sort_values().index
     chosen = dict.fromkeys([*order[:count], *order[::-1][:count][::-1]])
     rows = [int(frame.index[(frame["pair"] == p) & frame["pair_5"]][0]) for p in chosen]
     pictures, (adjective, noun) = study.pictures("test", rows), (p[rows] for p in nets.says["test"])
@@ -678,48 +623,40 @@ def keep_pictures(study: Study, nets: Nets, frame: pd.DataFrame, count: int = 4)
     maps = occlusion(study, nets, pictures, (data.adjective[rows], data.noun[rows]))
     shown = []
     for i, row in enumerate(rows):
-        top = {
-            b: {
-                "adjective": _largest(r[i, :num], data.adjectives),
-                "noun": _largest(r[i, num:], data.nouns),
-            }
-            for b, r in relevance.items()
-        }
-        top["says"] = {
-            "adjective": _largest(adjective[i], data.adjectives),
-            "noun": _largest(noun[i], data.nouns),
-        }
-        shown.append(
-            {
-                "pair": study_name(study, int(data.pair[row])),
-                "pixels": (255 * pictures[i]).round().byte().numpy().tobytes().hex(),
-                "shape": list(pictures[i].shape),
-                "ratio": float(frame["probability"][row]),
-                "released": float(frame["released"][row]),
-                "gains": [float(frame["gain_adjective"][row]), float(frame["gain_noun"][row])],
-                "top": top,
-                "maps": [
-                    [[round(float(v), 3) for v in line] for line in m[i].tolist()] for m in maps
-                ],
-            }
-        )
+        top = {b: _largest_parts(r[i, :num], r[i, num:], data) for b, r in relevance.items()}
+        top["says"] = _largest_parts(adjective[i], noun[i], data)
+        kept = {"pair": study_name(study, int(data.pair[row]))} | _kept_pixels(pictures[i])
+        kept |= {"ratio": float(frame["probability"][row])}
+        kept |= {"released": float(frame["released"][row])}
+        kept |= {"gains": [float(frame[f"gain_{part}"][row]) for part in PARTS[:2]], "top": top}
+        shown.append(kept | {"maps": [_rounded_map(m[i]) for m in maps]})
     study.run.record.extras["pictures"] = shown
+
+# %% ../../nbs/anp/04_experiments.ipynb #b5d80e6a
+def _kept_pixels(picture: Tensor) -> dict[str, Any]:
+    pixels = (255 * picture).round().byte().numpy().tobytes().hex()
+    return {"pixels": pixels, "shape": list(picture.shape)}
+
+
+def _rounded_map(values: Tensor) -> list[list[float]]:
+    return [[round(float(v), 3) for v in line] for line in values.tolist()]
+
+
+def _largest_parts(adjective: Tensor, noun: Tensor, data: PairSet) -> dict[str, list[list]]:
+    return {"adjective": _largest(adjective, data.adjectives), "noun": _largest(noun, data.nouns)}
 
 # %% ../../nbs/anp/04_experiments.ipynb #4086d93c
 def _largest(values: Tensor, names: Sequence[str], count: int = 5) -> list[list]:
-    return [
-        [names[k], round(float(values[k]), 4)]
-        for k in values.argsort(descending=True)[:count].tolist()
-    ]
+    order = values.argsort(descending=True)[:count].tolist()
+    return [[names[k], round(float(values[k]), 4)] for k in order]
 
 # %% ../../nbs/anp/04_experiments.ipynb #193796b9
 def all_rows(study: Study, nets: Nets, singles: Scores) -> pd.DataFrame:
     "Rows that any set can give, and the table of pictures behind them."
     add_accuracies(study, nets, singles)
     frame = credit(study, nets, nets.says["test"], study.sets["test"].pair)
-    columns = ratio_columns(frame, study.run.seed) | kind_columns(
-        frame, study.sets["test"], study.run.seed
-    )
+    columns = ratio_columns(frame, study.run.seed)
+    columns |= kind_columns(frame, study.sets["test"], study.run.seed)
     for bounds in BOUNDS:
         columns |= equivalence_columns(study, nets, frame, bounds)
     study.run.row(role="relevance", **columns)
@@ -859,33 +796,31 @@ def tune(
     sizes = {"adjective": len(data.adjectives), "noun": len(data.nouns), "pair": len(data.pairs)}
     with seeded_globals(run.seed, stream=part):
         tower = picture_tower(sizes[part], backbone=backbone, pretrained=run.tier != "smoke")
-    batch_size = min(128, len(rows))
-    batches = PictureBatches(
-        folder,
-        tuple(data.files[i] for i in rows),
-        getattr(data, part)[rows],
-        timm_transform(config, training=True, normalized=True),
-        batch_size=batch_size,
-    )
-    train_net(
-        tower,
-        batches,
-        num_steps=config.num_epochs * (len(rows) // batch_size),
-        lr=config.lr,
-        sgd=True,
-        seed=run.seed,
-        device=run.device,
-        checkpoint=run.checkpoint(f"{part} {backbone}"),
-        progress=True,
-    )
+    batch_size, files = min(128, len(rows)), tuple(data.files[i] for i in rows)
+    transform = timm_transform(config, training=True, normalized=True)
+    labels = getattr(data, part)[rows]
+    batches = PictureBatches(folder, files, labels, transform, batch_size=batch_size)
+    num_steps = config.num_epochs * (len(rows) // batch_size)
+    options: dict[str, Any] = {"lr": config.lr, "sgd": True, "progress": True}
+    options |= {"seed": run.seed, "device": run.device}
+    checkpoint = run.checkpoint(f"{part} {backbone}")
+    train_net(tower, batches, num_steps=num_steps, checkpoint=checkpoint, **options)
     return tower
+
+# %% ../../nbs/anp/04_experiments.ipynb #df63f03e
+def on_columns(tower: Tower, k: int) -> Tower:
+    "The last layer of a tower, on the k-th block of the concatenated features."
+    width = tower.out.in_features
+    reader = Tower(Columns(k * width, (k + 1) * width), width, tower.out.out_features).eval()
+    reader.out.load_state_dict(tower.out.state_dict())
+    return reader
 
 # %% ../../nbs/anp/04_experiments.ipynb #b5d80e6a
 @torch.no_grad()
 def tuned_study(
     config: Config, run: Run, data: PairSet, folder: Path
 ) -> tuple[Study, tuple[Tower, Tower], Scores]:
-    "A study whose features are the bodies of the trained towers; the towers on them; scores of the single networks."
+    "A study on the bodies of the trained towers; the towers on them; scores of single networks."
     jobs = (
         ("adjective", ("train",), config.backbone),
         ("noun", ("train",), config.backbone),
@@ -895,26 +830,24 @@ def tuned_study(
     with torch.enable_grad():
         made = [tune(config, run, data, folder, *job) for job in jobs]
     bodies, transform = made[:2], timm_transform(config, normalized=True)
-    describe = lambda pictures: torch.cat(
-        [torch.cat([t.body(x.to(run.device)).cpu() for t in bodies], 1) for x in pictures.split(64)]
-    )
+
+    def describe(pictures: Tensor) -> Tensor:
+        return torch.cat([in_parts(tower.body, pictures) for tower in bodies], 1)
+
+    def in_parts(net: nn.Module, pictures: Tensor) -> Tensor:
+        return torch.cat([net(x.to(run.device)).cpu() for x in pictures.split(64)])
+
+    def read(split: str, rows: Sequence[int]) -> Tensor:
+        return read_pictures(folder, [splits[split].files[i] for i in rows], transform)
+
     splits = {s: data.take(s) for s in _USED}
     features = {s: describe_files(d, folder, describe, transform) for s, d in splits.items()}
-    width, towers = bodies[0].out.in_features, []
-    for k, tower in enumerate(bodies):
-        towers.append(
-            Tower(Columns(k * width, (k + 1) * width), width, tower.out.out_features).eval()
-        )
-        towers[-1].out.load_state_dict(tower.out.state_dict())
-    said_by = lambda tower: (
-        lambda x: torch.cat([tower(p.to(run.device)).cpu() for p in x.split(64)])
-    )
-    scores: Scores = {
-        ("single", v): describe_files(splits["test"], folder, said_by(t), transform)
-        for v, t in zip((None, "matched"), made[2:], strict=True)
-    }
-    read = lambda s, rows: read_pictures(folder, [splits[s].files[i] for i in rows], transform)
-    return Study(config, run, splits, features, describe, read), (towers[0], towers[1]), scores
+    towers = (on_columns(bodies[0], 0), on_columns(bodies[1], 1))
+    scores: Scores = {}
+    for variant, net in zip((None, "matched"), made[2:], strict=True):
+        single = partial(in_parts, net)
+        scores["single", variant] = describe_files(splits["test"], folder, single, transform)
+    return Study(config, run, splits, features, describe, read), towers, scores
 
 # %% ../../nbs/anp/04_experiments.ipynb #6608fc4a
 def frozen_study(config: Config, run: Run, data: PairSet, folder: Path) -> Study:
