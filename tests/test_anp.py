@@ -1,4 +1,4 @@
-"Adjective-noun pairs: relevance that conserves, shares that add up, worlds that do not leak, lists that are checked."
+"Adjective-noun pairs: relevance, Shapley shares, splits without leaks, checks of lists."
 
 import json
 
@@ -15,7 +15,9 @@ SIZES = st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(2, 8))
 
 
 def world(adjectives, nouns, pairs, seed, batch=7, hidden=9):
-    draw = lambda *shape, k=0: torch.randn(*shape, generator=seeded_generator(seed, stream=str(k)))
+    def draw(*shape, k=0):
+        return torch.randn(*shape, generator=seeded_generator(seed, stream=str(k)))
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fusion = M.Fusion(adjectives, nouns, pairs, hidden=hidden)
@@ -121,7 +123,7 @@ def test_a_drawn_world_keeps_its_promises(drawn):
         (lambda w: D.drawn_pictures(w, 1).take("test"), "split: got"),
     ],
 )
-def test_wrong_requests_are_told(drawn, call, message):
+def test_wrong_requests_raise(drawn, call, message):
     with pytest.raises(ValueError, match=message):
         call(drawn)
 

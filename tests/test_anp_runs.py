@@ -1,4 +1,4 @@
-"Adjective-noun pairs: training, credit, planted evidence, photographs from files, and zennit as a second opinion."
+"Adjective-noun pairs: training, attribution, inserted evidence, photographs, agreement with zennit."
 
 from dataclasses import replace
 
@@ -286,6 +286,6 @@ def test_pictures_are_set_aside_for_the_fusion(tmp_path):
         (lambda: D.drawn_pictures(D.drawn_world(8, 5, 16), 1, strength=-1), "strength"),
     ],
 )
-def test_wrong_calls_are_told(call, message):
+def test_wrong_calls_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()

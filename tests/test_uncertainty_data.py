@@ -1,4 +1,4 @@
-"Data of uncertain judgments: votes and disagreement, splits that do not leak, generators, loaders and their fixtures."
+"Data of uncertain judgments: votes, disagreement, splits without leaks, generators and loaders."
 
 import csv
 import importlib
@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avpapers.core.files import DataUnavailableError, cache_dir
 from avpapers.core.random import seeded_generator
 from avpapers.data import avatars as A
 from avpapers.data import sentences as S
-from avpapers.core.files import DataUnavailableError, cache_dir
 from avpapers.uncertainty import data as D
 
 LOADERS = {name: getattr(D, name) for name in ("ferplus", "cremad", "goemotions", "cifar10h")}

@@ -296,7 +296,7 @@ def mtvso(
     data = PairSet("mtvso", *names, torch.tensor(pair), split, files, files=files)
     return check(replace(data, stand_in=False))
 
-# %% ../../nbs/anp/01_data.ipynb #dfdf9da2
+# %% ../../nbs/anp/01_data.ipynb #be99854a
 def _mtvso_rows(
     folder: Path, part: str, where: dict[tuple[int, int], int]
 ) -> list[tuple[str, int]]:
@@ -314,7 +314,7 @@ def _mtvso_rows(
         rows.append((name, k))
     return rows
 
-# %% ../../nbs/anp/01_data.ipynb #04b6a5ee
+# %% ../../nbs/anp/01_data.ipynb #00e266d0
 def _lines(file: Path) -> list[str]:
     "Lines with something in them, of a file that must be there."
     if not file.is_file():
@@ -343,7 +343,7 @@ def mit_states(
         )
     return _from_words("mit states", rows)
 
-# %% ../../nbs/anp/01_data.ipynb #3afc59bc
+# %% ../../nbs/anp/01_data.ipynb #f0b37868
 def _from_words(name: str, rows: Sequence[tuple[str, str, str, str]]) -> PairSet:
     "A set from (adjective, noun, split, file) rows."
     adjectives, nouns = sorted({r[0] for r in rows}), sorted({r[1] for r in rows})
@@ -382,7 +382,7 @@ def with_fusion_split(
     *,
     seed: int = 0,  # of the division
 ) -> PairSet:
-    "A third of the training pictures goes to the fusion; a test with pairs of its own is split anew."
+    "Give a third of the training pictures to the fusion; split anew if the test has its own pairs."
     known = {s: set(data.take(s).pair.tolist()) for s in ("train", "test")}
     anew, split = not known["test"] <= known["train"], list(data.split)
     turns = ("train", "fusion", "train", "test", "train")[: 5 if anew else 3]
@@ -409,7 +409,7 @@ def write_fixture(
         file.write_text(text, encoding="utf-8")
     return Path(folder)
 
-# %% ../../nbs/anp/01_data.ipynb #c6db594a
+# %% ../../nbs/anp/01_data.ipynb #deea959e
 def _fixture_mtvso() -> dict[str, str]:
     labels = {
         "mtvso_adjlabels.txt": "cute\ndark",
@@ -422,7 +422,7 @@ def _fixture_mtvso() -> dict[str, str]:
         "test.txt": "\n".join(f"test/{x}" for x in lines),
     }
 
-# %% ../../nbs/anp/01_data.ipynb #ba76bc3f
+# %% ../../nbs/anp/01_data.ipynb #c555663f
 def _fixture_states() -> dict[str, str]:
     parts = {"train": ("ancient bear", "wet bear"), "val": ("ancient coat",), "test": ("wet coat",)}
     pictures = {
@@ -433,7 +433,7 @@ def _fixture_states() -> dict[str, str]:
         for part, pairs in parts.items()
     }
 
-# %% ../../nbs/anp/01_data.ipynb #ba7c2b65
+# %% ../../nbs/anp/01_data.ipynb #2dcaabd5
 def _fixture_emoset() -> dict[str, str]:
     files = {}
     for part in ("train", "val", "test"):

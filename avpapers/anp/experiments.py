@@ -781,7 +781,7 @@ class Columns(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, self.first : self.last]
 
-# %% ../../nbs/anp/04_experiments.ipynb #e701d119
+# %% ../../nbs/anp/04_experiments.ipynb #a70ce1b5
 def tune(
     config: Config,
     run: Run,
@@ -807,7 +807,7 @@ def tune(
     train_net(tower, batches, num_steps=num_steps, checkpoint=checkpoint, **options)
     return tower
 
-# %% ../../nbs/anp/04_experiments.ipynb #df63f03e
+# %% ../../nbs/anp/04_experiments.ipynb #1b1bcf72
 def on_columns(tower: Tower, k: int) -> Tower:
     "The last layer of a tower, on the k-th block of the concatenated features."
     width = tower.out.in_features
@@ -815,7 +815,7 @@ def on_columns(tower: Tower, k: int) -> Tower:
     reader.out.load_state_dict(tower.out.state_dict())
     return reader
 
-# %% ../../nbs/anp/04_experiments.ipynb #b5d80e6a
+# %% ../../nbs/anp/04_experiments.ipynb #ae711399
 @torch.no_grad()
 def tuned_study(
     config: Config, run: Run, data: PairSet, folder: Path
@@ -863,7 +863,7 @@ def frozen_study(config: Config, run: Run, data: PairSet, folder: Path) -> Study
     features = {s: describe_files(d, folder, describe, transform) for s, d in splits.items()}
     return Study(config, run, splits, features, describe, pictures)
 
-# %% ../../nbs/anp/04_experiments.ipynb #38b28a2f
+# %% ../../nbs/anp/04_experiments.ipynb #2e80dbd5
 def photographs(size: Config, run: Run) -> None:
     "Photographs of MT-VSO, or a set that takes its place."
     data, folder = load_photographs(run.seed)

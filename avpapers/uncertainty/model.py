@@ -89,7 +89,7 @@ def decompose(
         num_samples=len(logits),
     )
 
-# %% ../../nbs/uncertainty/02_model.ipynb #3969ac58
+# %% ../../nbs/uncertainty/02_model.ipynb #6aa79987
 def _passes_of(
     z: Tensor, log_variance: Tensor | None, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -312,7 +312,8 @@ def mc_dropout(
     num_samples: int = 50,  # S, passes; the released code takes 10 (D5)
     *,
     heteroscedastic: bool = False,  # the last output is a log variance v of the logits' noise
-    masks: str = "shared",  # "shared": one mask per pass for all items (D7); "independent": one each
+    # "shared": one mask per pass for all items (D7); "independent": one each
+    masks: str = "shared",
     # J, draws of the logits' noise a pass; 0 predicts from the noiseless logits
     logit_draws: int = 0,
     seed: int = 0,  # of masks and draws; the same seed gives the same result
@@ -321,7 +322,7 @@ def mc_dropout(
     # "thin", "vmap" or "loop" (below); "auto": the first that can run this model
     method: str = "auto",
 ) -> MCDropout:  # call it like the model: `mc_dropout(model)(x).mutual_information`
-    "Add uncertainty to a trained classifier; the model is not changed (Section 3 of [@ghandeharioun2019])."
+    "Add uncertainty to a trained classifier, unchanged (Section 3 of [@ghandeharioun2019])."
     settings = (num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method)
     _check_settings(model, *settings)
     return MCDropout(model, *settings)
@@ -441,7 +442,7 @@ _POINTWISE = (
     nn.Softplus,
 )
 
-# %% ../../nbs/uncertainty/02_model.ipynb #6cab0099
+# %% ../../nbs/uncertainty/02_model.ipynb #cd8778e7
 def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
     "The layers before and from the first dropout of a chain that can be thinned; else None."
     chain, todo = [], [model]
@@ -461,7 +462,7 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
     )
     return (chain[:first], chain[first:]) if plain and not before else None
 
-# %% ../../nbs/uncertainty/02_model.ipynb #a218d99b
+# %% ../../nbs/uncertainty/02_model.ipynb #daea58ba
 def _may_drop(module: nn.Module) -> bool:
     "Could this module call dropout? Known leaf layers cannot; others may in their own forward."
     safe = (
@@ -531,7 +532,7 @@ def _run(
         )
     return out, mode
 
-# %% ../../nbs/uncertainty/02_model.ipynb #c884bf3e
+# %% ../../nbs/uncertainty/02_model.ipynb #3193ca54
 def _logits(out: Any) -> Tensor:
     "The tensor of logits, also from a transformers output or a dictionary."
     if isinstance(out, Tensor):
@@ -547,7 +548,7 @@ def _logits(out: Any) -> Tensor:
 def _passes(asked: MCDropout, args: tuple, kwargs: dict, method: str) -> Tensor:
     return _run(asked, args, kwargs, method, asked.num_samples)[0]
 
-# %% ../../nbs/uncertainty/02_model.ipynb #5440de53
+# %% ../../nbs/uncertainty/02_model.ipynb #90e5e945
 def _parts_of_doubt(asked: MCDropout, out: Tensor) -> Uncertainty:
     "Outputs of all passes, decomposed."
     if not asked.heteroscedastic:
@@ -560,7 +561,7 @@ def _parts_of_doubt(asked: MCDropout, out: Tensor) -> Uncertainty:
         )
     return decompose(out[..., :-1], out[..., -1], noise=noise)
 
-# %% ../../nbs/uncertainty/02_model.ipynb #f69528c3
+# %% ../../nbs/uncertainty/02_model.ipynb #29645f8b
 def _concatenate(parts: list[Uncertainty]) -> Uncertainty:
     "Parts of a batch, joined again."
 
@@ -579,7 +580,7 @@ class BoundLogVariance(nn.Module):
     def forward(self, out: Float[Tensor, "... C"]) -> Float[Tensor, "... C"]:
         return torch.cat([out[..., :-1], out[..., -1:].clamp(-8, 5)], -1)
 
-# %% ../../nbs/uncertainty/02_model.ipynb #046e1fc4
+# %% ../../nbs/uncertainty/02_model.ipynb #6ed4e94b
 class StochasticLogitHead(nn.Sequential):
     "Hidden layers with dropout on given features; K logits, then one log variance if wanted."
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.benchmark import Case, flops, speedup_rows, time_case
-from ..core.environment import package_versions, pick_device, single_thread
+from ..core.environment import package_versions, single_thread
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
 from ..suite.run import Run
@@ -232,7 +232,7 @@ def performance(size: Config, run: Run) -> None:
             run.rows.append(bound_row(case, times) | {"least": made["least"]})
             run.rows.extend(speedup_rows(case, times, name=f"{case.name}: S samples"))
 
-# %% ../../nbs/uncertainty/06_performance.ipynb #71350886
+# %% ../../nbs/uncertainty/06_performance.ipynb #2ca1c789
 def bound_row(case: Case, times: Mapping[str, list[float]]) -> dict[str, Any]:
     "How near our time is to the bound."
     cost = ratio_interval(times["ours"], case.bound(times) or [], varies="rounds")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,7 +127,7 @@ def train_head(
     )
     return model, history
 
-# %% ../../nbs/uncertainty/03_training.ipynb #4be4e918
+# %% ../../nbs/uncertainty/03_training.ipynb #57708107
 def _check_training(features: Tensor, votes: Tensor, weights: Tensor | None) -> None:
     if len(features) != len(votes) or not len(votes):
         raise ValueError(
