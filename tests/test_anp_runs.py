@@ -1,4 +1,4 @@
-"Adjective-noun pairs: training, attribution, inserted evidence, photographs, agreement with zennit."
+"Adjective-noun pairs: training, attribution, inserted evidence, photographs, and zennit."
 
 from dataclasses import replace
 

@@ -82,7 +82,7 @@ def test_order_of_passes_is_nothing_and_equal_passes_agree():
 
 
 def test_released_formula_worked_example():
-    "Logits 0, 2 in one pass and 4, 6 in the other: mean 3, squares 9, 1, 1, 9 -> 5; passes alone 4."
+    "Logits 0, 2 in one pass, 4, 6 in the other: mean 3, squares 9, 1, 1, 9 -> 5; passes alone 4."
     u = decompose(torch.tensor([[[0.0, 2.0]], [[4.0, 6.0]]]))
     assert u.released_epistemic.item() == pytest.approx(
         5
