@@ -1,4 +1,4 @@
-"Adjective-noun pairs: relevance that conserves, shares that add up, worlds that do not leak, lists that are checked."
+"Adjective-noun pairs: relevance, Shapley shares, splits without leaks, checks of lists."
 
 import json
 
@@ -15,7 +15,9 @@ SIZES = st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(2, 8))
 
 
 def world(adjectives, nouns, pairs, seed, batch=7, hidden=9):
-    draw = lambda *shape, k=0: torch.randn(*shape, generator=seeded_generator(seed, stream=str(k)))
+    def draw(*shape, k=0):
+        return torch.randn(*shape, generator=seeded_generator(seed, stream=str(k)))
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fusion = M.Fusion(adjectives, nouns, pairs, hidden=hidden)
@@ -118,10 +120,10 @@ def test_a_drawn_world_keeps_its_promises(drawn):
         (lambda w: D.drawn_world(8, 99), "num_adjectives"),
         (lambda w: D.drawn_pictures(w, 0), "per_pair"),
         (lambda w: D.drawn_pictures(w, 1, split="tets"), "split"),
-        (lambda w: D.drawn_pictures(w, 1).take("test"), "no pictures"),
+        (lambda w: D.drawn_pictures(w, 1).take("test"), "split: got"),
     ],
 )
-def test_wrong_requests_are_told(drawn, call, message):
+def test_wrong_requests_raise(drawn, call, message):
     with pytest.raises(ValueError, match=message):
         call(drawn)
 
@@ -130,8 +132,8 @@ def test_wrong_requests_are_told(drawn, call, message):
     "name, file, text, message",
     [
         ("mtvso", "train.txt", "a.jpg 0 0", "line 1"),
-        ("mtvso", "train.txt", "a.jpg 0 1 1", "pair 0 is not"),
-        ("mtvso", "test.txt", "train/c.jpg 1 1 1", "in one split"),
+        ("mtvso", "train.txt", "a.jpg 0 1 1", "got pair 0, expected"),
+        ("mtvso", "test.txt", "train/c.jpg 1 1 1", "expected one split"),
         ("mit_states", "compositional-split-natural/val_pairs.txt", "ancient", "adjective noun"),
         ("emoset", "train.json", "[]", ""),
     ],

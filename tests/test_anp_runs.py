@@ -1,4 +1,4 @@
-"Adjective-noun pairs: training, credit, planted evidence, photographs from files, and zennit as a second opinion."
+"Adjective-noun pairs: training, attribution, inserted evidence, photographs, and zennit."
 
 from dataclasses import replace
 
@@ -95,7 +95,6 @@ def test_hand_worked_shift_and_pairs():
             "adjective_5": [True, False, True, True],
             "noun_5": True,
             "probability": [1.0, 3.0, 2.0, 2.0],
-            # fmt: skip
             "released": 1.0,
             "gain_adjective": [1.0, 3.0, 1.0, 1.0],
             "gain_noun": [1.0, 3.0, 3.0, 3.0],
@@ -281,12 +280,12 @@ def test_pictures_are_set_aside_for_the_fusion(tmp_path):
             ),
             "NaN",
         ),
-        (lambda: T.PictureBatches(".", ("a",), torch.zeros(2), lambda p: p), "files and labels"),
+        (lambda: T.PictureBatches(".", ("a",), torch.zeros(2), lambda p: p), "files, labels: got"),
         (lambda: E.Config(per_pair=0), "per_pair"),
         (lambda: D.drawn_pictures(D.drawn_world(8, 5, 16), 1, opacity=2), "opacity"),
         (lambda: D.drawn_pictures(D.drawn_world(8, 5, 16), 1, strength=-1), "strength"),
     ],
 )
-def test_wrong_calls_are_told(call, message):
+def test_wrong_calls_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()

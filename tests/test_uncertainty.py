@@ -1,4 +1,4 @@
-"The parts of uncertainty, mc_dropout on awkward models, the noisy loss, and what the experiments measure."
+"The parts of uncertainty, mc_dropout on many models, the noisy loss, and the measures."
 
 import itertools
 import math
@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from avpapers.core import calibration as C
 from avpapers.core import benchmark as B
+from avpapers.core import calibration as C
 from avpapers.core.random import seeded_generator
-from avpapers.uncertainty import data as D
 from avpapers.suite.records import Record
 from avpapers.suite.run import Run
+from avpapers.uncertainty import data as D
 from avpapers.uncertainty import experiments as E
-from avpapers.uncertainty.claims import paper
 from avpapers.uncertainty import model as M
 from avpapers.uncertainty import performance as P
 from avpapers.uncertainty import training as T
+from avpapers.uncertainty.claims import paper
 from avpapers.uncertainty.model import decompose, mc_dropout
 
 
@@ -81,8 +81,8 @@ def test_order_of_passes_is_nothing_and_equal_passes_agree():
     assert alike.mutual_information.max() < 1e-6 and alike.epistemic_variance.max() < 1e-10
 
 
-def test_released_formula_by_hand():
-    "Logits 0, 2 in one pass and 4, 6 in the other: mean 3, squares 9, 1, 1, 9 -> 5; over passes alone 4."
+def test_released_formula_worked_example():
+    "Logits 0, 2 in one pass, 4, 6 in the other: mean 3, squares 9, 1, 1, 9 -> 5; passes alone 4."
     u = decompose(torch.tensor([[[0.0, 2.0]], [[4.0, 6.0]]]))
     assert u.released_epistemic.item() == pytest.approx(
         5
@@ -101,14 +101,14 @@ def test_logit_noise_flattens_and_vanishes():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: decompose(normal(5, 3)), "logits must be"),
+        (lambda: decompose(normal(5, 3)), "logits: got shape"),
         (lambda: decompose(normal(5, 3, 1)), "at least 2 classes"),
         (lambda: decompose(torch.full((2, 3, 2), torch.nan)), "NaN, first in items"),
-        (lambda: decompose(normal(5, 3, 2), normal(3, 5)), "log_variance must be"),
+        (lambda: decompose(normal(5, 3, 2), normal(3, 5)), "log_variance: got shape"),
         (lambda: decompose(normal(5, 3, 2), noise=normal(4, 2)), "without log_variance"),
     ],
 )
-def test_wrong_logits_are_told(call, message):
+def test_wrong_logits_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -369,12 +369,12 @@ def test_recurrent_dropout_falls_back_to_a_loop():
         ({"seed": -1}, "seed"),
     ],
 )
-def test_wrong_settings_are_told(wrong, message):
+def test_wrong_settings_raise(wrong, message):
     with pytest.raises(ValueError, match=message):
         mc_dropout(chain(), **wrong)
 
 
-def test_wrong_inputs_are_told():
+def test_wrong_inputs_raise():
     asked = mc_dropout(chain(), 5)
     with pytest.raises(ValueError, match="empty"):
         asked(normal(0, 6))
@@ -422,7 +422,7 @@ def test_head_bounds_its_variance_and_starts_small():
     assert M.StochasticLogitHead(5, 3, heteroscedastic=False)(normal(2, 5)).shape == (2, 3)
 
 
-def test_items_of_weight_zero_have_no_say():
+def test_items_of_weight_zero_have_no_effect():
     x, votes = normal(200, 5), normal(200, 3, seed=1).softmax(1)
     weights = (torch.arange(200) % 4 > 0).float()
     other = torch.where(weights[:, None] > 0, votes, votes.roll(1, 1))
@@ -440,12 +440,12 @@ def test_items_of_weight_zero_have_no_say():
     "features, votes, weights, message",
     [
         (normal(4, 3), torch.full((5, 2), 0.5), None, "equally many"),
-        (torch.full((4, 3), torch.inf), torch.full((4, 2), 0.5), None, "features hold NaN"),
+        (torch.full((4, 3), torch.inf), torch.full((4, 2), 0.5), None, "features: got NaN"),
         (normal(4, 3), torch.ones(4, 2), None, "sum to 1"),
         (normal(4, 3), torch.full((4, 2), 0.5), torch.zeros(4), "weights"),
     ],
 )
-def test_wrong_training_data_are_told(features, votes, weights, message):
+def test_wrong_training_data_raise(features, votes, weights, message):
     with pytest.raises(ValueError, match=message):
         T.train_head(features, votes, heteroscedastic=False, weights=weights)
 
@@ -625,8 +625,12 @@ def test_rows_of_a_case():
 def test_calibration_wants_probabilities(function):
     good, labels = normal(6, 3).softmax(1), torch.tensor([0, 1, 2, 0, 1, 2])
     assert function(good, labels) > 0
-    for probs, target, message in ((normal(6, 3), labels, "sum to 1"), (good, labels + 1, "lie from 0"), (good, labels[:3], "target must be"),
-                                   (good[:0], labels[:0], "at least one")):  # fmt: skip
+    for probs, target, message in (
+        (normal(6, 3), labels, "sum to 1"),
+        (good, labels + 1, "lie from 0"),
+        (good, labels[:3], "target must be"),
+        (good[:0], labels[:0], "at least one"),
+    ):
         with pytest.raises(ValueError, match=message):
             function(probs, target)
 

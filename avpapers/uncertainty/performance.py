@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.benchmark import Case, flops, speedup_rows, time_case
-from ..core.environment import package_versions, pick_device, single_thread
+from ..core.environment import package_versions, single_thread
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
 from ..suite.run import Run
@@ -23,7 +23,7 @@ from .claims import paper
 from .model import StochasticLogitHead, decompose, mc_dropout
 
 # %% auto #0
-__all__ = ['SIZES', 'WAYS', 'Classifier', 'Encoder', 'Config', 'cases', 'plain_loop', 'with_baal', 'with_baal_cache',
+__all__ = ['SIZES', 'WAYS', 'Classifier', 'Encoder', 'Config', 'models', 'cases', 'plain_loop', 'with_baal', 'with_baal_cache',
            'with_torch_uncertainty', 'prepared', 'benchmark_case', 'performance', 'bound_row']
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #c7f6c2e4
@@ -34,15 +34,17 @@ class Classifier(nn.Module):
         super().__init__()
         import timm
 
-        backbone: Any = timm.create_model(name, num_classes=0)
-        self.backbone, self.head = backbone, StochasticLogitHead(backbone.num_features, num_classes, heteroscedastic=False, generator=generator)
+        self.backbone: Any = timm.create_model(name, num_classes=0)
+        self.head = StochasticLogitHead(
+            self.backbone.num_features, num_classes, heteroscedastic=False, generator=generator
+        )
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.head(self.backbone(pictures))
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #74a04208
 class Encoder(nn.Module):
-    "A small transformer with dropout in every layer, attention included: next to nothing comes before the first."
+    "A small transformer with dropout in every layer, attention included."
 
     def __init__(self, width: int, num_classes: int):
         super().__init__()
@@ -56,6 +58,7 @@ class Encoder(nn.Module):
 @dataclass(frozen=True)
 class Config:
     "Sizes of the benchmark."
+
     num_samples: int = 50  # S
     repeats: int = 20  # rounds, at most; fewer once every ratio is known to 5 %
     pictures: int = 4  # N of the backbone case
@@ -65,55 +68,76 @@ class Config:
     sequences: int = 4  # N of the encoder case
     num_classes: int = 9  # K, as in FER+
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #1e4e6ac5
 SIZES = {
-    "smoke": Config(16, 2, pictures=2, picture_size=32, backbone="resnet10t", features=32, sequences=2),
+    "smoke": Config(
+        16, 2, pictures=2, picture_size=32, backbone="resnet10t", features=32, sequences=2
+    ),
     "night": Config(),
     "gpu": Config(pictures=128, picture_size=160, backbone="resnet50", features=8192, sequences=64),
 }
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #4aa7a4cd
+def models(c: Config, device: str) -> dict[str, tuple[nn.Module, Tensor, Callable | None]]:
+    "Models by name, each with its input and the part behind its first dropout (None: all of it)."
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=seeded_generator(0)).to(device)
+
+    with seeded_globals(0):
+        classifier = Classifier(c.backbone, c.num_classes, seeded_generator(0))
+        encoder = Encoder(128, c.num_classes)
+    plain: dict[str, Any] = {"heteroscedastic": False, "generator": seeded_generator(0)}
+    head = StochasticLogitHead(1792, c.num_classes, **plain)
+    pictures = draw(c.pictures, 3, c.picture_size, c.picture_size)
+
+    def behind(layers: nn.Sequential, n: int) -> Tensor:
+        return nn.Sequential(*[*layers][4:])(draw(n, 128))
+
+    return {
+        f"{c.backbone} + head": (classifier, pictures, lambda m: behind(m.head, c.pictures)),
+        "head on features": (head, draw(c.features, 1792), lambda m: behind(m, c.features)),
+        "dropout everywhere": (encoder, draw(c.sequences, 16, 128), None),
+    }
+
+# %% ../../nbs/uncertainty/06_performance.ipynb #71350886
 @torch.no_grad()
 def cases(c: Config, device: str) -> list[dict[str, Any]]:
     "Models with their inputs, and the multiple of a plain pass that S samples need at least."
-    draw = lambda *shape: torch.randn(*shape, generator=seeded_generator(0)).to(device)
-    with seeded_globals(0):
-        classifier, encoder = Classifier(c.backbone, c.num_classes, seeded_generator(0)), Encoder(128, c.num_classes)
-    head = StochasticLogitHead(1792, c.num_classes, heteroscedastic=False, generator=seeded_generator(0))
-    side = c.picture_size
     found = []
-    for name, model, x, tail in (
-        (f"{c.backbone} + head", classifier, draw(c.pictures, 3, side, side), lambda m: nn.Sequential(*[*m.head][4:])(draw(c.pictures, 128))),
-        ("head on features", head, draw(c.features, 1792), lambda m: nn.Sequential(*[*m][4:])(draw(c.features, 128))),
-        ("dropout everywhere", encoder, draw(c.sequences, 16, 128), None),
-    ):
+    for name, (model, x, tail) in models(c, device).items():
         model = model.to(device).eval()
-        whole = flops(lambda: model(x))  # noqa: B023
-        behind = flops(lambda: tail(model)) if tail else whole  # noqa: B023
+        whole = flops(partial(model, x))
+        behind = flops(partial(tail, model)) if tail else whole
         least = (whole - behind + c.num_samples * behind) / whole
-        found.append({"name": name, "model": model, "x": x, "least": least, "sizes": f"N={len(x)}, S={c.num_samples}"})
+        made = {"name": name, "model": model, "x": x, "least": least}
+        found.append(made | {"sizes": f"N={len(x)}, S={c.num_samples}"})
     return found
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #8a9edce4
 def plain_loop(model: nn.Module, num_samples: int) -> Callable[[Tensor], Any]:
     "Everything in training mode but batch normalization, and the model called again and again."
     for module in model.train().modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm): module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
     return lambda x: decompose(torch.stack([model(x) for _ in range(num_samples)]))
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #080e3cd7
 def with_baal(model: nn.Module, num_samples: int, *, replicate: bool) -> Callable[[Tensor], Any]:
     "baal: dropout modules replaced, input copied S times (its default) or a loop."
     from baal.bayesian.dropout import patch_module
     from baal.modelwrapper import ModelWrapper, TrainingArgs
 
-    wrapper = ModelWrapper(patch_module(model, inplace=False), TrainingArgs(replicate_in_memory=replicate, use_cuda=False))
+    wrapper = ModelWrapper(
+        patch_module(model, inplace=False),
+        TrainingArgs(replicate_in_memory=replicate, use_cuda=False),
+    )
     wrapper.model.eval()
     return lambda x: decompose(wrapper.predict_on_batch(x, iterations=num_samples).permute(2, 0, 1))
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #dfa0acde
 def with_baal_cache(model: nn.Module, num_samples: int) -> Callable[[Tensor], Any]:
-    "baal with its caching: linear and convolution layers keep their last result while their input stays the same."
+    "baal with its cache: layers keep their last result while their input stays the same."
     from baal.bayesian.caching_utils import LRUCacheModule
     from baal.bayesian.caching_utils import patch_module as patch_cache
     from baal.bayesian.dropout import patch_module
@@ -122,13 +146,16 @@ def with_baal_cache(model: nn.Module, num_samples: int) -> Callable[[Tensor], An
 
     def way(x: Tensor):
         for module in cached.modules():
-            if isinstance(module, LRUCacheModule): module._memory_input = None  # a new batch: nothing is known yet
+            if isinstance(module, LRUCacheModule):
+                module._memory_input = None  # a new batch: nothing is known yet
         return decompose(torch.stack([cached(x) for _ in range(num_samples)]))
 
     return way
 
-
-def with_torch_uncertainty(model: nn.Module, num_samples: int, *, on_batch: bool) -> Callable[[Tensor], Any]:
+# %% ../../nbs/uncertainty/06_performance.ipynb #3d48af90
+def with_torch_uncertainty(
+    model: nn.Module, num_samples: int, *, on_batch: bool
+) -> Callable[[Tensor], Any]:
     "torch-uncertainty: input copied S times (its default) or a loop."
     from torch_uncertainty.methods import mc_dropout as wrap
 
@@ -146,9 +173,11 @@ WAYS: dict[str, Callable[[nn.Module, int], Callable[[Tensor], Any]]] = {
     "torch-uncertainty, loop": lambda m, s: with_torch_uncertainty(m, s, on_batch=False),
 }
 
-
-def prepared(case: dict[str, Any], num_samples: int) -> tuple[dict[str, Callable[[Tensor], Any]], list[str]]:
-    "The ways that can run this model here, each on a copy of it; and why others cannot."
+# %% ../../nbs/uncertainty/06_performance.ipynb #d44923ef
+def prepared(
+    case: dict[str, Any], num_samples: int
+) -> tuple[dict[str, Callable[[Tensor], Any]], list[str]]:
+    "Implementations that can run this model, each on a copy of it; and why others cannot."
     from copy import deepcopy
 
     ready, told, missing = {}, {}, []
@@ -160,8 +189,12 @@ def prepared(case: dict[str, Any], num_samples: int) -> tuple[dict[str, Callable
                 ready[name], told[name] = way, float(way(case["x"]).mutual_information.mean())
         except (ImportError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             missing.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:120]}")
-    for name in [n for n in ready if told[n] < 0.5 * told["plain loop"]]:  # it left dropout off somewhere
-        missing.append(f"{name}: finds {told[name] / told['plain loop']:.0%} of the mutual information, since not all dropout is on")
+    # it left dropout off somewhere
+    for name in [n for n in ready if told[n] < 0.5 * told["plain loop"]]:
+        missing.append(
+            f"{name}: finds {told[name] / told['plain loop']:.0%} of the mutual information, "
+            "since not all dropout is on"
+        )
         del ready[name]
     return ready, missing
 
@@ -178,7 +211,9 @@ def benchmark_case(made: dict[str, Any], num_samples: int) -> tuple[Case, list[s
         "The necessary arithmetic at the speed of the plain pass."
         return [made["least"] * t for t in times["plain pass"]]
 
-    return Case(made["name"], variants, made["sizes"], lower_bound=least, references=("plain pass",)), missing
+    return Case(
+        made["name"], variants, made["sizes"], lower_bound=least, references=("plain pass",)
+    ), missing
 
 # %% ../../nbs/uncertainty/06_performance.ipynb #286f0ec5
 @paper.benchmark(sizes=SIZES)
@@ -197,9 +232,16 @@ def performance(size: Config, run: Run) -> None:
             run.rows.append(bound_row(case, times) | {"least": made["least"]})
             run.rows.extend(speedup_rows(case, times, name=f"{case.name}: S samples"))
 
-
+# %% ../../nbs/uncertainty/06_performance.ipynb #2ca1c789
 def bound_row(case: Case, times: Mapping[str, list[float]]) -> dict[str, Any]:
     "How near our time is to the bound."
     cost = ratio_interval(times["ours"], case.bound(times) or [], varies="rounds")
-    return {"name": f"{case.name}: ours against the bound", "case": case.name, "way": "ours", "sizes": case.sizes,
-            "cost_over_bound": cost.value, "cost_low": cost.low, "cost_high": cost.high}
+    return {
+        "name": f"{case.name}: ours against the bound",
+        "case": case.name,
+        "way": "ours",
+        "sizes": case.sizes,
+        "cost_over_bound": cost.value,
+        "cost_low": cost.low,
+        "cost_high": cost.high,
+    }
