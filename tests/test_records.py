@@ -13,7 +13,6 @@ import pytest
 
 from avpapers.core import fingerprint as F
 from avpapers.core.fingerprint import fingerprint, reached
-from avpapers.suite import records as R
 from avpapers.suite.paper import load_paper, standing_papers
 from avpapers.suite.records import (
     Record,

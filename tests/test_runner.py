@@ -59,8 +59,10 @@ def project(tmp_path):
 
 
 def states(project):
-    return {p.relative_to(project / "_runs/smoke/state"): json.loads(p.read_text())["status"]
-            for p in (project / "_runs/smoke/state").rglob("*.json")}  # fmt: skip
+    return {
+        p.relative_to(project / "_runs/smoke/state"): json.loads(p.read_text())["status"]
+        for p in (project / "_runs/smoke/state").rglob("*.json")
+    }
 
 
 def values(project):
@@ -263,8 +265,20 @@ def test_two_workers_one_killed(project):
         for name in ("one", "two"):
             folder = project / name
             folder.mkdir()
-            start = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-                     "--name", name, "--local-directory", str(folder)]  # fmt: skip
+            start = [
+                sys.executable,
+                "-m",
+                "distributed.cli.dask_worker",
+                address,
+                "--nthreads",
+                "1",
+                "--no-nanny",
+                "--no-dashboard",
+                "--name",
+                name,
+                "--local-directory",
+                str(folder),
+            ]
             workers.append(
                 subprocess.Popen(
                     start,

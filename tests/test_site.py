@@ -187,7 +187,8 @@ def test_citations(entries):
     )
     assert out[0]["source"] == (
         "As [López and Bo (2020)](#ref-ada2020) say (see [A et al. 2021, sec. 2](#ref-many2021); "
-        "[2020](#ref-ada2020)), and [López and Bo (2020, p. 3)](#ref-ada2020).")  # fmt: skip
+        "[2020](#ref-ada2020)), and [López and Bo (2020, p. 3)](#ref-ada2020)."
+    )
     assert out[1]["source"].count("csl-entry") == 2 and "https://doi.org/10.1/x" in out[1]["source"]
 
 
@@ -196,10 +197,19 @@ def test_references_go_where_the_page_wants_them(entries):
     assert len(out) == 3 and "csl-entry" in out[1]["source"] and "{#refs}" not in out[1]["source"]
 
 
-@pytest.mark.parametrize("text", [
-    "write to ada@example.org", "`@patch` and ``x @ada2020``", "```python\n@ada2020\n```", "$a_@ada2020$ and $$b @fig-x$$",
-    "<a href='@ada2020'>x</a>", "[x](https://a.b/@ada2020)", "https://a.b/@someone", "a list [x, y] and [link](u.ipynb)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "write to ada@example.org",
+        "`@patch` and ``x @ada2020``",
+        "```python\n@ada2020\n```",
+        "$a_@ada2020$ and $$b @fig-x$$",
+        "<a href='@ada2020'>x</a>",
+        "[x](https://a.b/@ada2020)",
+        "https://a.b/@someone",
+        "a list [x, y] and [link](u.ipynb)",
+    ],
+)
 def test_what_is_left_alone(entries, text):
     assert resolved(entries, text)[0]["source"] == text
 
@@ -214,7 +224,6 @@ def test_cross_references(entries):
         "See @fig-b, @fig-a, @eq-one, @tbl-t and @sec-s.",
         figure,
         "$$\nx = 1\n$$ {#eq-one}",
-        # fmt: skip
         "![A map](m.png){#fig-b}",
         "| a |\n|---|\n| 1 |\n\n: Numbers {#tbl-t}",
         "## Why {#sec-s}",
@@ -307,8 +316,11 @@ def clone(tmp_path):
             name="a",
         )
     ]
-    model = [project.cell("# Model\n\n> There.\n\nText.", name="a"), project.cell("## Gate\n\nAfter @campos2018skip, back [home](../index.ipynb).", name="b"),
-             project.cell("1 + 1", "code", name="c")]  # fmt: skip
+    model = [
+        project.cell("# Model\n\n> There.\n\nText.", name="a"),
+        project.cell("## Gate\n\nAfter @campos2018skip, back [home](../index.ipynb).", name="b"),
+        project.cell("1 + 1", "code", name="c"),
+    ]
     meta = {"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}
     for name, cells in (("index", index), ("skiprnn/02_model", model)):
         (root / f"nbs/{name}.ipynb").write_text(

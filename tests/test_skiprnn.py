@@ -117,7 +117,9 @@ def test_every_parameter_learns(cell):
 
 def test_wrong_state_raises_an_error():
     module = SkipLSTM(3, 8)
-    with pytest.raises(ValueError, match=r"state: got h of shape \(1, 4, 9\), expected \(1, 4, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"state: got h of shape \(1, 4, 9\), expected \(1, 4, 8\)"
+    ):
         module(noise(5, 4, 3), (torch.zeros(1, 4, 9), torch.zeros(1, 4, 9)))
 
 

@@ -236,7 +236,9 @@ def test_last_state_only():
 
     with torch.no_grad():
         state = read_state(module, None, 4)
-        net = kernels.cached_weights(module, [module.layer(0)], (module.gate_weight, module.gate_bias))
+        net = kernels.cached_weights(
+            module, [module.layer(0)], (module.gate_weight, module.gate_bias)
+        )
         part = kernels.event_kernel(
             "lstm", net, x, flatten_state(state), state.increment, state.accumulated, last_only=True
         )

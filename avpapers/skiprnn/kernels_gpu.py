@@ -91,7 +91,7 @@ def _sleep(tops, cells, updates, increments, levels, t, T, rows, B, columns, liv
 # %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #3d217127
 @_jit
 def _forward(x, weight_x, weight_h, bias, gate_weight, gate_bias, state, increment, accumulated, tops, cells, updates, increments, levels,
-             end, end_left, T, B, D, H: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+             end, end_left, T, B, D, H: tl.constexpr, P: tl.constexpr, ROWS: tl.constexpr, PRECISION: tl.constexpr):
     "ROWS sequences from beginning to end."
     rows, columns = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, P)
     live, w_p, b_p = rows < B, tl.load(gate_weight + columns, mask=columns < H, other=0.0), tl.load(gate_bias)
@@ -172,7 +172,7 @@ def _incoming(g_tops, g_increments, t, rows, B, columns, live, g_h, g_p, H: tl.c
 @_jit
 def _backward(x, weight_x, weight_h, bias, gate_weight, gate_bias, state, increment, accumulated, tops, cells, updates, increments, levels,
               slots, g_tops, g_updates, g_increments, g_state, g_increment, g_left, g_pre, g_gate, T, B, D, H: tl.constexpr, P: tl.constexpr,
-              ROWS: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+              ROWS: tl.constexpr, PRECISION: tl.constexpr):
     "ROWS sequences from end to beginning."
     rows, columns = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64), tl.arange(0, P)
     live, w_p, b_p = rows < B, tl.load(gate_weight + columns, mask=columns < H, other=0.0), tl.load(gate_bias)
