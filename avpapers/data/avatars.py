@@ -71,9 +71,8 @@ def _near(what: str, got: object, known: Iterable[str]) -> ValueError:
         str(got).upper() if names[0].isupper() else str(got), names, n=3, cutoff=0.4
     )
     return ValueError(
-        f"{what}: unknown {got!r}; "
-        + (f"nearest are {', '.join(near)}; " if near else "")
-        + f"expected one of {', '.join(names)}"
+        f"{what}: got unknown {got!r}, expected one of {', '.join(names)}"
+        + (f"; use the nearest of these, {', '.join(near)}" if near else "")
     )
 
 
@@ -96,12 +95,12 @@ def random_attributes(
     import torch
 
     if n < 1:
-        raise ValueError(f"n must be at least 1; got {n}")
+        raise ValueError(f"n: got {n}, expected at least 1")
     allowed = ATTRIBUTES | {"facial_hair": ("NONE",), "accessory": ("NONE",)}
     for column, names in fixed.items():
         chosen = (names,) if isinstance(names, str) else tuple(names)
         if not chosen:
-            raise ValueError(f"{column} must hold at least one name; got none")
+            raise ValueError(f"{column}: got none, expected at least one name")
         _check_names(column, chosen)
         allowed[column] = chosen
     pick = {
@@ -133,7 +132,7 @@ def _drawing_packages():
         import resvg_py
     except ImportError as error:
         raise ImportError(
-            f'avatars are drawn by {error.name}. Install it by: pip install "avpapers[avatars]"'
+            f'avatars: got no {error.name}, expected it installed; pip install "avpapers[avatars]"'
         ) from error
     return python_avatars, resvg_py
 
@@ -153,7 +152,7 @@ def _draw(face: dict[str, str], size: int) -> np.ndarray:
     head, found = _WHOLE.subn(f'width="{size}" height="{size}" {_HEAD}', drawing, count=1)
     if not found:
         raise ValueError(
-            "python-avatars draws another canvas than 264 x 280; install version 1.4.1"
+            "python-avatars: got another canvas, expected 264 x 280; install version 1.4.1"
         )
     png = Image.open(
         io.BytesIO(bytes(renderer.svg_to_bytes(svg_string=head, width=size, height=size)))
@@ -185,7 +184,7 @@ def _draw_all(attributes: pd.DataFrame, size: int, progress: bool) -> np.ndarray
 def _complete(attributes: pd.DataFrame) -> pd.DataFrame:
     "The table with all columns in one order, checked."
     if not len(attributes):
-        raise ValueError("attributes must have at least one row; got none")
+        raise ValueError("attributes: got none, expected at least one row")
     for column in attributes.columns:
         _check_names(column, attributes[column].unique())
     return attributes.assign(**{c: name for c, name in PLAIN.items() if c not in attributes})[
@@ -201,7 +200,7 @@ def draw_avatars(
 ) -> UInt8[np.ndarray, "N H W 3"]:  # RGB, 0 to 255, on white
     "Pictures of faces, drawn once and kept."
     if not 16 <= size <= 512:
-        raise ValueError(f"size must be from 16 to 512 pixels; got {size}")
+        raise ValueError(f"size: got {size}, expected 16 to 512 pixels")
     table = _complete(attributes)
 
     def make() -> dict[str, np.ndarray]:
@@ -220,8 +219,8 @@ class Avatars:
     def __post_init__(self):
         if len(self.images) != len(self.attributes):
             raise ValueError(
-                f"images and attributes must be equally many; got {len(self.images)} and "
-                f"{len(self.attributes)}"
+                f"images and attributes: got {len(self.images)} and "
+                f"{len(self.attributes)}, expected equally many"
             )
 
     def __len__(self) -> int:

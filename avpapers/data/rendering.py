@@ -236,18 +236,20 @@ def _batch(adjective: Any, strength: Any, images: Tensor) -> tuple[Tensor, Tenso
         or not images.is_floating_point()
     ):
         raise ValueError(
-            f"images must be float (B, 4, H, W) with H = W; got {images.dtype} {tuple(images.shape)}"
+            f"images: got {images.dtype} {tuple(images.shape)}, expected float "
+            "(B, 4, H, W) with H = W"
         )
     low, high = torch.aminmax(images) if images.numel() else (0, 1)
     if not (low >= 0 and high <= 1):
-        raise ValueError("images must be from 0 to 1, not NaN")
+        raise ValueError("images: got NaN or values outside, expected 0 to 1")
     strong = torch.as_tensor(strength, dtype=images.dtype, device=at)
     if strong.ndim == 0:
         strong = strong.expand(num)
     if strong.shape != (num,) or (num and not (strong.min() >= 0 and strong.max() <= 1)):
         raise ValueError(
-            f"strength must be one number or {num} of them, each from 0 to 1; got shape "
-            f"{tuple(strong.shape)}, for example {strong.flatten()[:3].tolist()}"
+            f"strength: got shape {tuple(strong.shape)}, for example "
+            f"{strong.flatten()[:3].tolist()}, expected one number or {num} of "
+            "them, each from 0 to 1"
         )
     return _adjective_numbers(adjective, num).to(at), strong
 
@@ -260,17 +262,19 @@ def _adjective_numbers(adjective: Any, num: int) -> Tensor:
         adjective = [adjective] * num
     if not isinstance(adjective, Tensor):
         if unknown := sorted({str(a) for a in adjective} - set(names)):
-            raise ValueError(f"adjective: unknown {unknown}; expected some of {', '.join(names)}")
+            raise ValueError(
+                f"adjective: got unknown {unknown}, expected some of {', '.join(names)}"
+            )
         adjective = torch.tensor([names.index(a) for a in adjective], dtype=torch.long)
     if adjective.dtype != torch.long or adjective.shape != (num,):
         raise ValueError(
-            f"adjective must be {num} names or a long tensor ({num},); got {adjective.dtype} "
-            f"{tuple(adjective.shape)}"
+            f"adjective: got {adjective.dtype} {tuple(adjective.shape)}, "
+            f"expected {num} names or a long tensor ({num},)"
         )
     if num and not (adjective.min() >= 0 and adjective.max() < len(names)):
         raise ValueError(
-            f"adjective numbers must be from 0 to {len(names) - 1}; got {adjective.min()} to "
-            f"{adjective.max()}"
+            f"adjective: got {adjective.min()} to {adjective.max()}, expected "
+            f"numbers from 0 to {len(names) - 1}"
         )
     return adjective
 
@@ -345,7 +349,8 @@ def pillow_render(
     names = [list(ADJECTIVES)[k] if k >= 0 else "" for k in kind.tolist()]
     if unknown := sorted(set(names) - {"", "dark", "misty", "falling"}):
         raise ValueError(
-            f"adjective: pillow_render knows dark, misty and falling; got {unknown}. Use `render`"
+            f"adjective: got {unknown}, expected dark, misty or falling; use "
+            "`render` for the others"
         )
     n = draw_nuisances(len(images), images.shape[-1], generator=generator)
     falling = strong * torch.tensor([name == "falling" for name in names])

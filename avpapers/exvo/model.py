@@ -32,7 +32,8 @@ def concordance(
     "Concordance correlation coefficients over all items."
     if prediction.shape != target.shape or prediction.ndim != 2 or len(target) < 2:
         raise ValueError(
-            f"prediction and target must both be (N, E) with N of at least 2; got {tuple(prediction.shape)} and {tuple(target.shape)}"
+            f"prediction and target: got {tuple(prediction.shape)} and "
+            f"{tuple(target.shape)}, expected both (N, E) with N of at least 2"
         )
     p, y = prediction.double(), target.double()
     p0, y0 = p - p.mean(0), y - y.mean(0)
@@ -103,7 +104,7 @@ class Heads(nn.Module):
     ):
         super().__init__()
         if not tasks or set(tasks) - set(TASKS):
-            raise ValueError(f"tasks must be some of {', '.join(TASKS)}; got {list(tasks)}")
+            raise ValueError(f"tasks: got {list(tasks)}, expected some of {', '.join(TASKS)}")
         sizes = {"emotion": num_emotions, "country": num_countries, "age": 1}
         self.by_task = nn.ModuleDict(
             {t: nn.Linear(num_features, sizes[t]) for t in TASKS if t in tasks}
@@ -130,9 +131,9 @@ def narrow_resnet(
 
     blocks = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2)}
     if depth not in blocks:
-        raise ValueError(f"depth must be one of {', '.join(map(str, blocks))}; got {depth}")
+        raise ValueError(f"depth: got {depth}, expected one of {', '.join(map(str, blocks))}")
     if width < 2:
-        raise ValueError(f"width must be at least 2; got {width}")
+        raise ValueError(f"width: got {width}, expected at least 2")
     build: Any = ResNet
     return build(
         BasicBlock,
@@ -230,7 +231,8 @@ def grouped(
             module.num_features *= len(nets)
         elif list(module.parameters(recurse=False)):
             raise ValueError(
-                f"nets must hold no weights but of Conv2d and BatchNorm2d; {name} is a {type(module).__name__}"
+                f"networks: got {name}, a {type(module).__name__}, expected weights "
+                "of Conv2d and BatchNorm2d only"
             )
         own = [n.get_submodule(name) for n in nets]
         for key, _ in list(module.named_parameters(recurse=False)):
@@ -250,11 +252,17 @@ class SideBySide(nn.Module):
     ):
         super().__init__()
         if len({(float(n.mean), float(n.std)) for n in nets}) != 1:
-            raise ValueError("nets must be at least one, and standardized by the same spectrograms")
+            raise ValueError(
+                "networks: got none or some of other spectrograms, expected at "
+                "least one, all standardized by the same spectrograms"
+            )
         self.lenders = list(nets)
         shapes = [{k: w.shape for k, w in n.backbone.state_dict().items()} for n in nets]
         if any(s != shapes[0] for s in shapes):
-            raise ValueError("nets must have backbones of one shape; train others one by one")
+            raise ValueError(
+                "networks: got backbones of several shapes, expected one shape; "
+                "train others one by one"
+            )
         self.body = copy.deepcopy(nets[0])
         self.body.backbone = grouped([n.backbone for n in nets], shared=True).to(
             memory_format=torch.channels_last
@@ -345,7 +353,7 @@ class ConformerBlock(nn.Module):
     def __init__(self, width: int, num_heads: int, kernel: int, dropout: float):
         super().__init__()
         if width % num_heads:
-            raise ValueError(f"width must be a multiple of num_heads; got {width} and {num_heads}")
+            raise ValueError(f"width: got {width}, expected a multiple of num_heads, {num_heads}")
         feed = lambda: nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width),
@@ -416,7 +424,7 @@ class Conformer(nn.Module):
     ):
         super().__init__()
         if kernel % 2 == 0:
-            raise ValueError(f"kernel must be odd; got {kernel}")
+            raise ValueError(f"kernel: got {kernel}, expected an odd number")
         self.subsample = nn.Sequential(
             nn.Conv1d(num_mels, width, 3, 2, 1), nn.SiLU(), nn.Conv1d(width, width, 3, 2, 1)
         )

@@ -225,7 +225,7 @@ def customary_steps(
 ) -> Callable[[], Tensor]:  # gives the last loss
     "The same steps, taken as the competition's loop takes them."
     if unknown := set(habits) - set(HABITS):
-        raise ValueError(f"habits must be some of {', '.join(HABITS)}; got {sorted(unknown)}")
+        raise ValueError(f"habits: got {sorted(unknown)}, expected some of {', '.join(HABITS)}")
     device, std, optimizer = (
         next(net.parameters()).device,
         heard.age_scale[1],

@@ -60,7 +60,10 @@ def hear(
 ) -> Heard:
     "Spectrograms and labels of bursts."
     if data.waves is None or data.lengths is None:
-        raise ValueError(f"data: {data.name} has no waves; read them with `with_waves`")
+        raise ValueError(
+            f"data: got {data.name} without waves, expected a set with them; "
+            "read them with `with_waves`"
+        )
     front = log_mel or LogMel(64, hop_ms=16.0)
     with torch.no_grad():
         mel = torch.cat([front(w) for w in data.waves.split(batch_size)])
@@ -119,10 +122,13 @@ class TaskWeights(nn.Module):
     ):
         super().__init__()
         if weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got {weighting!r}")
+            raise ValueError(
+                f"weighting: got {weighting!r}, expected one of {', '.join(WEIGHTINGS)}"
+            )
         if weighting == "normalized" and not scales:
             raise ValueError(
-                "scales must give the loss of a constant prediction of each task; use `constant_losses`"
+                "scales: got none, expected the loss of a constant prediction per "
+                "task; use `constant_losses`"
             )
         self.weighting, self.scales = weighting, dict(scales or {})
         self.s = (
@@ -166,7 +172,7 @@ class Trained:
     def use(self, rule: str) -> nn.Module:
         "The model with the best weights by a rule, in eval mode."
         if rule not in self.best:
-            raise ValueError(f"rule must be one of {', '.join(self.best)}; got {rule!r}")
+            raise ValueError(f"rule: got {rule!r}, expected one of {', '.join(self.best)}")
         self.model.load_state_dict(self.best[rule])
         return self.model.eval()
 
@@ -269,7 +275,7 @@ def train_side_by_side(
     "Train nets for their tasks, and keep the best weights of each by each rule; each net as if it were alone."
     if len(models) != len(weightings):
         raise ValueError(
-            f"weightings must be as many as models; got {len(weightings)} and {len(models)}"
+            f"weightings: got {len(weightings)}, expected as many as models, {len(models)}"
         )
     return _train(
         models,
@@ -416,14 +422,16 @@ def _own_history(history: History, number: int) -> History:
 def _check_heard(*sets: Heard) -> None:
     for heard in sets:
         if not len(heard):
-            raise ValueError("train and validation must hold bursts; got none")
-        if not torch.isfinite(heard.inputs).all():
+            raise ValueError("train and validation: got no bursts, expected some in both")
+        bad = ~torch.isfinite(heard.inputs.flatten(1)).all(1)
+        if bad.any():
             raise ValueError(
-                f"inputs hold NaN or inf, first in burst {int((~torch.isfinite(heard.inputs.flatten(1))).any(1).nonzero()[0])}"
+                f"inputs: got NaN or inf, first in burst {int(bad.nonzero()[0])}, expected finite values"
             )
     if shared := set(sets[0].speaker) & set(sets[1].speaker):
         raise ValueError(
-            f"train and validation share speakers, such as {sorted(shared)[0]}; split by speaker"
+            "train and validation: got shared speakers, such as "
+            f"{sorted(shared)[0]}, expected none; split by speaker"
         )
 
 # %% ../../nbs/exvo/03_training.ipynb #69b46080
