@@ -295,7 +295,7 @@ def _window(length: int, size: int) -> Tensor:
 
 # %% ../../nbs/core/audio.ipynb #6b4f3172
 def _grouped_filters(basis: Float[Tensor, "F bins"], groups: int = 4) -> list[tuple[slice, Tensor]]:
-    "For each group of neighboring filters the stretch of real and imaginary parts it sees, and its weights."
+    "For each group of neighboring filters the stretch of the spectrum it sees, and its weights."
     found = []
     for rows in basis.chunk(groups):
         seen = rows.any(0).nonzero()
@@ -425,8 +425,10 @@ class LogMel(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"num_mels={self.num_mels}, sample_rate={self.sample_rate}, window={self.window_length}, hop={self.hop}, "
-            f"n_fft={self.n_fft}, f_min={self.f_min}, f_max={self.f_max}, power={self.power}, floor={self.floor}, center={self.center}"
+            f"num_mels={self.num_mels}, sample_rate={self.sample_rate}, "
+            f"window={self.window_length}, hop={self.hop}, n_fft={self.n_fft}, "
+            f"f_min={self.f_min}, f_max={self.f_max}, power={self.power}, floor={self.floor}, "
+            f"center={self.center}"
         )
 
 # %% ../../nbs/core/audio.ipynb #d35b6d5a
@@ -483,7 +485,7 @@ def spec_augment(
 def _random_spans(
     lengths: Tensor, size: int, widest: int, num: int, generator: torch.Generator
 ) -> Tensor:
-    "(B, size), True inside `num` random spans a row, each up to `widest` long and within the row's length."
+    "(B, size), True inside `num` random spans per row, up to `widest` long and within its length."
     draw = torch.rand(2, len(lengths), num, generator=generator, device=generator.device).to(
         lengths.device
     )
@@ -517,7 +519,8 @@ def players(
 
     one = (
         '<figure style="margin:0 .6em .4em 0"><figcaption style="font-size:.85em">{}</figcaption>'
-        '<audio controls preload="metadata" style="width:11em;height:2.2em" src="data:audio/mpeg;base64,{}"></audio></figure>'
+        '<audio controls preload="metadata" style="width:11em;height:2.2em" '
+        'src="data:audio/mpeg;base64,{}"></audio></figure>'
     )
     cells = [
         one.format(escape(caption), b64encode(_as_mp3(wave, rate)).decode())

@@ -63,7 +63,7 @@ def brier_score(
     probs: Float[Tensor, "N K"],  # class probabilities
     target: Int[Tensor, "N"],  # true classes, 0 to K-1
 ) -> float:  # from 0 to 2, lower is better
-    "Mean squared distance of the probabilities to the true class, summed over classes (Brier 1950)."
+    "Mean squared distance of probabilities and true class, summed over classes (Brier 1950)."
     probs, target = _check(probs, target)
     return float(
         (probs - torch.nn.functional.one_hot(target, probs.shape[1])).square().sum(1).mean()
@@ -76,7 +76,7 @@ def expected_calibration_error(
     *,
     num_bins: int = 15,  # of equal width between 0 and 1
 ) -> float:  # from 0 to 1, lower is better
-    "ECE: mean distance of confidence and accuracy over bins of equal width (Guo et al. 2017), by torchmetrics."
+    "ECE: mean distance of confidence and accuracy over equal bins (Guo et al. 2017)."
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     probs, target = _check(probs, target)

@@ -26,7 +26,7 @@ __all__ = ['DataUnavailableError', 'cache_dir', 'is_offline', 'atomic_path', 'wr
 
 # %% ../../nbs/core/files.ipynb #ea967693
 class DataUnavailableError(FileNotFoundError):
-    "Data that are not here and could not be had; a loader may use its generator instead, and must say so."
+    "Data that are not here and could not be had; a loader that uses its generator says so."
 
 
 def cache_dir() -> Path:  # may not exist yet; made when something is written

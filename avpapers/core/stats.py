@@ -47,7 +47,8 @@ class Estimate:
 
     def __repr__(self) -> str:
         p = "" if self.p is None else f", p = {self.p:.2g}"
-        return f"Estimate({self.value:.4g} [{self.low:.4g}, {self.high:.4g}], {self.varies}{p}, {self.method or 'no method'})"
+        interval = f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"Estimate({interval}, {self.varies}{p}, {self.method or 'no method'})"
 
     @property
     def has_interval(self) -> bool:

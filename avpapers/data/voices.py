@@ -68,7 +68,8 @@ _HEDGEWARS = {
     "pain": "Ow Ouch Ooff PoisonMoan",
     "effort": "Jump Firepunch",
     "joy": "Victory Excellent Brilliant Amazing Flawless Laugh",
-    "anger": "Justyouwait Illgetyou Gonnagetyou Revenge Traitor Youllregretthat Comeonthen Cutitout",
+    "anger": "Justyouwait Illgetyou Gonnagetyou Revenge Traitor Youllregretthat Comeonthen "
+    "Cutitout",
     "alarm": "Runaway Nooo Takecover Incoming Leavemealone Kamikaze",
     "dismay": "Byebye Ohdear Missed Drat Stupid Uh-oh Oops Sameteam Boring Hmm Solong",
 }

@@ -90,9 +90,12 @@ class Bursts:
     def rows(self, keep: Sequence[bool] | Bool[Tensor, "N"]) -> Bursts:
         "The bursts where this is True."
         index = torch.as_tensor(keep).nonzero()[:, 0]
-        cut = lambda v: (
-            v[index] if isinstance(v, Tensor) else tuple(v[i] for i in index.tolist()) if v else v
-        )
+
+        def cut(v: Any) -> Any:
+            if isinstance(v, Tensor):
+                return v[index]
+            return tuple(v[i] for i in index.tolist()) if v else v
+
         kept: dict[str, Any] = {
             f: cut(getattr(self, f)) for f in _BY_BURST if getattr(self, f) is not None
         }
@@ -196,10 +199,20 @@ def _check_waves(data: Bursts, waves: Tensor) -> None:
 
 # %% ../../nbs/exvo/01_data.ipynb #bf7cf5f2
 FACTORS = ("threat", "joy", "wonder", "sorrow")
-_LOADINGS = torch.tensor([  # one row an emotion, in the order of EMOTIONS
-    [0, 0.1, 0.8, 0], [0, 0.7, 0.3, 0], [0, 0.9, 0, 0], [0.1, 0.1, 0.05, 0.5], [0.8, 0, 0.1, 0],
-    [0.75, 0, 0, 0.1], [0.55, 0, 0, 0.45], [0, 0.6, 0.1, 0], [0, 0, 0, 0.85], [0.4, 0.1, 0.6, 0],
-])  # fmt: skip
+_LOADINGS = torch.tensor(
+    [  # one row per emotion, in the order of EMOTIONS
+        [0, 0.1, 0.8, 0],
+        [0, 0.7, 0.3, 0],
+        [0, 0.9, 0, 0],
+        [0.1, 0.1, 0.05, 0.5],
+        [0.8, 0, 0.1, 0],
+        [0.75, 0, 0, 0.1],
+        [0.55, 0, 0, 0.45],
+        [0, 0.6, 0.1, 0],
+        [0, 0, 0, 0.85],
+        [0.4, 0.1, 0.6, 0],
+    ]
+)
 
 
 def _feelings(
@@ -234,7 +247,10 @@ class _Speakers:
 
 # %% ../../nbs/exvo/01_data.ipynb #fac9c478
 def _speakers(num: int, generator: torch.Generator) -> _Speakers:
-    normal = lambda *shape: torch.randn(*shape, generator=generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
     country, female = torch.arange(num) % 4, torch.arange(num) // 4 % 2 == 1
     age = 20 + 19.5 * torch.rand(num, generator=generator)
     hertz = torch.where(female, 210 - 0.3 * (age - 29.75), torch.full_like(age, 120.0))
@@ -281,7 +297,9 @@ def _shown(
     return {cue: ((1 - s) * factors + s * own - 0.19).unbind(1) for cue, s in shares.items()}
 
 # %% ../../nbs/exvo/01_data.ipynb #2524f087
-_USUAL = {  # pitch (octaves), slope and melody (octaves), pulses (1/s, depth), breath (log odds), tilt (dB/octave), length and attack (log2 s), roughness
+# pitch (octaves), slope and melody (octaves), pulses (1/s, depth), breath (log odds),
+# tilt (dB/octave), length and attack (log2 s), roughness
+_USUAL = {
     "laugh": (0.3, -0.3, 0.12, 5.0, 0.95, -1.5, 0.0, -0.15, -5.6, 0.05),
     "cry": (0.4, -0.5, 0.25, 2.2, 0.5, -1.5, -2.0, 0.15, -3.6, 0.1),
     "gasp": (0.1, 0.5, 0.1, 0.0, 0.0, 1.8, 2.0, -1.3, -2.7, 0.0),
@@ -323,11 +341,17 @@ def _plan(
     usual = dict(
         zip(_COLUMNS, torch.tensor([_USUAL[k] for k in KINDS])[kind].unbind(1), strict=True)
     )
-    chance = lambda sd: sd * torch.randn(len(who), generator=generator)
+
+    def chance(sd: float) -> Tensor:
+        return sd * torch.randn(len(who), generator=generator)
+
     breath, tilt, upper, shimmer = people.marks[who].unbind(1)
     mic_tilt, mic_limit, mic_noise, pace, lively = people.habits[who].unbind(1)
     cue = {name: dict(zip(FACTORS, values, strict=True)) for name, values in shown.items()}
-    f = lambda name, **by: sum(weight * cue[name][factor] for factor, weight in by.items())
+
+    def f(name: str, **by: float) -> Any:
+        return sum(weight * cue[name][factor] for factor, weight in by.items())
+
     return {
         "pitch": people.pitch[who]
         + usual["pitch"]
@@ -471,11 +495,26 @@ def burst_synth(
         f"{num}/{num_speakers}/{gamma}/{seed}/{seconds}/1",
     )
     names = [f"Speaker_{k}" for k in range(num_speakers)]
-    return check(Bursts(
-        "burst synth", emotion, people.country[who], COUNTRIES, people.age[who], tuple(names[k] for k in who), tuple(split[k] for k in who), waves, lengths,
-        checksum=_label_checksum(told, emotion, people.country[who], people.age[who]), sex=tuple("female" if people.female[k] else "male" for k in who), kind=kind,
-        kinds=KINDS, sound=torch.stack([v for v in plan.values()], 1), sound_names=tuple(plan), gamma=gamma,
-    ))  # fmt: skip
+    return check(
+        Bursts(
+            "burst synth",
+            emotion,
+            people.country[who],
+            COUNTRIES,
+            people.age[who],
+            tuple(names[k] for k in who),
+            tuple(split[k] for k in who),
+            waves,
+            lengths,
+            checksum=_label_checksum(told, emotion, people.country[who], people.age[who]),
+            sex=tuple("female" if people.female[k] else "male" for k in who),
+            kind=kind,
+            kinds=KINDS,
+            sound=torch.stack([v for v in plan.values()], 1),
+            sound_names=tuple(plan),
+            gamma=gamma,
+        )
+    )
 
 # %% ../../nbs/exvo/01_data.ipynb #e5887d03
 def _all_sound(
@@ -549,7 +588,10 @@ def hume_vb(
                 "expected Train, Val or Test"
             )
     split = tuple(_HUME_SPLITS[r["Split"]] for r in rows)
-    number = lambda row, column: _number(row, column, blind=row["Split"] == "Test")
+
+    def number(row: dict[str, str], column: str) -> float:
+        return _number(row, column, blind=row["Split"] == "Test")
+
     emotion = torch.tensor([[number(r, e) for e in EMOTIONS] for r in rows])
     codes = [number(r, "Country") for r in rows]
     known = {
@@ -669,7 +711,10 @@ def vocal_sound(
     for split, _, _, country in people.values():
         counts[country] = counts.get(country, 0) + (split == "train")
     kept = tuple(sorted(sorted(counts, key=lambda c: (-counts[c], c))[:num_countries]))
-    column = lambda k: [people[s][k] for _, s, _ in found]
+
+    def column(k: int) -> list[Any]:
+        return [people[s][k] for _, s, _ in found]
+
     age, country = (
         torch.tensor([_years(a) for a in column(2)]),
         torch.tensor([kept.index(c) if c in kept else -1 for c in column(3)]),
@@ -801,7 +846,7 @@ def public_split(
     share: float = 0.15,  # of the training speakers, for validation
     seed: int = 0,  # which ones
 ) -> Bursts:  # the blind rows are left out
-    "Validation becomes the test, and a share of the training speakers validates: for sets whose test labels are not public."
+    "Validation becomes the test, and a share of the training speakers validates."
     if not 0 < share < 1:
         raise ValueError(f"share: got {share}, expected a number between 0 and 1")
     open_rows = data.rows([s != "test" for s in data.split])

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from ..core.audio import LogMel
 from ..core.benchmark import flops
-from ..core.random import seeded_generator, seeded_globals
 from ..data.voices import Voices, find_voices
 from . import data as sets
 from .claims import paper
@@ -164,7 +163,7 @@ def parameters(*nets: nn.Module) -> int:
 
 # %% ../../nbs/exvo/04_experiments.ipynb #efa7b42c
 def baselines(study: Study) -> dict[str, Tensor]:
-    "Rows of everything that does not see the spectrogram as a picture; what the first one predicts."
+    "Rows of all that does not see the spectrogram as a picture; what the first one predicts."
     found = {
         variant: functionals_network(study, stream, widths, variant)
         for variant, stream, widths in (

@@ -37,7 +37,10 @@ def concordance(
         )
     p, y = prediction.double(), target.double()
     p0, y0 = p - p.mean(0), y - y.mean(0)
-    spread = lambda v: v.square().mean(0) * (len(v) / (len(v) - 1) if as_competition else 1)
+
+    def spread(v: Tensor) -> Tensor:
+        return v.square().mean(0) * (len(v) / (len(v) - 1) if as_competition else 1)
+
     below = spread(p0) + spread(y0) + (p.mean(0) - y.mean(0)).square()
     ccc = torch.where(below > 0, 2 * (p0 * y0).mean(0) / below.clamp_min(1e-300), 0.0)
     return ccc.round(decimals=4) if as_competition else ccc
@@ -147,7 +150,7 @@ def narrow_resnet(
 
 # %% ../../nbs/exvo/02_model.ipynb #5afa2a4f
 class SpectrogramNet(nn.Module):
-    "A timm backbone on spectrograms, pooled over the true length of each burst, with a head for each task."
+    "A timm backbone on spectrograms, pooled over the true lengths, with a head per task."
 
     mean: Tensor
     std: Tensor
@@ -354,14 +357,17 @@ class ConformerBlock(nn.Module):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width: got {width}, expected a multiple of num_heads, {num_heads}")
-        feed = lambda: nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.SiLU(),
-            nn.Dropout(dropout),
-            nn.Linear(4 * width, width),
-            nn.Dropout(dropout),
-        )
+
+        def feed() -> nn.Sequential:
+            return nn.Sequential(
+                nn.LayerNorm(width),
+                nn.Linear(width, 4 * width),
+                nn.SiLU(),
+                nn.Dropout(dropout),
+                nn.Linear(4 * width, width),
+                nn.Dropout(dropout),
+            )
+
         self.first, self.second, self.norm = feed(), feed(), nn.LayerNorm(width)
         self.attention_norm, self.qkv, self.out = (
             nn.LayerNorm(width),

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.audio import LogMel, masked_mean, portions, spectra
 from ..core.benchmark import Case, speedup_rows, throughput_rows, time_case
-from ..core.environment import package_versions, pick_device, single_thread
+from ..core.environment import package_versions, single_thread
 from ..core.random import seeded_generator, seeded_globals
 from ..core.training import ShuffledBatches
 from .model import TASKS, FunctionalsNet, SpectrogramNet, burst_resnet, grouped
@@ -65,7 +66,10 @@ def hearing_case(c: Config, device: str) -> Case:
     "Log-mel spectrograms of a batch of clips."
     wave = 0.1 * torch.randn(c.clips, round(c.seconds * 16_000), generator=seeded_generator(0))
     front, there, samples = LogMel(64, hop_ms=16.0).to(device), wave.to(device), wave.numpy()
-    transform = lambda: [spectra(part, front.window, front.hop) for part in portions(there)]
+
+    def transform() -> list[Tensor]:
+        return [spectra(part, front.window, front.hop) for part in portions(there)]
+
     variants: dict[str, Callable[[], Any]] = {
         "ours": torch.no_grad()(lambda: front(there)),
         "librosa, clip by clip": lambda: np.stack([with_librosa(front, s) for s in samples]),
@@ -89,8 +93,15 @@ def with_librosa(front: LogMel, samples: np.ndarray) -> np.ndarray:
     "The same spectrogram in decibels."
     import librosa
 
-    power = librosa.feature.melspectrogram(y=samples, sr=front.sample_rate, n_fft=front.n_fft, hop_length=front.hop, win_length=front.window_length,
-                                           n_mels=front.num_mels, pad_mode="constant")  # fmt: skip
+    power = librosa.feature.melspectrogram(
+        y=samples,
+        sr=front.sample_rate,
+        n_fft=front.n_fft,
+        hop_length=front.hop,
+        win_length=front.window_length,
+        n_mels=front.num_mels,
+        pad_mode="constant",
+    )
     return librosa.power_to_db(power, amin=front.floor, top_db=None)
 
 # %% ../../nbs/exvo/06_performance.ipynb #1f355d0c
@@ -468,7 +479,7 @@ def small_parts(
 # %% ../../nbs/exvo/06_performance.ipynb #d634fdb1
 def resnets_case(c: Config, device: str) -> Case:
     "A step of several ResNets."
-    parts = lambda: resnet_parts(c, device)
+    parts = partial(resnet_parts, c, device)
     variants = {
         "ours": grouped_steps(*parts())[0],
         "one by one": looped_steps(*parts()),
@@ -480,7 +491,7 @@ def resnets_case(c: Config, device: str) -> Case:
 
 def small_nets_case(c: Config, device: str) -> Case:
     "A step of many small nets."
-    parts = lambda: small_parts(c, device)
+    parts = partial(small_parts, c, device)
     variants = {"ours": stacked_steps(*parts())[0], "one by one": looped_steps(*parts())}
     bursts = c.seeds * len(TASKS) * c.stacked_batch
     sizes = f"{c.seeds * len(TASKS)} nets, B={c.stacked_batch}, D=257"
@@ -519,7 +530,6 @@ def subsets_case(c: Config, device: str) -> Case:
         "ours": lambda: train_side_by_side(
             nets(), train, validation, weightings=["fixed"] * len(sets), **how
         ),
-        # fmt: skip
         "one by one": lambda: [
             train_bursts(n, train, validation, weighting="fixed", **how) for n in nets()
         ],

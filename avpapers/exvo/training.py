@@ -47,7 +47,7 @@ class Heard:
 
     @property
     def age_scale(self) -> tuple[float, float]:
-        "Mean and standard deviation of the known ages, years; 0 and 1 where fewer than two are known."
+        "Mean and standard deviation of the known ages, years; 0 and 1 for fewer than two."
         known = self.age[self.age.isfinite()]
         return (float(known.mean()), float(known.std())) if len(known) > 1 else (0.0, 1.0)
 
@@ -272,7 +272,7 @@ def train_side_by_side(
     checkpoint: Path | None = None,  # resume from here, as in `fit`
     progress: bool = False,  # a bar
 ) -> list[Trained]:
-    "Train nets for their tasks, and keep the best weights of each by each rule; each net as if it were alone."
+    "Train networks for their tasks and keep the best weights by each rule, each as if alone."
     if len(models) != len(weightings):
         raise ValueError(
             f"weightings: got {len(weightings)}, expected as many as models, {len(models)}"
@@ -357,7 +357,9 @@ def _train(
     optimizer = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=1e-2, fused=True)
     if isinstance(body, SideBySide):
         optimizer.register_step_pre_hook(lambda *_: body.clip(5.0, weights))
-    label = lambda k, values: {f"{k} {name}": v for name, v in values.items()}
+
+    def label(k, values):
+        return {f"{k} {name}": v for name, v in values.items()}
 
     def step(both, batch):
         inputs, lengths, *labels = batch
@@ -397,7 +399,6 @@ def _train(
             optimizer, num_epochs * steps, warmup=min(steps, num_epochs * steps - 1)
         ),
         clip=None if isinstance(body, SideBySide) else 5.0,
-        # fmt: skip
         evaluate=evaluate,
         evaluate_every=steps,
         seed=seed,
@@ -413,9 +414,11 @@ def _train(
 # %% ../../nbs/exvo/03_training.ipynb #0934c940
 def _own_history(history: History, number: int) -> History:
     "What one of several nets did; the loss is that of all."
-    own = lambda frame: frame[
-        [c for c in frame if not c[0].isdigit() or c.startswith(f"{number} ")]
-    ].rename(columns=lambda c: c.removeprefix(f"{number} "))
+
+    def own(frame: pd.DataFrame) -> pd.DataFrame:
+        kept = [c for c in frame if not c[0].isdigit() or c.startswith(f"{number} ")]
+        return frame[kept].rename(columns=lambda c: c.removeprefix(f"{number} "))
+
     return replace(history, table=own(history.table), evaluations=own(history.evaluations))
 
 
@@ -426,7 +429,8 @@ def _check_heard(*sets: Heard) -> None:
         bad = ~torch.isfinite(heard.inputs.flatten(1)).all(1)
         if bad.any():
             raise ValueError(
-                f"inputs: got NaN or inf, first in burst {int(bad.nonzero()[0])}, expected finite values"
+                f"inputs: got NaN or inf, first in burst {int(bad.nonzero()[0])}, "
+                "expected finite values"
             )
     if shared := set(sets[0].speaker) & set(sets[1].speaker):
         raise ValueError(
@@ -507,7 +511,6 @@ def pretrain_conformer(
         optimizer=optimizer,
         num_steps=steps,
         clip=5.0,
-        # fmt: skip
         scheduler=cosine_schedule(optimizer, steps, warmup=min(20, steps - 1)),
         log_every=max(1, steps // 10),
         seed=seed,
@@ -533,15 +536,16 @@ def probe(
     models: dict[str, Any] = {
         "emotion": RidgeCV(alphas).fit(x, heard.emotion.numpy()),
         "age": RidgeCV(alphas).fit(x, heard.age.numpy()),
-        # fmt: skip
         "country": LogisticRegression(C=0.1, max_iter=500).fit(x, heard.country.numpy()),
     }
-    as_tensor = lambda v: torch.from_numpy(np.asarray(v)).float()
+
+    def as_tensor(v: Any) -> Tensor:
+        return torch.from_numpy(np.asarray(v)).float()
+
     return [
         {
             "emotion": as_tensor(models["emotion"].predict(r)).clamp(0, 1),
             "age": as_tensor(models["age"].predict(r)),
-            # fmt: skip
             "country": as_tensor(models["country"].predict_log_proba(r)),
         }
         for r in rows
