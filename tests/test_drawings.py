@@ -1,4 +1,4 @@
-"Drawings: the shipped file, splits without leaks, sentiment, adjectives that only strength decides, the pair graph."
+"Drawings: the shipped file, splits without leaks, sentiment, adjectives, the pair graph."
 
 import shutil
 from collections import Counter
@@ -12,12 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from avpapers.core.files import arrays_checksum, is_offline
 from avpapers.core.random import seeded_generator
-from avpapers.core.files import arrays_checksum
 from avpapers.data import drawings as D
 from avpapers.data import drawings_build as B
 from avpapers.data import rendering as R
-from avpapers.core.files import is_offline
 
 FILES = Path(D.__file__).parent / "files"
 

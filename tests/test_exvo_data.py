@@ -1,4 +1,4 @@
-"Vocal bursts: a generator that keeps its promises, layouts that are checked, splits that do not leak, answers in the right form."
+"Vocal bursts: the generator, layouts that are checked, splits that do not leak, submissions."
 
 import json
 import math
@@ -55,7 +55,9 @@ def test_the_end_is_silent_and_the_rest_is_not(bursts):
 
 
 def test_seeds():
-    make = lambda **how: D.burst_synth(**{"num": 96, "num_speakers": 32} | how)
+    def make(**how):
+        return D.burst_synth(**{"num": 96, "num_speakers": 32} | how)
+
     one = make()
     assert torch.equal(one.waves, make().waves) and one.checksum == make().checksum
     for how in (dict(seed=1), dict(gamma=1.0), dict(seconds=1.0)):
@@ -109,7 +111,10 @@ def test_default_split():
 
 def test_what_is_planted():
     data = D.burst_synth(8000, num_speakers=4000, sound=False)
-    r = lambda a, b: float(torch.corrcoef(torch.stack([a.float(), b.float()]))[0, 1])
+
+    def r(a, b):
+        return float(torch.corrcoef(torch.stack([a.float(), b.float()]))[0, 1])
+
     by = {n: data.sound[:, k] for k, n in enumerate(data.sound_names)}
     e = {n: data.emotion[:, k] for k, n in enumerate(D.EMOTIONS)}
     assert (
@@ -151,15 +156,19 @@ def test_sound_obeys_the_plan():
         found = librosa.yin(wave[2000 : n - 4000].numpy(), fmin=80, fmax=900, sr=D.RATE)
         assert abs(np.median(found) / hertz - 1) < 0.03
     assert make("groan", length=-1)[1] == pytest.approx(0.6 * D.RATE, abs=2)
-    flat = lambda wave: float(np.median(librosa.feature.spectral_flatness(y=wave[:12_000].numpy())))
+
+    def flat(wave):
+        return float(np.median(librosa.feature.spectral_flatness(y=wave[:12_000].numpy())))
+
     assert flat(make("sigh", breath=3)[0]) > 3 * flat(make("sigh")[0])
     wave, n = make("laugh", pace=5, depth=0.95)
     envelope = wave[:16_000].square().unfold(0, 320, 320).mean(1).sqrt()
     spectrum = torch.fft.rfft(envelope - envelope.mean()).abs()
     assert int(spectrum.argmax()) == 5  # of one second: five pulses
-    centroid = lambda wave: float(
-        librosa.feature.spectral_centroid(y=wave[:12_000].numpy(), sr=D.RATE).mean()
-    )
+
+    def centroid(wave):
+        return float(librosa.feature.spectral_centroid(y=wave[:12_000].numpy(), sr=D.RATE).mean())
+
     assert centroid(make("groan", tilt=6)[0]) > 1.3 * centroid(make("groan", tilt=-6)[0])
     assert centroid(make("gasp", breath=3, limit=2.8)[0]) > centroid(
         make("gasp", breath=3, limit=1.3)[0]
@@ -178,10 +187,16 @@ def test_emotion_is_in_the_sound(bursts):
     assert np.mean(r) > 0.35
 
 
-@pytest.mark.parametrize("how, message", [
-    (dict(num_speakers=8), "num_speakers: got 8, expected at least 16"), (dict(num=20), "num: got 20, expected at least num_speakers"),
-    (dict(gamma=1.5), "gamma: got 1.5, expected 0 to 1"), (dict(seconds=0.1), "seconds: got 0.1"), (dict(seed=-1), "seed: got -1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        (dict(num_speakers=8), "num_speakers: got 8, expected at least 16"),
+        (dict(num=20), "num: got 20, expected at least num_speakers"),
+        (dict(gamma=1.5), "gamma: got 1.5, expected 0 to 1"),
+        (dict(seconds=0.1), "seconds: got 0.1"),
+        (dict(seed=-1), "seed: got -1"),
+    ],
+)
 def test_bad_requests(how, message):
     with pytest.raises(ValueError, match=message):
         D.burst_synth(**how)

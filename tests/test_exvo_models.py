@@ -1,4 +1,4 @@
-"Vocal bursts: a score with known values, nets that hear no padding, losses that skip what nobody rated, nets side by side."
+"Vocal bursts: known scores, networks without padding, missing labels, grouped networks."
 
 import math
 
@@ -47,7 +47,7 @@ def test_a_constant_has_no_concordance():
 
 
 def test_concordance_equals_torchmetrics():
-    "torchmetrics divides by N - 1; without a difference of means the divisor cancels, else it is of the order 1/N."
+    "torchmetrics divides by N - 1; with equal means the divisor cancels, else it is of order 1/N."
     metric = pytest.importorskip("torchmetrics.regression").ConcordanceCorrCoef(num_outputs=4)
     y = draw(500, 4).double()
     p = 0.6 * y + draw(500, 4, seed=1) * torch.tensor([0.1, 0.5, 1.0, 2.0])
@@ -432,7 +432,6 @@ def test_constant_losses_are_those_of_the_best_constant():
     constant = {
         "emotion": data.emotion.mean(0).expand(len(data), -1),
         "age": data.age.mean().expand(len(data)),
-        # fmt: skip
         "country": (torch.bincount(data.country) / len(data)).log().expand(len(data), -1),
     }
     found = T.task_losses(
@@ -545,7 +544,10 @@ def test_nets_side_by_side_have_gradients_of_their_own():
         torch.tensor([48, 30, 48, 20, 11, 40]),
     )
     weigh = [1e3, 1.0, 1e-4]  # norms far above and below the largest
-    total = lambda out: sum(v.square().sum() for v in out.values())
+
+    def total(out):
+        return sum(v.square().sum() for v in out.values())
+
     sum(w * total(out) for w, out in zip(weigh, whole(mel, lengths), strict=True)).backward()
     grouped = {k: p.grad.chunk(3) for k, p in whole.body.backbone.named_parameters()}
     heads = [[p.grad.clone() for p in h.parameters()] for h in whole.heads]
@@ -600,7 +602,6 @@ def test_habits_change_the_time_and_nothing_else(habits):
     data = P.random_functionals(SMOKE)
     ways = [
         (net := P.functionals_net(SMOKE, "cpu"), make(net, data, batch_size=8, num_steps=2, **how))
-        # fmt: skip
         for make, how in ((P.resident_steps, {}), (P.customary_steps, {"habits": habits}))
     ]
     ours, theirs = (float(step()) for _, step in ways)

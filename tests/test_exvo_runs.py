@@ -1,4 +1,4 @@
-"Vocal bursts: training, the runs on the layout of the competition, voices by voice, claims that can fail."
+"Vocal bursts: training, runs on the competition's layout, voice by voice, failing claims."
 
 from dataclasses import replace
 
@@ -60,7 +60,7 @@ def test_the_kept_weights_are_the_best_seen(small):
 
 
 def test_a_killed_run_keeps_the_best_it_had(small, tmp_path):
-    """Stopped after a step and gone on, training ends with the weights and scores of one that was never stopped."""
+    """Stopped after a step and resumed, training ends with the weights and scores of one run."""
 
     def run(epochs, file=None):
         return T.train_bursts(
@@ -187,9 +187,11 @@ def test_pretraining_learns_to_name_what_is_hidden():
 
 def test_a_probe_reads_what_is_there(small):
     train, test = small["train"], small["test"]
-    perfect = lambda h: torch.cat(
-        [h.emotion, torch.nn.functional.one_hot(h.country, 4), h.age[:, None]], 1
-    )
+
+    def perfect(h):
+        country = torch.nn.functional.one_hot(h.country, 4)
+        return torch.cat([h.emotion, country, h.age[:, None]], 1)
+
     found = score(
         T.probe(perfect(train), train, perfect(test))[0], test.emotion, test.country, test.age
     )
@@ -267,7 +269,7 @@ def test_a_set_that_is_not_there_is_named(monkeypatch):
 
 
 def test_voices_are_never_their_own_teachers():
-    """A label that is constant within a voice and differs between voices cannot be told for a new voice."""
+    """A label constant within a voice and different between voices cannot be told for a new one."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(12), 10).astype(str)
     marks = rng.normal(size=(12, 6)).repeat(10, 0) + 0.01 * rng.normal(size=(120, 6))
@@ -290,7 +292,7 @@ def test_voices_are_never_their_own_teachers():
 
 
 def test_voices_are_resampled_whole():
-    """Twelve voices that are each right or wrong throughout: the interval is that of twelve throws, not of 120."""
+    """Twelve voices, each right or wrong throughout: the interval is that of 12 throws, not 120."""
     groups, truth = np.repeat(np.arange(12), 10).astype(str), np.tile([0, 1], 60)
     few = E.over_voices(
         "U",

@@ -159,7 +159,9 @@ def test_a_debian_package_is_unpacked_once(tmp_path, monkeypatch):
     tools, log = tmp_path / "bin", tmp_path / "log"
     tools.mkdir()
     (tools / "apt-get").write_text(
-        f'#!/bin/sh\necho apt >> {log}\n[ "$5" = missing ] && echo "E: Unable to locate package" >&2 && exit 100\necho deb > "$5_1.deb"\n'
+        f"#!/bin/sh\necho apt >> {log}\n"
+        '[ "$5" = missing ] && echo "E: Unable to locate package" >&2 && exit 100\n'
+        'echo deb > "$5_1.deb"\n'
     )
     (tools / "dpkg-deb").write_text(
         '#!/bin/sh\n/bin/mkdir -p "$3/usr/share" && echo data > "$3/usr/share/file"\n'

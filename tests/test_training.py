@@ -1,4 +1,4 @@
-"""What the training notebook cannot show in one process: kills, several processes, files of others."""
+"""Training beyond one process: kills, several processes, files of others."""
 
 import os
 import pickle
@@ -29,10 +29,12 @@ SCRIPT = textwrap.dedent("""
         time.sleep(pause)
         return (model(batch[0]) - batch[1]).square().mean(), {}
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    history = fit(net, ShuffledBatches(x, y, batch_size=16), step=step, optimizer=optimizer, num_steps=120, clip=1.0,
-                  scheduler=cosine_schedule(optimizer, 120, warmup=10), ema_decay=0.9, checkpoint=checkpoint, checkpoint_every=7,
-                  log_every=10, device="cpu", progress=False)
-    torch.save({"net": net.state_dict(), "ema": history.ema.state_dict(), "loss": history.table.loss.tolist()}, out)
+    history = fit(net, ShuffledBatches(x, y, batch_size=16), step=step, optimizer=optimizer,
+                  num_steps=120, clip=1.0, scheduler=cosine_schedule(optimizer, 120, warmup=10),
+                  ema_decay=0.9, checkpoint=checkpoint, checkpoint_every=7, log_every=10,
+                  device="cpu", progress=False)
+    loss = history.table.loss.tolist()
+    torch.save({"net": net.state_dict(), "ema": history.ema.state_dict(), "loss": loss}, out)
 """)
 
 
@@ -97,7 +99,8 @@ def learn(folder):
 def test_two_processes_learn_what_one_does(tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_training import learn; learn(sys.argv[2])"
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_training import learn; "
+        "learn(sys.argv[2])"
     )
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     here = os.path.dirname(__file__)

@@ -1,4 +1,4 @@
-"Recorded voices: the layouts of three packages, copies and groups, the cache of decoded sound, no sound in the repository."
+"Recorded voices: the layouts of three packages, copies and groups, the cache of sound."
 
 import json
 import shutil
@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from avpapers.data import voices as V
 from avpapers.core.files import DataUnavailableError
+from avpapers.data import voices as V
 
 PACKS = tuple(V.PACKS)
 
