@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['resample', 'load_audio', 'pad_waves', 'length_mask', 'masked_mean', 'spectra', 'portions', 'LogMel', 'spec_augment',
+__all__ = ['resample', 'load_audio', 'pad_waves', 'length_mask', 'masked_mean', 'spectra', 'chunks', 'LogMel', 'spec_augment',
            'player', 'players', 'show_spectrogram']
 
 # %% ../../nbs/core/audio.ipynb #d9902d22
@@ -306,7 +306,7 @@ def _grouped_filters(basis: Float[Tensor, "F bins"], groups: int = 4) -> list[tu
     return found
 
 # %% ../../nbs/core/audio.ipynb #0db9200b
-def portions(
+def chunks(
     wave: Float[Tensor, "B T"],
     *,
     samples: int = 200_000,  # at once on a CPU; elsewhere all
@@ -390,7 +390,7 @@ class LogMel(nn.Module):
             wave.device.type, enabled=False
         ):  # half precision has no room for power
             flat = wave.reshape(-1, wave.shape[-1]).to(self.basis.dtype)
-            mel = torch.cat([self._log_mel(part) for part in portions(flat)])
+            mel = torch.cat([self._log_mel(part) for part in chunks(flat)])
             return mel.reshape(*wave.shape[:-1], *mel.shape[-2:])
 
     def _log_mel(self, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B F frames"]:

@@ -60,7 +60,7 @@ def efficientnet_lite0(
 # %% ../../nbs/data/pretrained.ipynb #38bfc856
 def normalize(
     pictures: Tensor,  # (N, 3, H, W), 0 to 1
-) -> Tensor:  # the same, -1 to 1, as this net was trained
+) -> Tensor:  # the same, -1 to 1, as this network was trained
     "Mean and standard deviation .5 in each channel."
     if pictures.ndim != 4 or pictures.shape[1] != 3:
         raise ValueError(f"pictures: got shape {tuple(pictures.shape)}, expected (N, 3, H, W)")
@@ -101,11 +101,11 @@ def _weights(model: nn.Module) -> bytes:
 # %% ../../nbs/data/pretrained.ipynb #4b7f6b08
 def picture_features(
     pictures: Tensor,  # (N, 3, H, W), 0 to 1
-    # the packaged net, or the timm name of any net with stages
+    # the packaged network, or the timm name of any network with stages
     backbone: str = "efficientnet_lite0",
     *,
     batch_size: int = 64,  # pictures at once
-    device: str = "cpu",  # where the net runs
+    device: str = "cpu",  # where the network runs
     progress: bool = True,  # show a bar while computing
     keep: bool = True,  # in the cache, for the next time
 ) -> Tensor:  # (N, D) float32, the means of the maps of each stage

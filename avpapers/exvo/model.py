@@ -19,7 +19,7 @@ from ..core.registry import ModelCard, register_model
 
 # %% auto #0
 __all__ = ['TASKS', 'MAX_DISTANCE', 'concordance', 'multitask_score', 'score', 'Heads', 'narrow_resnet', 'SpectrogramNet',
-           'burst_resnet', 'burst_classifier', 'grouped', 'SideBySide', 'functionals', 'FunctionalsNet',
+           'burst_resnet', 'burst_classifier', 'grouped', 'GroupedEnsemble', 'functionals', 'FunctionalsNet',
            'ConformerBlock', 'Conformer', 'layer_means', 'ConformerNet', 'burst_conformer']
 
 # %% ../../nbs/exvo/02_model.ipynb #74bc7926
@@ -211,33 +211,31 @@ def burst_classifier(
 
 # %% ../../nbs/exvo/02_model.ipynb #a4b7f195
 def grouped(
-    nets: Sequence[
+    networks: Sequence[
         nn.Module
     ],  # of one shape, with convolutions and batch normalization as their only weights
     *,
     shared: bool = False,  # all look at the same input
-) -> (
-    nn.Module
-):  # (B, S C, ...), or (B, C, ...) if shared, to (B, S D, ...), the channels of each net in turn
-    "Convolutional nets side by side in one net."
-    whole, first = copy.deepcopy(nets[0]), shared
+) -> nn.Module:  # (B, S C, ...), or (B, C, ...) if shared, to (B, S D, ...), the channels of each network in turn
+    "Convolutional networks side by side in one net."
+    whole, first = copy.deepcopy(networks[0]), shared
     for name, module in list(whole.named_modules()):
         if isinstance(module, nn.Conv2d):
-            module.out_channels *= len(nets)
+            module.out_channels *= len(networks)
             if not first:
                 module.in_channels, module.groups = (
-                    module.in_channels * len(nets),
-                    module.groups * len(nets),
+                    module.in_channels * len(networks),
+                    module.groups * len(networks),
                 )
             first = False
         elif isinstance(module, nn.BatchNorm2d):
-            module.num_features *= len(nets)
+            module.num_features *= len(networks)
         elif list(module.parameters(recurse=False)):
             raise ValueError(
                 f"networks: got {name}, a {type(module).__name__}, expected weights "
                 "of Conv2d and BatchNorm2d only"
             )
-        own = [n.get_submodule(name) for n in nets]
+        own = [n.get_submodule(name) for n in networks]
         for key, _ in list(module.named_parameters(recurse=False)):
             setattr(module, key, nn.Parameter(torch.cat([getattr(m, key).detach() for m in own])))
         for key, old in list(module.named_buffers(recurse=False)):
@@ -246,36 +244,36 @@ def grouped(
     return whole
 
 # %% ../../nbs/exvo/02_model.ipynb #c5887185
-class SideBySide(nn.Module):
-    "Nets of one shape that hear the same bursts."
+class GroupedEnsemble(nn.Module):
+    "Networks of one shape that hear the same bursts."
 
     def __init__(
         self,
-        nets: Sequence[SpectrogramNet],  # standardized alike
+        networks: Sequence[SpectrogramNet],  # standardized alike
     ):
         super().__init__()
-        if len({(float(n.mean), float(n.std)) for n in nets}) != 1:
+        if len({(float(n.mean), float(n.std)) for n in networks}) != 1:
             raise ValueError(
                 "networks: got none or some of other spectrograms, expected at "
                 "least one, all standardized by the same spectrograms"
             )
-        self.lenders = list(nets)
-        shapes = [{k: w.shape for k, w in n.backbone.state_dict().items()} for n in nets]
+        self.lenders = list(networks)
+        shapes = [{k: w.shape for k, w in n.backbone.state_dict().items()} for n in networks]
         if any(s != shapes[0] for s in shapes):
             raise ValueError(
                 "networks: got backbones of several shapes, expected one shape; "
                 "train others one by one"
             )
-        self.body = copy.deepcopy(nets[0])
-        self.body.backbone = grouped([n.backbone for n in nets], shared=True).to(
+        self.body = copy.deepcopy(networks[0])
+        self.body.backbone = grouped([n.backbone for n in networks], shared=True).to(
             memory_format=torch.channels_last
         )
         self.body.heads = nn.Identity()  # type: ignore[assignment]
-        self.heads = nn.ModuleList([n.heads for n in nets])
+        self.heads = nn.ModuleList([n.heads for n in networks])
 
     def forward(
         self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None
-    ) -> list[dict[str, Tensor]]:  # of each net
+    ) -> list[dict[str, Tensor]]:  # of each network
         features = self.body.features(mel, lengths).chunk(len(self.heads), 1)
         return [head(x) for head, x in zip(self.heads, features, strict=True)]
 
@@ -294,9 +292,9 @@ class SideBySide(nn.Module):
     def clip(
         self,
         largest: float,
-        also: Iterable[nn.Module],  # what else each net learns
+        also: Iterable[nn.Module],  # what else each network learns
     ) -> None:
-        "Scale gradients so that the norm of each net's is at most `largest`."
+        "Scale gradients so that the norm of each network's is at most `largest`."
         shared = [
             p.grad.unflatten(0, (len(self.heads), -1))
             for p in self.body.parameters()

@@ -20,16 +20,24 @@ from ..core.audio import LogMel, length_mask, spec_augment
 from ..core.random import seeded_generator, seeded_globals
 from ..core.training import History, ShuffledBatches, cosine_schedule, fit
 from .data import Bursts
-from .model import TASKS, Conformer, SideBySide, SpectrogramNet, functionals, score
+from avpapers.exvo.model import (
+    TASKS,
+    Conformer,
+    GroupedEnsemble,
+    SpectrogramNet,
+    functionals,
+    score,
+)
 
 # %% auto #0
-__all__ = ['WEIGHTINGS', 'Heard', 'hear', 'summarize', 'task_losses', 'TaskWeights', 'constant_losses', 'Trained', 'predict',
-           'train_side_by_side', 'train_bursts', 'frame_numbers', 'hidden_spans', 'pretrain_conformer', 'probe']
+__all__ = ['WEIGHTINGS', 'Features', 'extract_features', 'functional_features', 'task_losses', 'TaskWeights', 'constant_losses',
+           'Trained', 'predict', 'train_side_by_side', 'train_bursts', 'frame_numbers', 'hidden_spans',
+           'pretrain_conformer', 'probe']
 
 # %% ../../nbs/exvo/03_training.ipynb #633c1740
 @dataclass(frozen=True)
-class Heard:
-    "Bursts as a net sees them."
+class Features:
+    "Bursts as a network sees them."
 
     inputs: Float[Tensor, "N ..."]  # log-mel spectrograms (N, F, T), or functionals (N, D)
     lengths: Int[Tensor, "N"]  # true frames
@@ -52,12 +60,12 @@ class Heard:
         return (float(known.mean()), float(known.std())) if len(known) > 1 else (0.0, 1.0)
 
 # %% ../../nbs/exvo/03_training.ipynb #73c0440d
-def hear(
+def extract_features(
     data: Bursts,  # with waves
     log_mel: LogMel | None = None,  # the front end; None: 64 bands, 25 ms, a frame each 16 ms
     *,
     batch_size: int = 256,  # bursts at once
-) -> Heard:
+) -> Features:
     "Spectrograms and labels of bursts."
     if data.waves is None or data.lengths is None:
         raise ValueError(
@@ -70,14 +78,14 @@ def hear(
     emotion = (
         data.emotion if data.emotion is not None else torch.full((len(data.country), 10), torch.nan)
     )
-    return Heard(
+    return Features(
         mel, front.frame_lengths(data.lengths), emotion, data.country, data.age, data.speaker
     )
 
 # %% ../../nbs/exvo/03_training.ipynb #fe1890dc
-def summarize(heard: Heard) -> Heard:
+def functional_features(features: Features) -> Features:
     "The same bursts by their functionals, for the baseline."
-    return replace(heard, inputs=functionals(heard.inputs, heard.lengths))
+    return replace(features, inputs=functionals(features.inputs, features.lengths))
 
 # %% ../../nbs/exvo/03_training.ipynb #a9a7dbc9
 def task_losses(
@@ -148,11 +156,11 @@ class TaskWeights(nn.Module):
         return torch.stack(parts).sum()
 
 # %% ../../nbs/exvo/03_training.ipynb #5a5b12a3
-def constant_losses(heard: Heard) -> dict[str, float]:
+def constant_losses(features: Features) -> dict[str, float]:
     "Loss of the best constant prediction of each task."
-    shares = torch.bincount(heard.country[heard.country >= 0]).double()
+    shares = torch.bincount(features.country[features.country >= 0]).double()
     shares = shares / shares.sum().clamp_min(1)
-    known = heard.emotion[heard.emotion.isfinite().all(1)]
+    known = features.emotion[features.emotion.isfinite().all(1)]
     return {
         "emotion": float(known.var(0, correction=0).mean()) if len(known) else 1.0,
         "country": float(-torch.xlogy(shares, shares).sum()) or 1.0,
@@ -179,25 +187,27 @@ class Trained:
 # %% ../../nbs/exvo/03_training.ipynb #26f03cb6
 def predict(
     model: nn.Module,  # in eval mode
-    heard: Heard,
+    features: Features,
     *,
     batch_size: int = 256,  # bursts at once
 ) -> dict[str, Tensor]:  # by task, on the CPU
     "Predictions of all tasks a model has."
-    return _predict_each(model, heard, batch_size)[0]
+    return _predict_each(model, features, batch_size)[0]
 
 # %% ../../nbs/exvo/03_training.ipynb #5fb5419e
 @torch.no_grad()
-def _predict_each(model: nn.Module, heard: Heard, batch_size: int = 256) -> list[dict[str, Tensor]]:
+def _predict_each(
+    model: nn.Module, features: Features, batch_size: int = 256
+) -> list[dict[str, Tensor]]:
     "Predictions of a model, or of each of several side by side."
     device = next(model.parameters()).device
     parts = [
         _ask(
             model,
-            heard.inputs[k : k + batch_size].to(device),
-            heard.lengths[k : k + batch_size].to(device),
+            features.inputs[k : k + batch_size].to(device),
+            features.lengths[k : k + batch_size].to(device),
         )
-        for k in range(0, len(heard), batch_size)
+        for k in range(0, len(features), batch_size)
     ]
     return [
         {task: torch.cat([p[task] for p in own]).cpu() for task in own[0]}
@@ -214,7 +224,7 @@ class _Keeper(nn.Module):
     "Remembers the weights that were best on validation speakers, by each rule."
 
     def __init__(
-        self, model: nn.Module, validation: Heard, scales: Mapping[str, float], age_std: float
+        self, model: nn.Module, validation: Features, scales: Mapping[str, float], age_std: float
     ):
         super().__init__()
         self.watched, self.validation, self.scales, self.age_std = (
@@ -258,10 +268,10 @@ def train_side_by_side(
     models: Sequence[
         SpectrogramNet
     ],  # of one shape, each with `Heads` for its tasks; trained in place
-    train: Heard,
-    validation: Heard,  # of other speakers
+    train: Features,
+    validation: Features,  # of other speakers
     *,
-    weightings: Sequence[str],  # of each net, one of `WEIGHTINGS`
+    weightings: Sequence[str],  # of each network, one of `WEIGHTINGS`
     num_epochs: int = 10,  # passes over the bursts
     lr: float = 2e-3,  # peak learning rate of AdamW
     batch_size: int = 64,  # bursts a step
@@ -279,7 +289,7 @@ def train_side_by_side(
         )
     return _train(
         models,
-        SideBySide(models),
+        GroupedEnsemble(models),
         train,
         validation,
         weightings,
@@ -296,8 +306,8 @@ def train_side_by_side(
 # %% ../../nbs/exvo/03_training.ipynb #84f5260c
 def train_bursts(
     model: nn.Module,  # with `Heads`; trained in place
-    train: Heard,
-    validation: Heard,  # of other speakers
+    train: Features,
+    validation: Features,  # of other speakers
     *,
     weighting: str = "fixed",  # one of `WEIGHTINGS`
     num_epochs: int = 10,  # passes over the bursts
@@ -310,7 +320,7 @@ def train_bursts(
     checkpoint: Path | None = None,  # resume from here, as in `fit`
     progress: bool = False,  # a bar
 ) -> Trained:
-    "Train a net for its tasks, and keep the best weights by each rule."
+    "Train a network for its tasks, and keep the best weights by each rule."
     return _train(
         [model],
         model,
@@ -343,7 +353,7 @@ def _train(
     checkpoint,
     progress,
 ) -> list[Trained]:
-    _check_heard(train, validation)
+    _check_features(train, validation)
     scales, std = constant_losses(train), train.age_scale[1]
     weights = nn.ModuleList([TaskWeights(w, scales) for w in weightings])
     keepers = [_Keeper(m, validation, scales, std) for m in models]
@@ -355,7 +365,7 @@ def _train(
     batch_size = min(batch_size, len(train))
     steps = len(train) // batch_size
     optimizer = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=1e-2, fused=True)
-    if isinstance(body, SideBySide):
+    if isinstance(body, GroupedEnsemble):
         optimizer.register_step_pre_hook(lambda *_: body.clip(5.0, weights))
 
     def label(k, values):
@@ -379,7 +389,7 @@ def _train(
         }
 
     def evaluate(both):
-        if isinstance(body, SideBySide):
+        if isinstance(body, GroupedEnsemble):
             body.give_back()
         found = [
             keep(said)
@@ -398,7 +408,7 @@ def _train(
         scheduler=cosine_schedule(
             optimizer, num_epochs * steps, warmup=min(steps, num_epochs * steps - 1)
         ),
-        clip=None if isinstance(body, SideBySide) else 5.0,
+        clip=None if isinstance(body, GroupedEnsemble) else 5.0,
         evaluate=evaluate,
         evaluate_every=steps,
         seed=seed,
@@ -413,20 +423,20 @@ def _train(
 
 # %% ../../nbs/exvo/03_training.ipynb #0934c940
 def _own_history(history: History, number: int) -> History:
-    "What one of several nets did; the loss is that of all."
+    "What one of several networks did; the loss is that of all."
 
-    def own(frame: pd.DataFrame) -> pd.DataFrame:
+    def own(frame):
         kept = [c for c in frame if not c[0].isdigit() or c.startswith(f"{number} ")]
         return frame[kept].rename(columns=lambda c: c.removeprefix(f"{number} "))
 
     return replace(history, table=own(history.table), evaluations=own(history.evaluations))
 
 
-def _check_heard(*sets: Heard) -> None:
-    for heard in sets:
-        if not len(heard):
+def _check_features(*sets: Features) -> None:
+    for features in sets:
+        if not len(features):
             raise ValueError("train and validation: got no bursts, expected some in both")
-        bad = ~torch.isfinite(heard.inputs.flatten(1)).all(1)
+        bad = ~torch.isfinite(features.inputs.flatten(1)).all(1)
         if bad.any():
             raise ValueError(
                 f"inputs: got NaN or inf, first in burst {int(bad.nonzero()[0])}, "
@@ -498,8 +508,8 @@ def pretrain_conformer(
     def step(both, batch):
         x, n, target = batch
         hidden = hidden_spans((n + 3) // 4, target.shape[1], generator=torch.default_generator)
-        heard = x * ~hidden.repeat_interleave(4, 1)[:, None, : x.shape[2]]
-        said = both["names"](both["conformer"](heard, n)[0][-1])[hidden]
+        features = x * ~hidden.repeat_interleave(4, 1)[:, None, : x.shape[2]]
+        said = both["names"](both["conformer"](features, n)[0][-1])[hidden]
         return F.cross_entropy(said, target[hidden]), {
             "named": (said.argmax(1) == target[hidden]).float().mean()
         }
@@ -523,7 +533,7 @@ def pretrain_conformer(
 # %% ../../nbs/exvo/03_training.ipynb #a7394506
 def probe(
     train: Float[Tensor, "N D"],  # averaged features
-    heard: Heard,  # labels of these bursts
+    features: Features,  # labels of these bursts
     *others: Float[Tensor, "M D"],  # of bursts to predict
 ) -> list[dict[str, Tensor]]:  # predictions for each of the others, by task
     "Linear probes for the three tasks, on standardized features."
@@ -534,9 +544,9 @@ def probe(
     x, rows = scaler.transform(train.numpy()), [scaler.transform(o.numpy()) for o in others]
     alphas = np.logspace(0, 4, 9)
     models: dict[str, Any] = {
-        "emotion": RidgeCV(alphas).fit(x, heard.emotion.numpy()),
-        "age": RidgeCV(alphas).fit(x, heard.age.numpy()),
-        "country": LogisticRegression(C=0.1, max_iter=500).fit(x, heard.country.numpy()),
+        "emotion": RidgeCV(alphas).fit(x, features.emotion.numpy()),
+        "age": RidgeCV(alphas).fit(x, features.age.numpy()),
+        "country": LogisticRegression(C=0.1, max_iter=500).fit(x, features.country.numpy()),
     }
 
     def as_tensor(v: Any) -> Tensor:
