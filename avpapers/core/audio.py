@@ -311,7 +311,7 @@ def chunks(
     *,
     samples: int = 200_000,  # at once on a CPU; elsewhere all
 ) -> tuple[Tensor, ...]:
-    "Clips in portions that suit the device."
+    "Clips in chunks that suit the device."
     return wave.split(
         max(1, samples // wave.shape[1]) if wave.device.type == "cpu" else max(1, len(wave))
     )
@@ -457,8 +457,8 @@ def spec_augment(
     generator: torch.Generator,  # the source of randomness, on any device
     freq_mask: int = 8,  # widest band, filters
     time_mask: int = 16,  # longest stretch, frames; never more than the clip
-    num_freq: int = 2,  # bands a clip
-    num_time: int = 2,  # stretches a clip
+    num_freq: int = 2,  # bands per clip
+    num_time: int = 2,  # stretches per clip
     lengths: Int[Tensor, "B"] | None = None,  # true frames of each clip; all if None
     fill: float | str = "mean",  # what hidden places hold: the mean of the clip, or this number
 ) -> Float[Tensor, "B F T"]:  # a copy

@@ -90,8 +90,8 @@ def reliability_table(
     target: Int[Tensor, "N"],  # true classes, 0 to K-1
     *,
     num_bins: int = 15,  # at most this many, those without items are left out
-    adaptive: bool = False,  # True: equally many items a bin; False: bins of equal width
-) -> pd.DataFrame:  # one row a bin: confidence, accuracy, gap, count
+    adaptive: bool = False,  # True: equally many items per bin; False: bins of equal width
+) -> pd.DataFrame:  # one row per bin: confidence, accuracy, gap, count
     "What a reliability diagram draws."
     import pandas as pd
 
@@ -139,7 +139,7 @@ def reliability_diagram(
     role_name: str = "ours",  # as in `avpapers.core.plotting.role`
     ax: Axes | None = None,  # where to draw; a new one if None
 ) -> Axes:  # the axes
-    "Accuracy against confidence, a point a bin."
+    "Accuracy against confidence, a point per bin."
     from avpapers.core.plotting import axis_label, new_axes, role
 
     ax = new_axes(height=2.8)[1] if ax is None else ax

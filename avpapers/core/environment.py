@@ -128,7 +128,7 @@ def package_versions(
 # %% ../../nbs/core/environment.ipynb #6bb30c4b
 def versions(
     *extra: str,  # further packages to list
-) -> pd.DataFrame:  # one row a package, and the device
+) -> pd.DataFrame:  # one row per package, and the device
     "Versions of what made this page, and the device it ran on."
     import pandas as pd
 

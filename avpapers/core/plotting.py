@@ -147,7 +147,7 @@ def _columns(df: pd.DataFrame, *names: str) -> None:
 
 # %% ../../nbs/core/plotting.ipynb #4dc49224
 def curves(
-    df: pd.DataFrame,  # long form: one row a run and a point on x
+    df: pd.DataFrame,  # long form: one row per run and a point on x
     *,
     x: str,  # column: step, epoch
     y: str,  # column: what is measured
@@ -195,7 +195,7 @@ def _band(wide: pd.DataFrame, band: str) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/core/plotting.ipynb #9bb2637b
 def scatter_with_intervals(
-    df: pd.DataFrame,  # one row a point
+    df: pd.DataFrame,  # one row per point
     *,
     x: str,  # column; f"{x}_low" and f"{x}_high" are drawn if present
     y: str,  # column; the same
@@ -267,7 +267,7 @@ def forest_plot(
     scale: str = "value",  # "value": the metric itself; "tolerance": (x - paper_value) / tolerance
     ax: Axes | None = None,  # where to draw; a new one if None
 ) -> Axes:  # the axes
-    "One row a claim: ours with its interval, the paper's value, the tolerance, the verdict."
+    "One row per claim: ours with its interval, the paper's value, the tolerance, the verdict."
     _columns(df, "claim", "estimate", "low", "high", "paper_value", "tolerance", "verdict")
     if scale not in ("value", "tolerance"):
         raise ValueError(f"scale: got {scale!r}, expected 'value' or 'tolerance'")
@@ -331,7 +331,7 @@ def raster(
     gates,  # (B, T) array or tensor: 1 or True where the step was used
     *,
     ax: Axes | None = None,  # where to draw; a new wide one if None
-    labels: list[str] | None = None,  # one a sequence, at the left
+    labels: list[str] | None = None,  # one per sequence, at the left
     color: str | None = None,  # of used steps; ours if None
 ) -> Axes:  # the axes, with time steps counted from 0
     "Which steps each sequence used."

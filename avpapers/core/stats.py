@@ -112,7 +112,7 @@ def _t_estimate(mean: float, se: float, dof: float, **fields) -> Estimate:
 
 # %% ../../nbs/core/stats.ipynb #0ddcbe32
 def mean_interval(
-    values: ArrayLike,  # one number a run, such as test accuracy by seed
+    values: ArrayLike,  # one number per run, such as test accuracy by seed
     *,
     varies: str = "seeds",  # what differs between the runs, in the plural
     confidence: float = 0.95,  # of the interval
@@ -154,7 +154,7 @@ def _pairs(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/core/stats.ipynb #bb57edaa
 def paired_difference(
-    a: ArrayLike,  # one number a run; a series is matched by its index (the seed)
+    a: ArrayLike,  # one number per run; a series is matched by its index (the seed)
     b: ArrayLike,  # the other model in the same runs
     *,
     varies: str = "seeds",  # what differs between the pairs, in the plural
@@ -177,8 +177,8 @@ def paired_difference(
 
 # %% ../../nbs/core/stats.ipynb #f6274747
 def difference(
-    a: ArrayLike,  # one number a run
-    b: ArrayLike,  # one number a run, not matched to a
+    a: ArrayLike,  # one number per run
+    b: ArrayLike,  # one number per run, not matched to a
     *,
     varies: str = "seeds",  # what differs between runs, in the plural
     confidence: float = 0.95,  # of the interval
@@ -293,7 +293,7 @@ def _nested_rows(
 
 # %% ../../nbs/core/stats.ipynb #9eb94ca3
 def hierarchical_bootstrap(
-    table: pd.DataFrame,  # long form: one row a scored item
+    table: pd.DataFrame,  # long form: one row per scored item
     statistic: Callable[[pd.DataFrame], float],  # from a table to a number
     *,
     levels: Sequence[str] = ("seed", "speaker"),  # columns that were sampled, outermost first
@@ -388,7 +388,7 @@ def _one_sided(a: ArrayLike, b: ArrayLike, bound: float, alternative: str, paire
 
 # %% ../../nbs/core/stats.ipynb #034e7bd1
 def equivalence(
-    a: ArrayLike,  # one number a run
+    a: ArrayLike,  # one number per run
     b: ArrayLike,  # the other model
     *,
     margin: float,  # largest difference that does not matter, in the metric's unit
@@ -405,7 +405,7 @@ def equivalence(
 
 # %% ../../nbs/core/stats.ipynb #d617b47e
 def noninferiority(
-    a: ArrayLike,  # the cheaper model, one number a run
+    a: ArrayLike,  # the cheaper model, one number per run
     b: ArrayLike,  # the model it should not fall behind
     *,
     margin: float,  # largest loss that does not matter, in the metric's unit

@@ -265,7 +265,7 @@ class History:
     "What a run leaves beside the trained model."
 
     table: pd.DataFrame  # one row in log_every steps: step, loss, the logs of the step function, lr
-    evaluations: pd.DataFrame  # one row an evaluation: step and metrics
+    evaluations: pd.DataFrame  # one row per evaluation: step and metrics
     steps: int  # optimizer steps done
     seconds: float  # spent training, over all resumed parts
     ema: nn.Module | None = None  # the averaged model, if ema_decay was given
@@ -401,7 +401,7 @@ def fit(
     device: str = "auto",  # as in `pick_device`
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
     gradient_accumulation: int = 1,  # batches an optimizer step
-    log_every: int = 50,  # steps a row of the history
+    log_every: int = 50,  # steps per row of the history
     progress: bool = True,  # a progress bar
 ) -> History:  # the history; the model holds the last weights
     "Train for a number of optimizer steps, resuming from the checkpoint if there is one."

@@ -95,7 +95,7 @@ def random_attributes(
     *,
     generator: torch.Generator,  # the source of randomness
     **fixed: str | Iterable[str],  # column = its name, or the names to choose from
-) -> pd.DataFrame:  # N rows, one column an attribute
+) -> pd.DataFrame:  # N rows, one column per attribute
     "Faces at random, as a table; every attribute is independent of the others."
     import pandas as pd
     import torch

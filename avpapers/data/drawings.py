@@ -319,7 +319,7 @@ _SENTIMENT = (
 )
 
 
-def sentiment_counts() -> pd.DataFrame:  # one row an emoji: codepoint, negative, neutral, positive
+def sentiment_counts() -> pd.DataFrame:  # one row per emoji: codepoint, negative, neutral, positive
     "How many labeled tweets with an emoji were negative, neutral, positive."
     import pandas as pd
 

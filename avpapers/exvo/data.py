@@ -77,7 +77,7 @@ class Bursts:
     kind: Int[Tensor, "N"] | None = None  # what sort of burst, position in `kinds`
     kinds: tuple[str, ...] = ()  # laugh, cry, ...
     sound: Float[Tensor, "N P"] | None = (
-        None  # of the generator: what it was told to make, as far as it can be heard
+        None  # of the generator: what it was told to make, as far as it is audible
     )
     sound_names: tuple[str, ...] = ()  # of the columns of `sound`
     gamma: float | None = (
@@ -877,7 +877,7 @@ def hume_features(
     folder: str | Path,  # holds feats/NAME/00001.csv, ...
     name: str = "eGeMAPS",  # folder of the features
 ) -> Float[Tensor, "N D"]:  # numbers; columns of text, such as a file name, are left out
-    "One row of functionals a burst."
+    "One row of functionals per burst."
     found = []
     for file in (Path(folder) / "feats" / name / f"{Path(f).stem}.csv" for f in data.files):
         if not file.is_file():
@@ -905,7 +905,7 @@ def submission_frame(
     emotion: Float[Tensor, "N E"],  # predicted intensities, 0 to 1
     country: Int[Tensor, "N"],  # predicted countries, 0 to 3
     age: Float[Tensor, "N"],  # predicted years
-) -> pd.DataFrame:  # one row a burst, for `.to_csv(index=False)`
+) -> pd.DataFrame:  # one row per burst, for `.to_csv(index=False)`
     "Predictions in the format of the competition, `ExVo-Multi_TEAM_N.csv`."
     import pandas as pd
 

@@ -43,14 +43,14 @@ class Config:
     "Sizes of the benchmark."
 
     rounds: int = 20  # at most; fewer once every ratio is known to 5 %
-    clips: int = 64  # B, clips heard at once
+    clips: int = 64  # B, clips transformed at once
     seconds: float = 1.5  # length of a clip
     bursts: int = 19_990  # N, the competition's training set
     features: int = 6_373  # D, its largest set of functionals
     batch: int = 512  # of our steps; the competition's are of 8
     seeds: int = 5  # networks that learn side by side
-    stacked_batch: int = 32  # B, bursts a step of each of these networks
-    repeats: int = 2  # networks a set of tasks
+    stacked_batch: int = 32  # B, bursts per step of each of these networks
+    repeats: int = 2  # networks per set of tasks
 
 
 SIZES = {
@@ -202,7 +202,7 @@ def resident_steps(
     net: FunctionalsNet,  # trained in place
     features: Features,  # on the network's device
     *,
-    batch_size: int,  # bursts a step
+    batch_size: int,  # bursts per step
     num_steps: int = 1,  # steps a call
 ) -> Callable[[], Tensor]:  # gives the last loss
     "Training steps on rows of one tensor."
@@ -231,7 +231,7 @@ def customary_steps(
     features: Features,  # on the CPU
     *,
     habits: Collection[str] = HABITS,  # some of `HABITS`
-    batch_size: int = 8,  # bursts a step
+    batch_size: int = 8,  # bursts per step
     num_steps: int = 1,  # steps a call
 ) -> Callable[[], Tensor]:  # gives the last loss
     "The same steps, taken as the competition's loop takes them."
@@ -550,7 +550,7 @@ CASES = (log_mel_case, training_case, resnets_case, subsets_case, small_nets_cas
 
 @paper.benchmark(sizes=SIZES)
 def performance(size: Config, run: Run) -> None:
-    "Ratios of the peers' times to ours, and items a second."
+    "Ratios of the peers' times to ours, and items per second."
     run.data("noise")
     run.record.units = {"rounds, at most": size.rounds}
     run.record.versions |= package_versions(("timm", "librosa", "scikit-learn", "torchaudio"))

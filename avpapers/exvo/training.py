@@ -274,7 +274,7 @@ def train_side_by_side(
     weightings: Sequence[str],  # of each network, one of `WEIGHTINGS`
     num_epochs: int = 10,  # passes over the bursts
     lr: float = 2e-3,  # peak learning rate of AdamW
-    batch_size: int = 64,  # bursts a step
+    batch_size: int = 64,  # bursts per step
     # hide bands and stretches of spectrograms, two of each, up to an eighth wide
     augment: bool = True,
     seed: int = 0,  # of order and hidden parts
@@ -312,7 +312,7 @@ def train_bursts(
     weighting: str = "fixed",  # one of `WEIGHTINGS`
     num_epochs: int = 10,  # passes over the bursts
     lr: float = 2e-3,  # peak learning rate of AdamW
-    batch_size: int = 64,  # bursts a step
+    batch_size: int = 64,  # bursts per step
     # hide bands and stretches of spectrograms, two of each, up to an eighth wide
     augment: bool = True,
     seed: int = 0,  # of order and hidden parts
@@ -491,7 +491,7 @@ def pretrain_conformer(
     num_epochs: int = 8,  # passes over the bursts
     num_centers: int = 64,  # what there is to name
     lr: float = 2e-3,  # of AdamW
-    batch_size: int = 64,  # bursts a step
+    batch_size: int = 64,  # bursts per step
     seed: int = 0,  # of centers, order and hidden spans
     device: str = "cpu",  # where to train
     progress: bool = False,  # a bar
