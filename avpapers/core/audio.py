@@ -266,7 +266,7 @@ def _mel_basis(
         warnings.simplefilter("ignore")  # empty filters are ours to refuse
         return mel(sr=sample_rate, n_fft=n_fft, n_mels=num_mels, fmin=f_min, fmax=f_max)
 
-
+# %% ../../nbs/core/audio.ipynb #a4a9ed76
 def _fft_size(window: int, num_mels: int, sample_rate: int, f_min: float, f_max: float) -> int:
     "The smallest power of two that holds the window and leaves no filter empty."
     size = 1 << max(window - 1, 1).bit_length()

@@ -93,7 +93,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "avpapers",
 }
 
-
+# %% ../../nbs/core/plotting.ipynb #ab562a72
 def use_style(
     figure_format: str = "svg",  # of figures in a notebook: "svg" for lines, "png" for images
 ) -> None:  # matplotlib's settings are changed for this process

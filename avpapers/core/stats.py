@@ -83,7 +83,7 @@ def _values(x: ArrayLike, name: str) -> np.ndarray:
         )
     return values
 
-
+# %% ../../nbs/core/stats.ipynb #9ace41cf
 def _count(n: int, what: str) -> str:
     "'5 seeds', '1 seed'."
     return f"{n} {what[:-1] if n == 1 and what.endswith('s') else what}"

@@ -197,7 +197,7 @@ class _Type:
             raise _refusal(f"the type {self.kind!r}")
         return np.dtype(self.kind).newbyteorder(self.order)
 
-
+# %% ../../nbs/data/archives.ipynb #0861f3a0
 def _refusal(what: str) -> pickle.UnpicklingError:
     return pickle.UnpicklingError(
         f"refused to load {what}: only numpy arrays of plain values and plain "
@@ -254,7 +254,7 @@ class _Scalar:
     def __init__(self, kind: Any, data: Any = b""):
         self.whole = _from_buffer(data, kind, (1,), "C")
 
-
+# %% ../../nbs/data/archives.ipynb #223cee1d
 def _latin1_bytes(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise _refusal(f"the codec {encoding!r}")

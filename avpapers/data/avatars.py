@@ -49,6 +49,7 @@ _HAIR_COLORS = "AUBURN BLACK BLONDE BLONDE_GOLDEN BROWN BROWN_DARK PLATINUM RED 
 _BEARDS = "NONE BEARD_LIGHT BEARD_MEDIUM BEARD_MAGESTIC MOUSTACHE_FANCY MOUSTACHE_MAGNUM"
 _GLASSES = "NONE PRESCRIPTION_1 PRESCRIPTION_2 ROUND SUNGLASSES WAYFARERS KURT"
 
+# %% ../../nbs/data/avatars.ipynb #81f1a76d
 ATTRIBUTES = {  # column -> the names it may hold
     "mouth": tuple(_MOUTHS.split()),
     "eyebrows": tuple(_BROWS.split()),
@@ -130,7 +131,7 @@ _ARGUMENTS = {"skin": "skin_color", "hair": "top"}  # where the package's argume
 _WHOLE = re.compile(r'width="264px" height="280px" viewBox="0 0 264 280"')
 _HEAD = 'viewBox="52 22 160 160"'  # left, top, width, height in the drawing's own units
 
-
+# %% ../../nbs/data/avatars.ipynb #ad69ad99
 def _drawing_packages():
     "The two packages, or an error that says how to get them."
     try:

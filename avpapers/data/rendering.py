@@ -129,7 +129,7 @@ _GOLD = ((0.33, 0.18, 0.02), (0.93, 0.68, 0.12), (1.0, 0.96, 0.68))
 _ICE = ((0.16, 0.40, 0.68), (0.62, 0.86, 0.98), (1.0, 1.0, 1.0))
 _SAND = ((0.30, 0.22, 0.13), (0.74, 0.61, 0.42), (0.93, 0.86, 0.70))
 
-
+# %% ../../nbs/data/rendering.ipynb #16a63341
 def _lightness(color: Tensor) -> Tensor:
     return (color * color.new_tensor(_LIGHT).view(3, 1, 1)).sum(1, keepdim=True)
 
@@ -154,7 +154,7 @@ def _icy(color: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     frost = ((_wide(n.field, color.shape[-1]) - 0.5) * 6 + 0.4 * n.grain).clamp(0, 1)
     return torch.lerp(color, torch.lerp(_ramp(color, _ICE), color.new_ones(()), 0.6 * frost), w)
 
-
+# %% ../../nbs/data/rendering.ipynb #b6eb721c
 def _dry(color: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     crack = torch.exp(-((_wide(n.field, color.shape[-1]) - 0.5) / 0.05).square())
     return torch.lerp(
@@ -192,7 +192,7 @@ def _misty(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
         picture, picture.new_full((), _MIST), w * (0.5 + 0.18 * n.amount.view(-1, 1, 1, 1))
     )
 
-
+# %% ../../nbs/data/rendering.ipynb #f490d612
 def _rainy(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     kernel = torch.eye(9, device=picture.device, dtype=picture.dtype)[torch.arange(9) // 3 + 3]
     streak = F.conv2d((n.grain > 2.0).to(picture.dtype), kernel[None, None], padding=4).clamp(max=1)

@@ -285,7 +285,7 @@ class Dataset:
     ]  # brings it into the cache; returns where it is, or why nothing was fetched
     package: str = ""  # name of the package that holds it, if one does
 
-
+# %% ../../nbs/data/sources.ipynb #8653de83
 def by_hand(license: str, size: str, source: str) -> Dataset:
     "A set that only a person can fetch: its owners want to be asked, or it needs a login."
     advice = f"fetch it by hand: {source}; the data page shows the folder it expects"

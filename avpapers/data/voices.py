@@ -82,7 +82,7 @@ _LANGUAGES = {
     "uk": "uk",
 }  # ends of pack names; the others speak English
 
-
+# %% ../../nbs/data/voices.ipynb #b1acb656
 def _hedgewars(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
     "Rows of the files below voices/."
     for root in roots:
@@ -275,7 +275,7 @@ def _content(roots: Sequence[Path], file: str) -> bytes:
     with zipfile.ZipFile(path) as z:
         return z.read(member)
 
-
+# %% ../../nbs/data/voices.ipynb #5ae4eb57
 _KEPT = {"made_by": "avpapers.data.voices", "packages": ("torch", "soundfile")}
 
 
@@ -371,7 +371,7 @@ def _unpacked(name: str, fetch: bool) -> Path:
         )
     return debian_package(name)
 
-
+# %% ../../nbs/data/voices.ipynb #18987cb5
 def find_voices(
     pack: str,  # "hedgewars", "openarena" or "tuxpaint"
     *,

@@ -51,7 +51,7 @@ COUNTRIES = ("China", "South Africa", "USA", "Venezuela")
 SPLITS = ("train", "validation", "test")
 RATE = 16_000  # Hz, of all waveforms here
 
-
+# %% ../../nbs/exvo/01_data.ipynb #f93ee71f
 @dataclass(frozen=True)
 class Bursts:
     "Vocal bursts with up to three kinds of labels."
@@ -214,7 +214,7 @@ _LOADINGS = torch.tensor(
     ]
 )
 
-
+# %% ../../nbs/exvo/01_data.ipynb #474337d5
 def _feelings(
     num: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N E"]]:
@@ -283,7 +283,7 @@ _CODE = torch.tensor(
     [[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]]
 )  # which factor sounds as which, by country
 
-
+# %% ../../nbs/exvo/01_data.ipynb #3feb7f96
 def _shown(
     factors: Float[Tensor, "N 4"],  # what is felt
     country: Int[Tensor, "N"],  # by whom
@@ -307,6 +307,8 @@ _USUAL = {
     "sigh": (-0.1, -0.7, 0.05, 0.0, 0.0, 0.6, -3.0, -0.15, -3.3, 0.0),
     "groan": (-0.4, -0.3, 0.1, 0.0, 0.0, -1.5, -2.0, -0.3, -3.6, 0.3),
 }
+
+# %% ../../nbs/exvo/01_data.ipynb #8df977e5
 _COLUMNS = (
     "pitch",
     "slope",
@@ -562,7 +564,7 @@ def _split_speakers(num: int, generator: torch.Generator) -> list[str]:
             )
     return split
 
-
+# %% ../../nbs/exvo/01_data.ipynb #25133e2a
 def _label_checksum(told: str, *labels: Tensor) -> str:
     "Of labels to four decimals, and of what was asked for."
     found = hashlib.sha256(told.encode())
@@ -750,7 +752,7 @@ def _read_json(file: Path) -> Any:
             f"{file.name}: got {error}, expected whole JSON; fetch it again"
         ) from error
 
-
+# %% ../../nbs/exvo/01_data.ipynb #87576d5f
 def _vocal_name(stem: str) -> tuple[str, str]:
     "`f0003_0_cough` -> speaker and kind."
     parts = stem.split("_")

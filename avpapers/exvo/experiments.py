@@ -63,7 +63,7 @@ __all__ = ['Size', 'SUBSETS', 'RECORDED', 'LARGE', 'TINY', 'BURSTS', 'Config', '
 # %% ../../nbs/exvo/04_experiments.ipynb #7aca8e12
 Size = tuple[int, int] | str  # depth and width of a narrow ResNet, or a timm name
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #aab7ed69
 @dataclass(frozen=True)
 class Config:
     "Sizes of an experiment."
@@ -512,7 +512,7 @@ RECORDED = {
     "humevb": ("AVPAPERS_HUMEVB", _hume_vb),
 }
 
-
+# %% ../../nbs/exvo/04_experiments.ipynb #61090fa5
 def recorded_bursts(source: str) -> Bursts:
     "A set of recordings with their waves; `FileNotFoundError` says which variable to set."
     variable, load = RECORDED[source]
@@ -539,6 +539,8 @@ LARGE = Config(
     public="facebook/w2v-bert-2.0",
     resamples=1000,
 )
+
+# %% ../../nbs/exvo/04_experiments.ipynb #384ec72c
 TINY = Config(
     num_bursts=120,
     num_speakers=16,

@@ -494,7 +494,7 @@ class ConformerNet(nn.Module):
         layers, frames = self.conformer(mel, lengths)
         return self.heads(masked_mean(layers[self.layer], frames, 1))
 
-
+# %% ../../nbs/exvo/02_model.ipynb #33ce226c
 @register_model(ModelCard("exvo", "belanich2022", "abstract", ("EV-2",)))
 def burst_conformer(num_mels: int = 64, **heads) -> ConformerNet:
     "A small Conformer with three heads."

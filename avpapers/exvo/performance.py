@@ -155,7 +155,7 @@ def time_by_operation(
 HABITS = ("items", "second pass", "columns", "encoding", "plain Adam")
 COUNTRIES = ("China", "South Africa", "United States", "Venezuela")
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #d8e8ce21
 def random_functionals(c: Config) -> Features:
     "Random numbers in the shape of the competition's training set."
     g = seeded_generator(0)
@@ -180,7 +180,7 @@ def functionals_net(c: Config, device: str) -> FunctionalsNet:
     with seeded_globals(0):
         return FunctionalsNet(c.features).to(device)
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #c8c306ad
 def adam(
     weights: Iterable[Tensor],
     *,
@@ -302,7 +302,7 @@ class _Items:
     def __getitem__(self, k: int) -> tuple[Tensor, int, Tensor]:
         return self.features.inputs[k], k, self.features.age[k]
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #ae9e841f
 def _copied(columns: Sequence[np.ndarray], rows: Tensor) -> Tensor:
     "Targets of a batch, from a copy of each whole column."
     return torch.stack([torch.tensor(column)[rows] for column in columns], 1)
@@ -438,7 +438,7 @@ def _summed(
     losses = vmap(lambda out, *known: task_losses(out, *known, age_std=AGE_STD))(outputs, *labels)
     return (torch.stack([losses[t] for t in TASKS], 1) * chosen).sum()
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #f889cf06
 def random_batch(c: Config, shape: Sequence[int], device: str) -> list[Tensor]:
     "A batch for each seed, (S, B, ...) each."
     g, size = seeded_generator(0), (c.seeds, c.stacked_batch)

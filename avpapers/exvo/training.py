@@ -214,7 +214,7 @@ def _predict_each(
         for own in zip(*parts, strict=True)
     ]
 
-
+# %% ../../nbs/exvo/03_training.ipynb #dd965f95
 def _ask(model: nn.Module, inputs: Tensor, lengths: Tensor) -> list[dict[str, Tensor]]:
     said = model(inputs, lengths) if inputs.ndim == 3 else model(inputs)
     return said if isinstance(said, list) else [said]
@@ -431,7 +431,7 @@ def _own_history(history: History, number: int) -> History:
 
     return replace(history, table=own(history.table), evaluations=own(history.evaluations))
 
-
+# %% ../../nbs/exvo/03_training.ipynb #4ea19867
 def _check_features(*sets: Features) -> None:
     for features in sets:
         if not len(features):
