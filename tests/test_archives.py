@@ -112,13 +112,21 @@ def test_forged_addresses_are_refused(kind):
             safe_unpickle(pickle.dumps(Forged(kind, b"A" * kind.itemsize), protocol))
 
 
-@pytest.mark.parametrize("data", [
-    # ndarray called with a buffer
-    b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(S'O8'\ntRS'AAAAAAAA'\ntR.",
-    # a plain type that is told to hold objects: plain here
-    b"cnumpy\ndtype\n(S'f8'\ntR(K\x03S'|'\nNNNK\xffK\xffK?tb.",
-    b"cnumpy\nndarray\n.", b"", b"N", b"(lp0\nh\x00a.", pickle.dumps({1: [2]})[:-3],
-], ids=["buffer", "flags", "bare class", "empty", "cut", "itself", "cut dict"])  # fmt: skip
+@pytest.mark.parametrize(
+    "data",
+    [
+        # ndarray called with a buffer
+        b"cnumpy\nndarray\n((K\x01tcnumpy\ndtype\n(S'O8'\ntRS'AAAAAAAA'\ntR.",
+        # a plain type that is told to hold objects: plain here
+        b"cnumpy\ndtype\n(S'f8'\ntR(K\x03S'|'\nNNNK\xffK\xffK?tb.",
+        b"cnumpy\nndarray\n.",
+        b"",
+        b"N",
+        b"(lp0\nh\x00a.",
+        pickle.dumps({1: [2]})[:-3],
+    ],
+    ids=["buffer", "flags", "bare class", "empty", "cut", "itself", "cut dict"],
+)
 def test_odd_pickles_give_plain_values_or_are_refused(data):
     try:
         assert safe_unpickle(data) == np.dtype("f8")

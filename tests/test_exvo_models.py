@@ -1,4 +1,4 @@
-"Vocal bursts: a score with known values, nets that hear no padding, losses that skip what nobody rated, nets side by side."
+"Vocal bursts: known scores, networks without padding, missing labels, grouped networks."
 
 import math
 
@@ -47,7 +47,7 @@ def test_a_constant_has_no_concordance():
 
 
 def test_concordance_equals_torchmetrics():
-    "torchmetrics divides by N - 1; without a difference of means the divisor cancels, else it is of the order 1/N."
+    "torchmetrics divides by N - 1; with equal means the divisor cancels, else it is of order 1/N."
     metric = pytest.importorskip("torchmetrics.regression").ConcordanceCorrCoef(num_outputs=4)
     y = draw(500, 4).double()
     p = 0.6 * y + draw(500, 4, seed=1) * torch.tensor([0.1, 0.5, 1.0, 2.0])
@@ -301,7 +301,7 @@ def test_layer_means_are_means_of_layers(conformer):
         (lambda: M.Conformer(width=30, num_heads=4), ("width", "num_heads", "30")),
         (lambda: T.TaskWeights("loud"), ("weighting", "fixed, normalized, learned", "loud")),
         (lambda: T.TaskWeights("normalized"), ("scales", "constant_losses")),
-        (lambda: M.grouped([nn.Linear(2, 2)]), ("nets", "Linear")),
+        (lambda: M.grouped([nn.Linear(2, 2)]), ("networks", "Linear")),
         (
             lambda: P.customary_steps(P.functionals_net(SMOKE, "cpu"), None, habits=("luck",)),
             ("habits", "luck"),
@@ -415,24 +415,23 @@ def test_learned_weights_come_to_rest_where_every_loss_counts_alike():
 # Training
 
 
-def heard(n=96, seed=0, speakers="abcdefgh", frames=16):
+def features(n=96, seed=0, speakers="abcdefgh", frames=16):
     "Spectrograms whose level tells everything."
     level = torch.rand(n, generator=seeded_generator(seed))
     mel = level[:, None, None] * 4 + 0.1 * draw(n, 8, frames, seed=seed + 1)
     emotion = (level[:, None] * torch.linspace(0.5, 1, 3)).clamp(0, 1)
     names = tuple(speakers[k % len(speakers)] for k in range(n))
-    return T.Heard(
+    return T.Features(
         mel, torch.full((n,), frames), emotion, (level * 3.999).long(), 20 + 20 * level, names
     )
 
 
 def test_constant_losses_are_those_of_the_best_constant():
-    data = heard()
+    data = features()
     scales = T.constant_losses(data)
     constant = {
         "emotion": data.emotion.mean(0).expand(len(data), -1),
         "age": data.age.mean().expand(len(data)),
-        # fmt: skip
         "country": (torch.bincount(data.country) / len(data)).log().expand(len(data), -1),
     }
     found = T.task_losses(
@@ -443,15 +442,15 @@ def test_constant_losses_are_those_of_the_best_constant():
 
 @pytest.mark.parametrize("weighting", T.WEIGHTINGS)
 def test_training_learns_and_repeats_itself(weighting):
-    train, validation = heard(), heard(40, seed=9, speakers="uvwxyz")
+    train, validation = features(), features(40, seed=9, speakers="uvwxyz")
     runs = []
     for _ in range(2):
         net = seeded(M.FunctionalsNet, 33, num_emotions=3, age=train.age_scale)
         runs.append(
             T.train_bursts(
                 net,
-                T.summarize(train),
-                T.summarize(validation),
+                T.functional_features(train),
+                T.functional_features(validation),
                 weighting=weighting,
                 num_epochs=12,
                 lr=1e-2,
@@ -462,7 +461,7 @@ def test_training_learns_and_repeats_itself(weighting):
     assert torch.equal(first, second)
     assert set(runs[0].best) == {"emotion", "country", "age", "together"}
     found = M.score(
-        T.predict(runs[0].model, T.summarize(validation)),
+        T.predict(runs[0].model, T.functional_features(validation)),
         validation.emotion,
         validation.country,
         validation.age,
@@ -472,18 +471,20 @@ def test_training_learns_and_repeats_itself(weighting):
         and found["M"] < 2.5
         and found["S"] == pytest.approx(runs[0].validation["together"], rel=1e-4)
     )
-    with pytest.raises(ValueError, match="rule must be one of"):
+    with pytest.raises(ValueError, match="rule: got .*, expected one of"):
         runs[0].use("luck")
 
 
 def test_training_keeps_the_best_weights_of_each_rule_and_refuses_shared_speakers():
-    train, validation = heard(), heard(40, seed=9, speakers="uvwxyz")
-    with pytest.raises(ValueError, match="share speakers"):
-        T.train_bursts(M.FunctionalsNet(33), T.summarize(train), T.summarize(heard(8)))
-    bad = T.summarize(validation)
+    train, validation = features(), features(40, seed=9, speakers="uvwxyz")
+    with pytest.raises(ValueError, match="got shared speakers"):
+        T.train_bursts(
+            M.FunctionalsNet(33), T.functional_features(train), T.functional_features(features(8))
+        )
+    bad = T.functional_features(validation)
     bad.inputs[5, 2] = math.nan
     with pytest.raises(ValueError, match="burst 5"):
-        T.train_bursts(M.FunctionalsNet(33), T.summarize(train), bad)
+        T.train_bursts(M.FunctionalsNet(33), T.functional_features(train), bad)
 
 
 def test_hidden_spans_cover_their_share_of_true_frames():
@@ -505,7 +506,7 @@ def test_frame_numbers_name_like_frames_alike():
 
 
 def test_pre_training_learns_to_name_what_was_hidden():
-    mel, lengths = heard(64).inputs - 2, torch.full((64,), 16)
+    mel, lengths = features(64).inputs - 2, torch.full((64,), 16)
     net = seeded(M.Conformer, 8, width=16, num_blocks=1)
     history = T.pretrain_conformer(
         net, mel, lengths, num_epochs=15, num_centers=4, lr=1e-2, batch_size=16
@@ -514,17 +515,17 @@ def test_pre_training_learns_to_name_what_was_hidden():
     assert not net.training and named[-1] > 0.6 > named[0]
 
 
-# Nets side by side, and the two ways to train
+# Networks side by side, and the two ways to train
 
 
 def test_grouped_nets_are_the_nets():
-    nets = [seeded(M.narrow_resnet, seed=s, width=4).eval() for s in range(3)]
+    networks = [seeded(M.narrow_resnet, seed=s, width=4).eval() for s in range(3)]
     images = draw(2, 3, 32, 32)
-    whole = M.grouped(nets)
-    for module in nets[0].modules():
-        assert getattr(module, "groups", 1) == 1  # the given nets stay as they are
+    whole = M.grouped(networks)
+    for module in networks[0].modules():
+        assert getattr(module, "groups", 1) == 1  # the given networks stay as they are
     found = whole.forward_features(images).unflatten(1, (3, -1))
-    for s, net in enumerate(nets):
+    for s, net in enumerate(networks):
         torch.testing.assert_close(
             found[:, s], net.forward_features(images[:, s : s + 1]), atol=1e-4, rtol=1e-4
         )
@@ -535,22 +536,25 @@ def beside(*tasks, width=4):
 
 
 def test_nets_side_by_side_have_gradients_of_their_own():
-    """The gradient of a net is that of its own loss, and is clipped by its own norm."""
-    nets = [n.double().train() for n in beside(M.TASKS, ("country",), ("age",))]
-    for net in nets:
+    """The gradient of a network is that of its own loss, and is clipped by its own norm."""
+    networks = [n.double().train() for n in beside(M.TASKS, ("country",), ("age",))]
+    for net in networks:
         net.backbone.layer4[0].bn2.weight.data.fill_(1.0)
     whole, mel, lengths = (
-        M.SideBySide(nets),
+        M.GroupedEnsemble(networks),
         draw(6, 32, 48).double(),
         torch.tensor([48, 30, 48, 20, 11, 40]),
     )
     weigh = [1e3, 1.0, 1e-4]  # norms far above and below the largest
-    total = lambda out: sum(v.square().sum() for v in out.values())
+
+    def total(out):
+        return sum(v.square().sum() for v in out.values())
+
     sum(w * total(out) for w, out in zip(weigh, whole(mel, lengths), strict=True)).backward()
     grouped = {k: p.grad.chunk(3) for k, p in whole.body.backbone.named_parameters()}
     heads = [[p.grad.clone() for p in h.parameters()] for h in whole.heads]
     whole.zero_grad()
-    for s, (w, net) in enumerate(zip(weigh, nets, strict=True)):
+    for s, (w, net) in enumerate(zip(weigh, networks, strict=True)):
         net.zero_grad()
         (w * total(net(mel, lengths))).backward()
         for k, p in net.backbone.named_parameters():
@@ -560,8 +564,8 @@ def test_nets_side_by_side_have_gradients_of_their_own():
 
 
 def test_each_net_is_clipped_by_its_own_norm():
-    nets = beside(("country",), ("country",))
-    whole = M.SideBySide(nets)
+    networks = beside(("country",), ("country",))
+    whole = M.GroupedEnsemble(networks)
     for p in whole.parameters():
         p.grad = torch.ones_like(p)
     for p in whole.heads[1].parameters():
@@ -588,11 +592,11 @@ def test_each_net_is_clipped_by_its_own_norm():
 def test_what_cannot_stand_side_by_side_is_refused():
     one, other = beside(("country",), ("country",))
     with pytest.raises(ValueError, match="one shape"):
-        M.SideBySide([one, seeded(M.burst_resnet, width=6)])
+        M.GroupedEnsemble([one, seeded(M.burst_resnet, width=6)])
     with pytest.raises(ValueError, match="same spectrograms"):
-        M.SideBySide([one, other.standardize_by(3 * draw(4, 8, 9) + 1)])
-    with pytest.raises(ValueError, match="weightings must be as many"):
-        T.train_side_by_side([one], heard(8), heard(8), weightings=["fixed", "fixed"])
+        M.GroupedEnsemble([one, other.standardize_by(3 * draw(4, 8, 9) + 1)])
+    with pytest.raises(ValueError, match="weightings: got .*, expected as many"):
+        T.train_side_by_side([one], features(8), features(8), weightings=["fixed", "fixed"])
 
 
 @pytest.mark.parametrize("habits", [P.HABITS, (), *[(h,) for h in P.HABITS]])
@@ -600,7 +604,6 @@ def test_habits_change_the_time_and_nothing_else(habits):
     data = P.random_functionals(SMOKE)
     ways = [
         (net := P.functionals_net(SMOKE, "cpu"), make(net, data, batch_size=8, num_steps=2, **how))
-        # fmt: skip
         for make, how in ((P.resident_steps, {}), (P.customary_steps, {"habits": habits}))
     ]
     ours, theirs = (float(step()) for _, step in ways)

@@ -1,4 +1,4 @@
-"Vocal bursts: training, the runs on the layout of the competition, voices by voice, claims that can fail."
+"Vocal bursts: training, runs on the competition's layout, voice by voice, failing claims."
 
 from dataclasses import replace
 
@@ -24,12 +24,17 @@ from avpapers.suite.run import Run, execute
 @pytest.fixture(scope="module")
 def small():
     data = burst_synth(160, num_speakers=20, seed=1)
-    return {s: T.summarize(T.hear(data.take(s))) for s in ("train", "validation", "test")}
+    return {
+        s: T.functional_features(T.extract_features(data.take(s)))
+        for s in ("train", "validation", "test")
+    }
 
 
-def net(heard, seed=0, **k):
+def net(features, seed=0, **k):
     with seeded_globals(seed):
-        return FunctionalsNet(heard["train"].inputs.shape[1], age=heard["train"].age_scale, **k)
+        return FunctionalsNet(
+            features["train"].inputs.shape[1], age=features["train"].age_scale, **k
+        )
 
 
 def test_a_blind_label_leaves_no_trace(small):
@@ -60,7 +65,7 @@ def test_the_kept_weights_are_the_best_seen(small):
 
 
 def test_a_killed_run_keeps_the_best_it_had(small, tmp_path):
-    """Stopped after a step and gone on, training ends with the weights and scores of one that was never stopped."""
+    """Stopped after a step and resumed, training ends with the weights and scores of one run."""
 
     def run(epochs, file=None):
         return T.train_bursts(
@@ -101,16 +106,16 @@ def test_nets_side_by_side_go_on_where_they_were_killed(tmp_path):
     from avpapers.exvo.model import burst_resnet
 
     data = burst_synth(160, num_speakers=20, seed=1, seconds=0.6)
-    train, validation = (T.hear(data.take(s)) for s in ("train", "validation"))
+    train, validation = (T.extract_features(data.take(s)) for s in ("train", "validation"))
 
     def run(epochs, file=None):
         with seeded_globals(0):
-            nets = [
+            networks = [
                 burst_resnet(width=2, tasks=t).standardize_by(train.inputs)
                 for t in (("emotion",), ("country", "age"))
             ]
         return T.train_side_by_side(
-            nets,
+            networks,
             train,
             validation,
             weightings=("fixed", "learned"),
@@ -123,7 +128,7 @@ def test_nets_side_by_side_go_on_where_they_were_killed(tmp_path):
 
     def killed(self, predicted):
         calls.append(1)
-        if len(calls) == 5:  # the third pass, two nets a pass
+        if len(calls) == 5:  # the third pass, two networks a pass
             raise KeyboardInterrupt
         return kept(self, predicted)
 
@@ -187,9 +192,11 @@ def test_pretraining_learns_to_name_what_is_hidden():
 
 def test_a_probe_reads_what_is_there(small):
     train, test = small["train"], small["test"]
-    perfect = lambda h: torch.cat(
-        [h.emotion, torch.nn.functional.one_hot(h.country, 4), h.age[:, None]], 1
-    )
+
+    def perfect(h):
+        country = torch.nn.functional.one_hot(h.country, 4)
+        return torch.cat([h.emotion, country, h.age[:, None]], 1)
+
     found = score(
         T.probe(perfect(train), train, perfect(test))[0], test.emotion, test.country, test.age
     )
@@ -267,7 +274,7 @@ def test_a_set_that_is_not_there_is_named(monkeypatch):
 
 
 def test_voices_are_never_their_own_teachers():
-    """A label that is constant within a voice and differs between voices cannot be told for a new voice."""
+    """A label constant within a voice and different between voices cannot be told for a new one."""
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(12), 10).astype(str)
     marks = rng.normal(size=(12, 6)).repeat(10, 0) + 0.01 * rng.normal(size=(120, 6))
@@ -290,7 +297,7 @@ def test_voices_are_never_their_own_teachers():
 
 
 def test_voices_are_resampled_whole():
-    """Twelve voices that are each right or wrong throughout: the interval is that of twelve throws, not of 120."""
+    """Twelve voices, each right or wrong throughout: the interval is that of 12 throws, not 120."""
     groups, truth = np.repeat(np.arange(12), 10).astype(str), np.tile([0, 1], 60)
     few = E.over_voices(
         "U",
@@ -320,17 +327,17 @@ def test_voices_are_resampled_whole():
 
 
 def test_speakers_are_resampled_whole(small):
-    heard = small["test"]
+    features = small["test"]
     record = Record(paper="exvo", experiment="bursts", tier="smoke", seed=0, module="", config={})
-    study = E.Study(replace(E.TINY, resamples=40), Run(record), {"test": heard}, {}, 10, 4)
+    study = E.Study(replace(E.TINY, resamples=40), Run(record), {"test": features}, {}, 10, 4)
     truth = {
-        "emotion": heard.emotion,
-        "country": torch.nn.functional.one_hot(heard.country, 4).float(),
-        "age": heard.age,
+        "emotion": features.emotion,
+        "country": torch.nn.functional.one_hot(features.country, 4).float(),
+        "age": features.age,
     }
     none = E.speaker_bootstrap(study, truth, truth)
     assert all(v == [0, 0, 0] for v in none.values())
-    off = E.speaker_bootstrap(study, truth | {"age": heard.age + 1}, truth)
+    off = E.speaker_bootstrap(study, truth | {"age": features.age + 1}, truth)
     assert off["M"] == [1, 1, 1] and off["S"][2] < 0
 
 

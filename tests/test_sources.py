@@ -103,7 +103,7 @@ def test_without_a_network_the_cache_is_enough(index, monkeypatch):
     assert package_wheel("tinyset", "1.0", pin) == path
     path.unlink()
     with pytest.raises(
-        DataUnavailableError, match="Next step: run once with a network, or put the file at"
+        DataUnavailableError, match="expected the file; run once with a network, or put it at"
     ):
         package_wheel("tinyset", "1.0", pin)
     path.write_bytes(index.read_bytes())  # by hand, as the message says
@@ -149,7 +149,7 @@ def test_no_space_left(index, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("avpapers.core.files.os.replace", full)
-    with pytest.raises(DataUnavailableError, match="No space left.*Free some space"):
+    with pytest.raises(DataUnavailableError, match="No space left.*free some space"):
         package_wheel("tinyset", "1.0", checksum(index))
     assert visible(tmp_path / "cache/wheels") == []
 
@@ -159,7 +159,9 @@ def test_a_debian_package_is_unpacked_once(tmp_path, monkeypatch):
     tools, log = tmp_path / "bin", tmp_path / "log"
     tools.mkdir()
     (tools / "apt-get").write_text(
-        f'#!/bin/sh\necho apt >> {log}\n[ "$5" = missing ] && echo "E: Unable to locate package" >&2 && exit 100\necho deb > "$5_1.deb"\n'
+        f"#!/bin/sh\necho apt >> {log}\n"
+        '[ "$5" = missing ] && echo "E: Unable to locate package" >&2 && exit 100\n'
+        'echo deb > "$5_1.deb"\n'
     )
     (tools / "dpkg-deb").write_text(
         '#!/bin/sh\n/bin/mkdir -p "$3/usr/share" && echo data > "$3/usr/share/file"\n'

@@ -1,4 +1,4 @@
-"""What the training notebook cannot show in one process: kills, several processes, files of others."""
+"""Training beyond one process: kills, several processes, files of others."""
 
 import os
 import pickle
@@ -29,10 +29,12 @@ SCRIPT = textwrap.dedent("""
         time.sleep(pause)
         return (model(batch[0]) - batch[1]).square().mean(), {}
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    history = fit(net, ShuffledBatches(x, y, batch_size=16), step=step, optimizer=optimizer, num_steps=120, clip=1.0,
-                  scheduler=cosine_schedule(optimizer, 120, warmup=10), ema_decay=0.9, checkpoint=checkpoint, checkpoint_every=7,
-                  log_every=10, device="cpu", progress=False)
-    torch.save({"net": net.state_dict(), "ema": history.ema.state_dict(), "loss": history.table.loss.tolist()}, out)
+    history = fit(net, ShuffledBatches(x, y, batch_size=16), step=step, optimizer=optimizer,
+                  num_steps=120, clip=1.0, scheduler=cosine_schedule(optimizer, 120, warmup=10),
+                  ema_decay=0.9, checkpoint=checkpoint, checkpoint_every=7, log_every=10,
+                  device="cpu", progress=False)
+    loss = history.table.loss.tolist()
+    torch.save({"net": net.state_dict(), "ema": history.ema.state_dict(), "loss": loss}, out)
 """)
 
 
@@ -97,7 +99,8 @@ def learn(folder):
 def test_two_processes_learn_what_one_does(tmp_path):
     script = tmp_path / "ddp.py"
     script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_training import learn; learn(sys.argv[2])"
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_training import learn; "
+        "learn(sys.argv[2])"
     )
     env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     here = os.path.dirname(__file__)
@@ -153,7 +156,7 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
         calls.append(1)
         return model(batch).square().mean() * (float("inf") if len(calls) == 5 else 1), {}
 
-    with pytest.raises(FloatingPointError, match="at step 5.*is from before"):
+    with pytest.raises(FloatingPointError, match="at step 5.*is from before; lower"):
         tiny(path, step, checkpoint_every=2)
     state = torch.load(path, weights_only=True)
     assert state["step"] == 4 and all(v.isfinite().all() for v in state["model"].values())
@@ -164,7 +167,7 @@ def test_truncated_and_pickled_checkpoints_are_refused_and_left_alone(tmp_path):
     tiny(path)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(ValueError, match="cannot be read"):
         tiny(path)
     assert path.stat().st_size == len(whole) // 2
 
@@ -173,10 +176,10 @@ def test_truncated_and_pickled_checkpoints_are_refused_and_left_alone(tmp_path):
             return (os.mkdir, (str(tmp_path / "payload-ran"),))
 
     path.write_bytes(pickle.dumps(Payload()))
-    with pytest.raises(ValueError, match="Delete it"):
+    with pytest.raises(ValueError, match="delete it"):
         tiny(path)
     torch.save({"seed": Payload()}, path)
-    with pytest.raises(ValueError, match="Delete it"):
+    with pytest.raises(ValueError, match="delete it"):
         tiny(path)
     assert not (tmp_path / "payload-ran").exists()
 
@@ -198,7 +201,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     path = tmp_path / "run.pt"
     tiny(path)
-    with pytest.raises(ValueError, match="another run: seed"):
+    with pytest.raises(ValueError, match="another run, with seed"):
         tiny(path, seed=3)
     with pytest.raises(ValueError, match="without ema"):
         tiny(path, ema_decay=0.9)

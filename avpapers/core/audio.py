@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['resample', 'load_audio', 'pad_waves', 'length_mask', 'masked_mean', 'spectra', 'portions', 'LogMel', 'spec_augment',
+__all__ = ['resample', 'load_audio', 'pad_waves', 'length_mask', 'masked_mean', 'spectra', 'chunks', 'LogMel', 'spec_augment',
            'player', 'players', 'show_spectrogram']
 
 # %% ../../nbs/core/audio.ipynb #d9902d22
@@ -44,8 +44,9 @@ def _decode(
         if found is not None:
             return found
         raise ValueError(
-            f"{name} cannot be read as audio ({_reason(error)}); expected a whole wav, flac, ogg, mp3 or aiff "
-            "file. Convert it, or fetch it again if it was cut off"
+            f"{name}: got a file that cannot be read as audio "
+            f"({_reason(error)}), expected a whole wav, flac, ogg, mp3 or aiff "
+            "file; convert it, or fetch it again if it was cut off"
         ) from error
 
 # %% ../../nbs/core/audio.ipynb #88503ecc
@@ -111,16 +112,17 @@ def _ogg_ends(file: IO[bytes], size: int) -> bool:
 def _checked(samples: np.ndarray, name: str) -> np.ndarray:
     "Samples that are numbers from -1 to 1."
     if not len(samples):
-        raise ValueError(f"{name} holds no samples; expected at least one")
+        raise ValueError(f"{name}: got no samples, expected at least one; fetch it again")
     bad = ~np.isfinite(samples)
     if bad.any():
         raise ValueError(
-            f"{name} has {int(bad.sum())} samples that are NaN or infinite, the first at {int(bad.any(1).argmax())}; "
-            "expected finite values. Write it again from its source"
+            f"{name}: got {int(bad.sum())} samples that are NaN or infinite, "
+            f"the first at {int(bad.any(1).argmax())}, expected finite values; "
+            "write it again from its source"
         )
     if (peak := float(np.abs(samples).max())) > 4:
         raise ValueError(
-            f"{name} has samples up to {peak:.4g}; expected -1 to 1. Floats in a file must be divided by full scale"
+            f"{name}: got samples up to {peak:.4g}, expected -1 to 1; divide floats by full scale"
         )
     return samples.clip(-1, 1)
 
@@ -133,9 +135,9 @@ def resample(
     "The same sound at another sampling rate."
     for name, rate in (("from_rate", from_rate), ("to_rate", to_rate)):
         if rate < 1 or rate != int(rate):
-            raise ValueError(f"{name} must be a whole number of Hz, at least 1; got {rate}")
+            raise ValueError(f"{name}: got {rate}, expected a whole number of Hz, at least 1")
     if not wave.is_floating_point():
-        raise ValueError(f"wave must hold floats from -1 to 1; got {wave.dtype}")
+        raise ValueError(f"wave: got {wave.dtype}, expected floats from -1 to 1")
     if from_rate == to_rate:
         return wave
     import soxr
@@ -159,15 +161,16 @@ def load_audio(
 ) -> Float[Tensor, "*C T"]:  # (T,), or (C, T) if not mono; float32 from -1 to 1
     "A sound file as a waveform."
     if max_seconds is not None and not max_seconds > 0:
-        raise ValueError(f"max_seconds must be above 0; got {max_seconds}")
+        raise ValueError(f"max_seconds: got {max_seconds}, expected a number above 0")
     what, name = _opened(source)
     with open(what, "rb") if isinstance(what, str) else io.BytesIO(what) as file:
         cut = not allow_cut and _is_cut(file)
     samples, rate, promised = _decode(what, name, max_seconds)
     if not allow_cut and len(samples) and (cut or len(samples) < promised):
         raise ValueError(
-            f"{name} is cut off: it holds less sound than its header promises. Fetch it again, or pass "
-            f"allow_cut=True to take what is there, {len(samples) / rate:.3f} s"
+            f"{name}: got a file that is cut off, expected as much sound as its "
+            "header promises; fetch it again, or pass allow_cut=True to take "
+            f"what is there, {len(samples) / rate:.3f} s"
         )
     samples = _checked(samples, name)
     wave = torch.from_numpy(samples.mean(1) if mono else np.ascontiguousarray(samples.T))
@@ -179,11 +182,11 @@ def _opened(source: Any) -> tuple[str | bytes, str]:
     if isinstance(source, str | Path):
         path = Path(source)
         if path.is_dir():
-            raise ValueError(f"{path} is a folder; expected a sound file")
+            raise ValueError(f"{path}: got a folder, expected a sound file")
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is not there; expected a sound file")
+            raise FileNotFoundError(f"{path}: got no file, expected a sound file")
         if not path.stat().st_size:
-            raise ValueError(f"{path} has 0 bytes; expected a sound file. Fetch it again")
+            raise ValueError(f"{path}: got 0 bytes, expected a sound file; fetch it again")
         return str(path), path.name
     name = (
         Path(str(getattr(source, "name", "the open file"))).name
@@ -193,10 +196,10 @@ def _opened(source: Any) -> tuple[str | bytes, str]:
     data = source.read() if hasattr(source, "read") else source
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ValueError(
-            f"source must be a path, bytes or a file opened with 'rb'; got {type(data).__name__}"
+            f"source: got {type(data).__name__}, expected a path, bytes or a file opened with 'rb'"
         )
     if not len(data):
-        raise ValueError(f"{name} has 0 bytes; expected a sound file")
+        raise ValueError(f"{name}: got 0 bytes, expected a sound file; fetch it again")
     return bytes(data), name
 
 # %% ../../nbs/core/audio.ipynb #0d901aa9
@@ -209,11 +212,11 @@ def pad_waves(
 ]:  # clips with zeros at the end, and their true lengths
     "Clips of unequal length as one batch."
     if not len(waves):
-        raise ValueError("waves must hold at least one clip; got none")
+        raise ValueError("waves: got none, expected at least one clip")
     odd = [tuple(w.shape) for w in waves if w.ndim != 1 or not len(w)]
     if odd:
         raise ValueError(
-            f"waves must be (T,) clips with at least one sample each; got one of shape {odd[0]}"
+            f"waves: got one of shape {odd[0]}, expected (T,) clips with at least one sample each"
         )
     cut = [w[:max_length] for w in waves]
     return nn.utils.rnn.pad_sequence(cut, batch_first=True), torch.tensor(
@@ -239,11 +242,11 @@ def masked_mean(
     "Mean over the real part of each row."
     if lengths.shape != x.shape[:1]:
         raise ValueError(
-            f"lengths must be ({x.shape[0]},), one a row of x; got shape {tuple(lengths.shape)}"
+            f"lengths: got shape {tuple(lengths.shape)}, expected ({x.shape[0]},), one per row of x"
         )
     dim = dim % x.ndim
     if dim == 0:
-        raise ValueError("dim must not be 0, which counts the clips of the batch")
+        raise ValueError("dim: got 0, the dimension of the clips, expected another one")
     shape = [1] * x.ndim
     shape[0], shape[dim] = x.shape[0], x.shape[dim]
     kept = length_mask(lengths, x.shape[dim]).view(shape)
@@ -263,7 +266,7 @@ def _mel_basis(
         warnings.simplefilter("ignore")  # empty filters are ours to refuse
         return mel(sr=sample_rate, n_fft=n_fft, n_mels=num_mels, fmin=f_min, fmax=f_max)
 
-
+# %% ../../nbs/core/audio.ipynb #a4a9ed76
 def _fft_size(window: int, num_mels: int, sample_rate: int, f_min: float, f_max: float) -> int:
     "The smallest power of two that holds the window and leaves no filter empty."
     size = 1 << max(window - 1, 1).bit_length()
@@ -292,7 +295,7 @@ def _window(length: int, size: int) -> Tensor:
 
 # %% ../../nbs/core/audio.ipynb #6b4f3172
 def _grouped_filters(basis: Float[Tensor, "F bins"], groups: int = 4) -> list[tuple[slice, Tensor]]:
-    "For each group of neighboring filters the stretch of real and imaginary parts it sees, and its weights."
+    "For each group of neighboring filters the stretch of the spectrum it sees, and its weights."
     found = []
     for rows in basis.chunk(groups):
         seen = rows.any(0).nonzero()
@@ -303,12 +306,12 @@ def _grouped_filters(basis: Float[Tensor, "F bins"], groups: int = 4) -> list[tu
     return found
 
 # %% ../../nbs/core/audio.ipynb #0db9200b
-def portions(
+def chunks(
     wave: Float[Tensor, "B T"],
     *,
     samples: int = 200_000,  # at once on a CPU; elsewhere all
 ) -> tuple[Tensor, ...]:
-    "Clips in portions that suit the device."
+    "Clips in chunks that suit the device."
     return wave.split(
         max(1, samples // wave.shape[1]) if wave.device.type == "cpu" else max(1, len(wave))
     )
@@ -349,12 +352,14 @@ class LogMel(nn.Module):
         self.n_fft = n_fft or _fft_size(self.window_length, num_mels, sample_rate, f_min, f_max)
         if self.n_fft < self.window_length:
             raise ValueError(
-                f"n_fft must hold the window of {self.window_length} samples; got {n_fft}"
+                f"n_fft: got {n_fft}, expected at least the window of {self.window_length} samples"
             )
         basis = _mel_basis(num_mels, sample_rate, self.n_fft, f_min, f_max)
         if empty := int((~basis.any(1)).sum()):
             raise ValueError(
-                f"{empty} of {num_mels} filters see no frequency; raise n_fft from {self.n_fft}, or lower num_mels"
+                f"num_mels: got {num_mels}, {empty} of them without a frequency, "
+                f"expected at least one in each; raise n_fft from {self.n_fft}, or "
+                "lower num_mels"
             )
         self.num_mels, self.sample_rate, self.f_min, self.f_max = (
             num_mels,
@@ -375,16 +380,17 @@ class LogMel(nn.Module):
     ) -> Float[Tensor, "*B F frames"]:  # natural logarithm
         "Log-mel spectrogram of each clip."
         if not wave.is_floating_point():
-            raise ValueError(f"wave must hold floats from -1 to 1; got {wave.dtype}")
+            raise ValueError(f"wave: got {wave.dtype}, expected floats from -1 to 1")
         if wave.shape[-1] < (1 if self.center else self.n_fft):
             raise ValueError(
-                f"wave must have at least {1 if self.center else self.n_fft} samples; got {wave.shape[-1]}"
+                f"wave: got {wave.shape[-1]} samples, expected at least "
+                f"{1 if self.center else self.n_fft}; pad it"
             )
         with torch.autocast(
             wave.device.type, enabled=False
         ):  # half precision has no room for power
             flat = wave.reshape(-1, wave.shape[-1]).to(self.basis.dtype)
-            mel = torch.cat([self._log_mel(part) for part in portions(flat)])
+            mel = torch.cat([self._log_mel(part) for part in chunks(flat)])
             return mel.reshape(*wave.shape[:-1], *mel.shape[-2:])
 
     def _log_mel(self, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B F frames"]:
@@ -419,8 +425,10 @@ class LogMel(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"num_mels={self.num_mels}, sample_rate={self.sample_rate}, window={self.window_length}, hop={self.hop}, "
-            f"n_fft={self.n_fft}, f_min={self.f_min}, f_max={self.f_max}, power={self.power}, floor={self.floor}, center={self.center}"
+            f"num_mels={self.num_mels}, sample_rate={self.sample_rate}, "
+            f"window={self.window_length}, hop={self.hop}, n_fft={self.n_fft}, "
+            f"f_min={self.f_min}, f_max={self.f_max}, power={self.power}, floor={self.floor}, "
+            f"center={self.center}"
         )
 
 # %% ../../nbs/core/audio.ipynb #d35b6d5a
@@ -433,13 +441,14 @@ def _check_front_end(num_mels, sample_rate, window, hop, f_min, f_max, power, fl
         ("hop_ms, in samples,", hop),
     ):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1; got {value}")
+            raise ValueError(f"{name}: got {value}, expected at least 1")
     if not 0 <= f_min < f_max <= sample_rate / 2:
         raise ValueError(
-            f"f_min and f_max must satisfy 0 <= f_min < f_max <= {sample_rate / 2:g} Hz; got {f_min} and {f_max}"
+            f"f_min and f_max: got {f_min} and {f_max}, expected 0 <= f_min < "
+            f"f_max <= {sample_rate / 2:g} Hz"
         )
     if not power > 0 or not floor > 0:
-        raise ValueError(f"power and floor must be above 0; got {power} and {floor}")
+        raise ValueError(f"power and floor: got {power} and {floor}, expected both above 0")
 
 # %% ../../nbs/core/audio.ipynb #6f0e1bc9
 def spec_augment(
@@ -448,20 +457,21 @@ def spec_augment(
     generator: torch.Generator,  # the source of randomness, on any device
     freq_mask: int = 8,  # widest band, filters
     time_mask: int = 16,  # longest stretch, frames; never more than the clip
-    num_freq: int = 2,  # bands a clip
-    num_time: int = 2,  # stretches a clip
+    num_freq: int = 2,  # bands per clip
+    num_time: int = 2,  # stretches per clip
     lengths: Int[Tensor, "B"] | None = None,  # true frames of each clip; all if None
     fill: float | str = "mean",  # what hidden places hold: the mean of the clip, or this number
 ) -> Float[Tensor, "B F T"]:  # a copy
     "Spectrograms with random bands and stretches hidden."
     if mel.ndim != 3:
-        raise ValueError(f"mel must be (B, F, T); got shape {tuple(mel.shape)}")
+        raise ValueError(f"mel: got shape {tuple(mel.shape)}, expected (B, F, T)")
     if min(freq_mask, time_mask, num_freq, num_time) < 0 or freq_mask > mel.shape[1]:
         raise ValueError(
-            f"masks must not be negative, and freq_mask at most {mel.shape[1]}; got {freq_mask}, {time_mask}, {num_freq}, {num_time}"
+            f"masks: got {freq_mask}, {time_mask}, {num_freq}, {num_time}, "
+            f"expected none below 0 and freq_mask at most {mel.shape[1]}"
         )
     if isinstance(fill, str) and fill != "mean":
-        raise ValueError(f"fill must be 'mean' or a number; got {fill!r}")
+        raise ValueError(f"fill: got {fill!r}, expected 'mean' or a number")
     b, bands, frames = mel.shape
     true = torch.full((b,), frames, device=mel.device) if lengths is None else lengths
     low = _random_spans(torch.full_like(true, bands), bands, freq_mask, num_freq, generator)
@@ -475,7 +485,7 @@ def spec_augment(
 def _random_spans(
     lengths: Tensor, size: int, widest: int, num: int, generator: torch.Generator
 ) -> Tensor:
-    "(B, size), True inside `num` random spans a row, each up to `widest` long and within the row's length."
+    "(B, size), True inside `num` random spans per row, up to `widest` long and within its length."
     draw = torch.rand(2, len(lengths), num, generator=generator, device=generator.device).to(
         lengths.device
     )
@@ -509,7 +519,8 @@ def players(
 
     one = (
         '<figure style="margin:0 .6em .4em 0"><figcaption style="font-size:.85em">{}</figcaption>'
-        '<audio controls preload="metadata" style="width:11em;height:2.2em" src="data:audio/mpeg;base64,{}"></audio></figure>'
+        '<audio controls preload="metadata" style="width:11em;height:2.2em" '
+        'src="data:audio/mpeg;base64,{}"></audio></figure>'
     )
     cells = [
         one.format(escape(caption), b64encode(_as_mp3(wave, rate)).decode())
@@ -524,7 +535,8 @@ def _as_mp3(wave: Tensor, rate: int) -> bytes:
 
     if wave.ndim not in (1, 2) or not wave.is_floating_point():
         raise ValueError(
-            f"wave must be (T,) or (C, T) floats from -1 to 1; got shape {tuple(wave.shape)}, {wave.dtype}"
+            f"wave: got shape {tuple(wave.shape)}, {wave.dtype}, expected (T,) "
+            "or (C, T) floats from -1 to 1"
         )
     soundfile.write(
         file := io.BytesIO(), wave.detach().cpu().clamp(-1, 1).numpy().T, rate, format="MP3"
@@ -549,7 +561,7 @@ def show_spectrogram(
     from avpapers.core.plotting import axis_label, new_axes
 
     if mel.ndim != 2:
-        raise ValueError(f"mel must be (F, T), one clip; got shape {tuple(mel.shape)}")
+        raise ValueError(f"mel: got shape {tuple(mel.shape)}, expected (F, T), one clip")
     ax = new_axes(height=2.2)[1] if ax is None else ax
     level = mel.detach().cpu().float() * (20 / power / np.log(10))
     step = hop / sample_rate

@@ -64,7 +64,7 @@ def _repeat(call: Callable[[], Any], count: int) -> None:
     for _ in range(count):
         call()
 
-
+# %% ../../nbs/core/benchmark.ipynb #6beaced5
 def _repeats(call: Callable[[], Any], shortest: float, device: str) -> int:
     "Calls that together take the shortest time."
     if not shortest or _seconds(call, device) >= 10 * shortest:
@@ -79,7 +79,7 @@ def _settled(peer: list[float], ours: list[float], width: float) -> bool:
 # %% ../../nbs/core/benchmark.ipynb #d289aa8e
 Seconds = Mapping[str, list[float]]  # of each round, by variant
 
-
+# %% ../../nbs/core/benchmark.ipynb #22d630e9
 @dataclass(frozen=True)
 class Case:
     "Variants of the same work."

@@ -25,7 +25,8 @@ def _check(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     "Both as given, or an error that names the argument."
     if probs.ndim != 2 or probs.shape[1] < 2 or not len(probs):
         raise ValueError(
-            f"probs must be (N, K) with at least one item and two classes; got shape {tuple(probs.shape)}"
+            f"probs: got shape {tuple(probs.shape)}, expected (N, K) with at "
+            "least one item and two classes"
         )
     if (
         not torch.isfinite(probs).all()
@@ -33,15 +34,18 @@ def _check(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         or (probs.sum(1) - 1).abs().max() > 1e-3
     ):
         raise ValueError(
-            "probs must be finite, not negative, and sum to 1 in each row; pass logits through softmax first"
+            "probs: got rows that are not probabilities, expected finite "
+            "values of at least 0 that sum to 1 in each row; pass logits "
+            "through softmax first"
         )
     if target.shape != probs.shape[:1] or target.is_floating_point():
         raise ValueError(
-            f"target must be ({len(probs)},) class numbers; got shape {tuple(target.shape)}, {target.dtype}"
+            f"target: got shape {tuple(target.shape)}, {target.dtype}, expected "
+            f"({len(probs)},) class numbers"
         )
     if target.min() < 0 or target.max() >= probs.shape[1]:
         raise ValueError(
-            f"target must lie from 0 to {probs.shape[1] - 1}; got {target.min()} to {target.max()}"
+            f"target: got {target.min()} to {target.max()}, expected 0 to {probs.shape[1] - 1}"
         )
     return probs.float(), target.long()
 
@@ -59,7 +63,7 @@ def brier_score(
     probs: Float[Tensor, "N K"],  # class probabilities
     target: Int[Tensor, "N"],  # true classes, 0 to K-1
 ) -> float:  # from 0 to 2, lower is better
-    "Mean squared distance of the probabilities to the true class, summed over classes (Brier 1950)."
+    "Mean squared distance of probabilities and true class, summed over classes (Brier 1950)."
     probs, target = _check(probs, target)
     return float(
         (probs - torch.nn.functional.one_hot(target, probs.shape[1])).square().sum(1).mean()
@@ -72,7 +76,7 @@ def expected_calibration_error(
     *,
     num_bins: int = 15,  # of equal width between 0 and 1
 ) -> float:  # from 0 to 1, lower is better
-    "ECE: mean distance of confidence and accuracy over bins of equal width (Guo et al. 2017), by torchmetrics."
+    "ECE: mean distance of confidence and accuracy over equal bins (Guo et al. 2017)."
     from torchmetrics.functional.classification import multiclass_calibration_error
 
     probs, target = _check(probs, target)
@@ -86,8 +90,8 @@ def reliability_table(
     target: Int[Tensor, "N"],  # true classes, 0 to K-1
     *,
     num_bins: int = 15,  # at most this many, those without items are left out
-    adaptive: bool = False,  # True: equally many items a bin; False: bins of equal width
-) -> pd.DataFrame:  # one row a bin: confidence, accuracy, gap, count
+    adaptive: bool = False,  # True: equally many items per bin; False: bins of equal width
+) -> pd.DataFrame:  # one row per bin: confidence, accuracy, gap, count
     "What a reliability diagram draws."
     import pandas as pd
 
@@ -135,7 +139,7 @@ def reliability_diagram(
     role_name: str = "ours",  # as in `avpapers.core.plotting.role`
     ax: Axes | None = None,  # where to draw; a new one if None
 ) -> Axes:  # the axes
-    "Accuracy against confidence, a point a bin."
+    "Accuracy against confidence, a point per bin."
     from avpapers.core.plotting import axis_label, new_axes, role
 
     ax = new_axes(height=2.8)[1] if ax is None else ax

@@ -36,11 +36,12 @@ def pick_device(
         return torch.device(name)
     if wanted.split(":")[0] in ("cuda", "mps"):
         raise ValueError(
-            f"device {name!r} was asked for, but this machine has {', '.join(found)}. On Colab: Runtime > Change "
-            "runtime type > GPU. Otherwise pass device='cpu' and a smaller tier."
+            f"device: got {name!r}, expected what this machine has, "
+            f"{', '.join(found)}; on Colab choose Runtime > Change runtime type "
+            "> GPU, elsewhere pass device='cpu' and a smaller tier"
         )
     raise ValueError(
-        f"device must be 'auto', 'cpu', 'cuda', 'cuda:<number>' or 'mps'; got {name!r}"
+        f"device: got {name!r}, expected 'auto', 'cpu', 'cuda', 'cuda:<number>' or 'mps'"
     )
 
 # %% ../../nbs/core/environment.ipynb #3393a61d
@@ -127,7 +128,7 @@ def package_versions(
 # %% ../../nbs/core/environment.ipynb #6bb30c4b
 def versions(
     *extra: str,  # further packages to list
-) -> pd.DataFrame:  # one row a package, and the device
+) -> pd.DataFrame:  # one row per package, and the device
     "Versions of what made this page, and the device it ran on."
     import pandas as pd
 

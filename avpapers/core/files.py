@@ -26,7 +26,7 @@ __all__ = ['DataUnavailableError', 'cache_dir', 'is_offline', 'atomic_path', 'wr
 
 # %% ../../nbs/core/files.ipynb #ea967693
 class DataUnavailableError(FileNotFoundError):
-    "Data that are not here and could not be had; a loader may use its generator instead, and must say so."
+    "Data that are not here and could not be had; a loader that uses its generator says so."
 
 
 def cache_dir() -> Path:  # may not exist yet; made when something is written
@@ -97,7 +97,7 @@ def check_sha256(
     "A checksum as others write it, or a `ValueError`."
     digits = str(sha256).removeprefix("sha256:").lower()
     if len(digits) != 64 or not set(digits) <= set("0123456789abcdef"):
-        raise ValueError(f"sha256 must have 64 hexadecimal digits; got {sha256!r}")
+        raise ValueError(f"sha256: got {sha256!r}, expected 64 hexadecimal digits")
     return digits
 
 # %% ../../nbs/core/files.ipynb #f4b748c1
@@ -127,8 +127,9 @@ def fetch_once(
         raise
     except OSError as error:
         raise DataUnavailableError(
-            f"{what} cannot be written to {target.parent}: {error.strerror or error}. Free some space, or set "
-            "AVPAPERS_CACHE to a folder you may write to."
+            f"{what}: got {error.strerror or error} at {target.parent}, "
+            "expected a folder to write to; free some space, or set "
+            "AVPAPERS_CACHE to a folder you may write to"
         ) from error
     return target
 
@@ -145,8 +146,9 @@ def _accept(found: Path, target: Path, sha256: str | None, what: str) -> None:
     got = checksum(found)
     if sha256 is not None and got != sha256:
         raise DataUnavailableError(
-            f"{what} came with checksum {got}, but {sha256} was expected. It was not kept. Try again; if it comes "
-            "again, the source has changed and the pinned checksum needs a look."
+            f"{what}: got checksum {got}, expected {sha256}, and did not keep "
+            "it; try again, and if it comes again look at the source, which "
+            "has changed, and at the pinned checksum"
         )
     if sha256 is None:
         found.with_name("note").write_text(got)
@@ -163,8 +165,9 @@ def fetch_advice(
 ) -> str:  # a message with the next step
     "Why a file could not be had, and what to do."
     return (
-        f"{what} is not in the cache and could not be fetched: {reason}. Next step: run once with a "
-        f"network, or put the file at {target} by hand, or set AVPAPERS_CACHE to a folder that has it."
+        f"{what}: got none in the cache and could not fetch it ({reason}), expected the file; "
+        f"run once with a network, or put it at {target}, or set AVPAPERS_CACHE to a folder that "
+        "has it"
     )
 
 # %% ../../nbs/core/files.ipynb #98e46f3c
@@ -176,10 +179,10 @@ def fetch_url(
 ) -> Path:  # the file in the cache, checked just now
     "A file from a public page, fetched once."
     if not url.startswith(("https://", "http://")):
-        raise ValueError(f"url must begin with https:// or http://; got {url!r}")
+        raise ValueError(f"url: got {url!r}, expected https:// or http:// at its beginning")
     name = name or url.rstrip("/").split("/")[-1].split("?")[0]
     if not name or "/" in name or name.startswith("."):
-        raise ValueError(f"name must be a plain file name; got {name!r}")
+        raise ValueError(f"name: got {name!r}, expected a plain file name")
     target = cache_dir() / "files" / name
     return fetch_once(
         target, check_sha256(sha256), lambda into: _download(url, into, target), f"file {name}"

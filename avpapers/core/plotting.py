@@ -49,7 +49,7 @@ def role(
 ) -> dict:  # color, marker and line style, as matplotlib takes them
     "How a role is drawn."
     if name not in ROLES:
-        raise ValueError(f"role must be one of {', '.join(ROLES)}; got {name!r}")
+        raise ValueError(f"role: got {name!r}, expected one of {', '.join(ROLES)}")
     return dict(ROLES[name])
 
 # %% ../../nbs/core/plotting.ipynb #71abbb6f
@@ -93,13 +93,13 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "avpapers",
 }
 
-
+# %% ../../nbs/core/plotting.ipynb #ab562a72
 def use_style(
     figure_format: str = "svg",  # of figures in a notebook: "svg" for lines, "png" for images
 ) -> None:  # matplotlib's settings are changed for this process
     "The look of every figure of this project."
     if figure_format not in ("svg", "png"):
-        raise ValueError(f"figure_format must be 'svg' or 'png'; got {figure_format!r}")
+        raise ValueError(f"figure_format: got {figure_format!r}, expected 'svg' or 'png'")
     plt.rcParams.update(STYLE)
     try:
         from IPython import get_ipython
@@ -121,7 +121,7 @@ def new_axes(
 ) -> tuple[Figure, Any]:  # the figure, and its axes (an array if ncols > 1)
     "A figure of one of the two widths."
     if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}")
+        raise ValueError(f"size: got {size!r}, expected one of {', '.join(SIZES)}")
     return plt.subplots(1, ncols, figsize=(SIZES[size], height), **kwargs)
 
 # %% ../../nbs/core/plotting.ipynb #f10e62b5
@@ -133,7 +133,7 @@ def axis_label(
 ) -> str:  # "updates (% of steps, lower is better)"
     "Text of an axis label."
     if better not in (None, "higher", "lower"):
-        raise ValueError(f"better must be 'higher', 'lower' or None; got {better!r}")
+        raise ValueError(f"better: got {better!r}, expected 'higher', 'lower' or None")
     notes = [note for note in (unit, better and f"{better} is better") if note]
     return quantity + (f" ({', '.join(notes)})" if notes else "")
 
@@ -141,13 +141,13 @@ def axis_label(
 def _columns(df: pd.DataFrame, *names: str) -> None:
     missing = [name for name in names if name not in df.columns]
     if missing:
-        raise ValueError(f"the table needs columns {missing}; it has {list(df.columns)}")
+        raise ValueError(f"table: got columns {list(df.columns)}, expected {missing} too")
     if df.empty:
-        raise ValueError("the table has no rows, so there is nothing to draw")
+        raise ValueError("table: got no rows, expected at least one to draw")
 
 # %% ../../nbs/core/plotting.ipynb #4dc49224
 def curves(
-    df: pd.DataFrame,  # long form: one row a run and a point on x
+    df: pd.DataFrame,  # long form: one row per run and a point on x
     *,
     x: str,  # column: step, epoch
     y: str,  # column: what is measured
@@ -161,7 +161,7 @@ def curves(
     "Mean over runs with a band, and the single runs thin."
     _columns(df, x, y, hue, run)
     if band not in ("interval", "range", None):
-        raise ValueError(f"band must be 'interval', 'range' or None; got {band!r}")
+        raise ValueError(f"band: got {band!r}, expected 'interval', 'range' or None")
     ax = new_axes()[1] if ax is None else ax
     for name, look in _looks(df[hue], roles).items():
         wide = df[df[hue] == name].pivot(index=x, columns=run, values=y)
@@ -195,7 +195,7 @@ def _band(wide: pd.DataFrame, band: str) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/core/plotting.ipynb #9bb2637b
 def scatter_with_intervals(
-    df: pd.DataFrame,  # one row a point
+    df: pd.DataFrame,  # one row per point
     *,
     x: str,  # column; f"{x}_low" and f"{x}_high" are drawn if present
     y: str,  # column; the same
@@ -241,7 +241,10 @@ def _errors(rows: pd.DataFrame, name: str) -> np.ndarray | None:
         [value - rows[f"{name}_low"].to_numpy(float), rows[f"{name}_high"].to_numpy(float) - value]
     )
     if (bounds < -1e-9).any():
-        raise ValueError(f"{name} must lie between {name}_low and {name}_high in every row")
+        raise ValueError(
+            f"{name}: got a value outside its interval, expected {name}_low to "
+            f"{name}_high in every row"
+        )
     return np.nan_to_num(bounds.clip(0))
 
 # %% ../../nbs/core/plotting.ipynb #8b0200c9
@@ -264,10 +267,10 @@ def forest_plot(
     scale: str = "value",  # "value": the metric itself; "tolerance": (x - paper_value) / tolerance
     ax: Axes | None = None,  # where to draw; a new one if None
 ) -> Axes:  # the axes
-    "One row a claim: ours with its interval, the paper's value, the tolerance, the verdict."
+    "One row per claim: ours with its interval, the paper's value, the tolerance, the verdict."
     _columns(df, "claim", "estimate", "low", "high", "paper_value", "tolerance", "verdict")
     if scale not in ("value", "tolerance"):
-        raise ValueError(f"scale must be 'value' or 'tolerance'; got {scale!r}")
+        raise ValueError(f"scale: got {scale!r}, expected 'value' or 'tolerance'")
     rows = _forest_rows(df, scale)
     ax = new_axes("wide", height=0.6 + 0.3 * len(df))[1] if ax is None else ax
     for i, r in enumerate(rows.itertuples()):
@@ -328,15 +331,18 @@ def raster(
     gates,  # (B, T) array or tensor: 1 or True where the step was used
     *,
     ax: Axes | None = None,  # where to draw; a new wide one if None
-    labels: list[str] | None = None,  # one a sequence, at the left
+    labels: list[str] | None = None,  # one per sequence, at the left
     color: str | None = None,  # of used steps; ours if None
 ) -> Axes:  # the axes, with time steps counted from 0
     "Which steps each sequence used."
     g = _array(gates)
     if g.ndim != 2 or g.size == 0:
-        raise ValueError(f"gates must be (B, T), sequences by steps; got shape {g.shape}")
+        raise ValueError(f"gates: got shape {g.shape}, expected (B, T), sequences by steps")
     if not np.isin(g, (0, 1)).all():
-        raise ValueError("gates must hold only 0 and 1; round update probabilities first")
+        raise ValueError(
+            "gates: got other values than 0 and 1, expected only these; round "
+            "update probabilities first"
+        )
     ax = new_axes("wide", height=0.6 + 0.16 * len(g))[1] if ax is None else ax
     ax.imshow(
         g,
@@ -372,7 +378,7 @@ def heat_map(
     "Values on a grid with their color bar."
     v = _array(values).astype(float)
     if v.ndim != 2 or v.size == 0:
-        raise ValueError(f"values must be (H, W); got shape {v.shape}")
+        raise ValueError(f"values: got shape {v.shape}, expected (H, W)")
     ax = new_axes()[1] if ax is None else ax
     top = vmax if vmax is not None else (np.nanmax(np.abs(v)) or 1.0)
     image = ax.imshow(

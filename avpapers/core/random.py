@@ -29,7 +29,7 @@ def seeded_generator(
     import torch
 
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed must be an integer of at least 0; got {seed!r}")
+        raise ValueError(f"seed: got {seed!r}, expected an integer of at least 0")
     mixed = (
         random.Random(f"{seed}/{zlib.crc32(stream.encode())}").getrandbits(62) if stream else seed
     )

@@ -49,10 +49,13 @@ class ModelCard:
 
     def __post_init__(self):
         if not (self.paper and self.citation and self.section):
-            raise ValueError("a card needs at least paper, citation and section")
+            raise ValueError(
+                "card: got an empty field, expected at least paper, citation and section"
+            )
         if bool(self.url) != bool(self.sha256):
             raise ValueError(
-                "url and sha256 must be given together, so that what comes can be checked"
+                "url and sha256: got one of them, expected both or neither, so "
+                "that what comes can be checked"
             )
         for name in ("claims", "records"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -68,7 +71,8 @@ class ModelCard:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise ValueError(
-                f"the card has unknown fields {sorted(unknown)}; it was written by a later version"
+                f"card: got unknown fields {sorted(unknown)}, expected those of "
+                "ModelCard; read it by the later version that wrote it"
             )
         return cls(**values)
 
@@ -81,7 +85,10 @@ def register_model(
 ) -> Callable:  # decorator for a function that builds the model
     "Make a model available under the name of the function that builds it."
     if not isinstance(card, ModelCard):
-        raise ValueError(f"write @register_model(ModelCard(...)); got {type(card).__name__}")
+        raise ValueError(
+            f"card: got {type(card).__name__}, expected a ModelCard; write "
+            "@register_model(ModelCard(...))"
+        )
 
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         name, known = build.__name__, _MODELS.get(build.__name__)
@@ -90,7 +97,8 @@ def register_model(
             known and len({home for home in homes if "." in home}) > 1
         ):  # a notebook may define a module's model again
             raise ValueError(
-                f"a model named {name!r} is already registered by {known[0].__module__}; choose another name"
+                f"name: got {name!r}, already registered by {known[0].__module__}, "
+                "expected a new one; choose another name"
             )
         _MODELS[name] = (build, card)
         return build
@@ -112,8 +120,8 @@ def _entry(name: str) -> tuple[Callable[..., nn.Module], ModelCard]:
     if name not in _MODELS:
         near = get_close_matches(name, _MODELS, n=3)
         raise ValueError(
-            f"there is no model named {name!r}; "
-            + (f"did you mean {' or '.join(near)}?" if near else "see list_models()")
+            f"name: got {name!r}, expected one of list_models()"
+            + (f"; use the nearest of these, {', '.join(near)}" if near else "")
         )
     return _MODELS[name]
 
@@ -144,7 +152,8 @@ def save_weights(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(
-            f"path must end in .safetensors, the only format written here; got {path.name}"
+            f"path: got {path.name}, expected a name that ends in .safetensors, "
+            "the only format written here"
         )
     with atomic_path(path) as part:
         save_model(model, str(part), metadata={"format": "pt", "card": card.to_json()})
@@ -156,7 +165,7 @@ def _open(path: Path):
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file at {path}")
+        raise FileNotFoundError(f"path: got {path}, which is not there, expected a weight file")
     with open(path, "rb") as file:
         start = file.read(4)
     if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or path.suffix in (
@@ -167,14 +176,17 @@ def _open(path: Path):
         ".ckpt",
     ):
         raise ValueError(
-            f"{path.name} holds pickled weights, which can run code when they are read, and are refused. Whoever trusts the file can "
-            "load it with torch.load(..., weights_only=True) and write it again with save_weights."
+            f"{path.name}: got pickled weights, which can run code when they "
+            "are read, expected safetensors; if you trust the file, load it "
+            "with torch.load(..., weights_only=True) and write it again with "
+            "save_weights"
         )
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise ValueError(
-            f"{path.name} is not a whole safetensors file ({error}); fetch or write it again"
+            f"{path.name}: got a damaged file ({error}), expected a whole "
+            "safetensors file; fetch or write it again"
         ) from error
 
 # %% ../../nbs/core/registry.ipynb #d3c6a7e8
@@ -185,7 +197,9 @@ def read_card(
     with _open(Path(path)) as file:
         metadata = file.metadata() or {}
     if "card" not in metadata:
-        raise ValueError(f"{Path(path).name} has no card; it was not written by save_weights")
+        raise ValueError(
+            f"{Path(path).name}: got no card, expected one; write the file with save_weights"
+        )
     return ModelCard.from_json(metadata["card"])
 
 # %% ../../nbs/core/registry.ipynb #fc5da0b7
@@ -227,7 +241,9 @@ def _compare(stored: dict, own: dict, storage: dict, file: str) -> None:
             "; ".join(shapes[:5]),
         ]
         raise ValueError(
-            f"{file} does not fit the model ({'; '.join(p for p in parts if p)}); build the model with the arguments in read_card(path).config"
+            f"{file}: got weights of another model "
+            f"({'; '.join(p for p in parts if p)}), expected those of this one; "
+            "build the model with the arguments in read_card(path).config"
         )
 
 # %% ../../nbs/core/registry.ipynb #117d7230
@@ -243,8 +259,9 @@ def create_model(
     if pretrained and weights is None:
         if not card.url:
             raise ValueError(
-                f"there are no pretrained weights for {name!r}. Train it ({card.paper}, notebook 03_training), or pass "
-                "weights='file.safetensors'."
+                f"pretrained: got True, expected False for {name!r}, which has no "
+                f"pretrained weights; train it ({card.paper}, notebook "
+                "03_training), or pass weights='file.safetensors'"
             )
         weights = fetch_url(card.url, card.sha256)
     if weights is None:
@@ -252,7 +269,8 @@ def create_model(
     stored = read_card(weights)
     if stored.paper != card.paper:
         raise ValueError(
-            f"{Path(weights).name} holds weights of {stored.paper!r}, and {name!r} belongs to {card.paper!r}"
+            f"{Path(weights).name}: got weights of {stored.paper!r}, expected "
+            f"those of {card.paper!r}, the paper of {name!r}"
         )
     model = build(**{**stored.config, **kwargs})
     load_weights(model, weights)

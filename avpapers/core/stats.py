@@ -47,7 +47,8 @@ class Estimate:
 
     def __repr__(self) -> str:
         p = "" if self.p is None else f", p = {self.p:.2g}"
-        return f"Estimate({self.value:.4g} [{self.low:.4g}, {self.high:.4g}], {self.varies}{p}, {self.method or 'no method'})"
+        interval = f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"Estimate({interval}, {self.varies}{p}, {self.method or 'no method'})"
 
     @property
     def has_interval(self) -> bool:
@@ -71,16 +72,18 @@ def _values(x: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(x, dtype=np.float64)
     if values.ndim != 1 or values.size == 0:
         raise ValueError(
-            f"{name} must be a non-empty list of numbers, one a run; got shape {values.shape}"
+            f"{name}: got shape {values.shape}, expected a list of numbers, one "
+            "per run and at least one"
         )
     if not np.isfinite(values).all():
         bad = np.flatnonzero(~np.isfinite(values)).tolist()
         raise ValueError(
-            f"{name} has NaN or inf at positions {bad}; drop those runs openly or run them again"
+            f"{name}: got NaN or inf at positions {bad}, expected finite "
+            "numbers; drop those runs openly or run them again"
         )
     return values
 
-
+# %% ../../nbs/core/stats.ipynb #9ace41cf
 def _count(n: int, what: str) -> str:
     "'5 seeds', '1 seed'."
     return f"{n} {what[:-1] if n == 1 and what.endswith('s') else what}"
@@ -88,7 +91,9 @@ def _count(n: int, what: str) -> str:
 
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, such as 0.95; got {confidence}")
+        raise ValueError(
+            f"confidence: got {confidence}, expected a number between 0 and 1, such as 0.95"
+        )
 
 # %% ../../nbs/core/stats.ipynb #11ffe42e
 def _t_estimate(mean: float, se: float, dof: float, **fields) -> Estimate:
@@ -107,7 +112,7 @@ def _t_estimate(mean: float, se: float, dof: float, **fields) -> Estimate:
 
 # %% ../../nbs/core/stats.ipynb #0ddcbe32
 def mean_interval(
-    values: ArrayLike,  # one number a run, such as test accuracy by seed
+    values: ArrayLike,  # one number per run, such as test accuracy by seed
     *,
     varies: str = "seeds",  # what differs between the runs, in the plural
     confidence: float = 0.95,  # of the interval
@@ -135,20 +140,21 @@ def _pairs(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
     if hasattr(a, "index") and hasattr(b, "reindex"):
         if not a.index.is_unique or not b.index.is_unique or set(a.index) != set(b.index):
             raise ValueError(
-                f"a and b must hold the same runs once each; a has {list(a.index)}, b has {list(b.index)}"
+                f"a and b: got runs {list(a.index)} and {list(b.index)}, expected "
+                "the same runs in both, once each"
             )
         b = b.reindex(a.index)
     x, y = _values(a, "a"), _values(b, "b")
     if x.size != y.size:
         raise ValueError(
-            f"a and b must be pairs: {x.size} and {y.size} values came; "
-            "use difference(a, b) for runs that are not paired"
+            f"a and b: got {x.size} and {y.size} values, expected pairs; use "
+            "difference(a, b) for runs that are not paired"
         )
     return x, y
 
 # %% ../../nbs/core/stats.ipynb #bb57edaa
 def paired_difference(
-    a: ArrayLike,  # one number a run; a series is matched by its index (the seed)
+    a: ArrayLike,  # one number per run; a series is matched by its index (the seed)
     b: ArrayLike,  # the other model in the same runs
     *,
     varies: str = "seeds",  # what differs between the pairs, in the plural
@@ -171,8 +177,8 @@ def paired_difference(
 
 # %% ../../nbs/core/stats.ipynb #f6274747
 def difference(
-    a: ArrayLike,  # one number a run
-    b: ArrayLike,  # one number a run, not matched to a
+    a: ArrayLike,  # one number per run
+    b: ArrayLike,  # one number per run, not matched to a
     *,
     varies: str = "seeds",  # what differs between runs, in the plural
     confidence: float = 0.95,  # of the interval
@@ -210,7 +216,7 @@ def ratio_interval(
     for name, x in (("a", _values(a, "a")), ("b", _values(b, "b"))):
         if (x <= 0).any():
             raise ValueError(
-                f"{name} must be positive for a ratio; the smallest value is {x.min()}"
+                f"{name}: got {x.min()} as its smallest value, expected positive ones for a ratio"
             )
     compare = paired_difference if paired else difference
     log = compare(np.log(a), np.log(b), varies=varies, confidence=confidence)
@@ -287,7 +293,7 @@ def _nested_rows(
 
 # %% ../../nbs/core/stats.ipynb #9eb94ca3
 def hierarchical_bootstrap(
-    table: pd.DataFrame,  # long form: one row a scored item
+    table: pd.DataFrame,  # long form: one row per scored item
     statistic: Callable[[pd.DataFrame], float],  # from a table to a number
     *,
     levels: Sequence[str] = ("seed", "speaker"),  # columns that were sampled, outermost first
@@ -324,12 +330,14 @@ def _level_codes(table: pd.DataFrame, levels: Sequence[str]) -> np.ndarray:
     missing = [name for name in levels if name not in table.columns]
     if missing or not levels:
         raise ValueError(
-            f"levels must be columns of the table; missing {missing}, it has {list(table.columns)}"
+            f"levels: got {missing}, expected columns of the table, {list(table.columns)}"
         )
     if not len(table):
-        raise ValueError("table has no rows; nothing was scored")
+        raise ValueError("table: got no rows, expected at least one that was scored")
     if table[list(levels)].isna().any().any():
-        raise ValueError(f"levels {list(levels)} hold missing values; every row needs its unit")
+        raise ValueError(
+            f"levels: got missing values in {list(levels)}, expected the unit of every row"
+        )
     return np.stack([table[name].factorize()[0] for name in levels], axis=1)
 
 # %% ../../nbs/core/stats.ipynb #31f213d4
@@ -354,13 +362,15 @@ def _margin_estimate(
 ) -> Estimate:
     "Difference with the interval at 1 - 2 alpha, after the checks both margin tests share."
     if not margin > 0:
-        raise ValueError(f"margin must be positive, in the metric's unit; got {margin}")
+        raise ValueError(f"margin: got {margin}, expected a positive number, in the metric's unit")
     if not 0 < alpha < 0.5:
-        raise ValueError(f"alpha must lie between 0 and 0.5; got {alpha}")
+        raise ValueError(f"alpha: got {alpha}, expected a number between 0 and 0.5")
     compare = paired_difference if paired else difference
     estimate = compare(a, b, varies=varies, confidence=1 - 2 * alpha)
     if not estimate.has_interval:
-        raise ValueError(f"a margin test needs at least two runs a side; got n = {estimate.n}")
+        raise ValueError(
+            f"estimate: got n = {estimate.n}, expected at least two runs per side for a margin test"
+        )
     return estimate
 
 # %% ../../nbs/core/stats.ipynb #e8a51544
@@ -378,7 +388,7 @@ def _one_sided(a: ArrayLike, b: ArrayLike, bound: float, alternative: str, paire
 
 # %% ../../nbs/core/stats.ipynb #034e7bd1
 def equivalence(
-    a: ArrayLike,  # one number a run
+    a: ArrayLike,  # one number per run
     b: ArrayLike,  # the other model
     *,
     margin: float,  # largest difference that does not matter, in the metric's unit
@@ -395,7 +405,7 @@ def equivalence(
 
 # %% ../../nbs/core/stats.ipynb #d617b47e
 def noninferiority(
-    a: ArrayLike,  # the cheaper model, one number a run
+    a: ArrayLike,  # the cheaper model, one number per run
     b: ArrayLike,  # the model it should not fall behind
     *,
     margin: float,  # largest loss that does not matter, in the metric's unit
@@ -431,7 +441,8 @@ def holm(
     outside = table.index[~table.p.between(0, 1)].tolist()
     if outside or table.empty:
         raise ValueError(
-            f"pvalues must be numbers between 0 and 1, at least one; wrong at {outside}, {len(table)} came"
+            f"pvalues: got {len(table)}, outside of 0 to 1 at {outside}, "
+            "expected at least one number, each between 0 and 1"
         )
     table["rejected"], table["p_holm"] = multipletests(table.p, alpha=alpha, method="holm")[:2]
     return table[["p", "p_holm", "rejected"]]

@@ -42,10 +42,10 @@ class ShuffledBatches:
     ):
         sizes = [len(t) for t in tensors]
         if len(set(sizes)) != 1:
-            raise ValueError(f"tensors must share their first dimension; got {sizes}")
+            raise ValueError(f"tensors: got first dimensions {sizes}, expected one for all")
         if not 1 <= batch_size <= sizes[0]:
             raise ValueError(
-                f"batch_size must lie between 1 and {sizes[0]}, the number of examples; got {batch_size}"
+                f"batch_size: got {batch_size}, expected 1 to {sizes[0]}, the number of examples"
             )
         self.tensors, self.batch_size = tensors, batch_size
         self.order, self.position = torch.empty(0, dtype=torch.long), 0
@@ -81,11 +81,9 @@ def cosine_schedule(
 ) -> LRScheduler:  # to be stepped once an optimizer step
     "Linear warm-up and half a cosine."
     if not 0 <= warmup < num_steps:
-        raise ValueError(
-            f"warmup must lie between 0 and num_steps - 1 = {num_steps - 1}; got {warmup}"
-        )
+        raise ValueError(f"warmup: got {warmup}, expected 0 to num_steps - 1 = {num_steps - 1}")
     if not 0 <= final <= 1:
-        raise ValueError(f"final must be a fraction between 0 and 1; got {final}")
+        raise ValueError(f"final: got {final}, expected a fraction between 0 and 1")
 
     def factor(k: int) -> float:
         if k < warmup:
@@ -108,15 +106,16 @@ def _load_checked(path: Path, seed: int, processes: int) -> dict:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"checkpoint {path} cannot be read as tensors and plain values ({type(error).__name__}); "
-            "it is damaged or was not written by fit. Delete it to start this run again."
+            f"checkpoint: got {path}, which cannot be read as tensors and plain "
+            f"values ({type(error).__name__}), expected a whole file written by "
+            "fit; delete it to start this run again"
         ) from error
     for name, here in (("seed", seed), ("processes", processes)):
         if not isinstance(state, dict) or state.get(name) != here:
             found = state.get(name) if isinstance(state, dict) else type(state).__name__
             raise ValueError(
-                f"checkpoint {path} belongs to another run: {name} is {found} there and {here} here. "
-                "Pass another path, or delete it to start again."
+                f"checkpoint: got {path} of another run, with {name} {found}, "
+                f"expected {here}; pass another path, or delete it to start again"
             )
     return state
 
@@ -194,7 +193,8 @@ def _load(run: _Run, path: Path) -> None:
     missing = [name for name in parts if name not in state]
     if missing:
         raise ValueError(
-            f"checkpoint {path} was written without {', '.join(missing)}; pass another path, or delete it"
+            f"checkpoint: got {path} without {', '.join(missing)}, expected "
+            "what this run keeps; pass another path, or delete it"
         )
     for name, part in parts.items():
         part.load_state_dict(state[name])
@@ -213,13 +213,15 @@ def _check_window(window: list[dict], checkpoint: Path | None = None) -> None:
         return
     bad = window[finite.index(False)]
     where = (
-        f"The last checkpoint in {checkpoint} is from before. "
+        f"the last checkpoint in {checkpoint} is from before; "
         if checkpoint and checkpoint.exists()
         else ""
     )
     raise FloatingPointError(
-        f"the loss is {float(bad['loss'])} at step {bad['step']}. {where}Lower the learning rate, clip the gradient "
-        "(clip=1.0), use mixed_precision='bf16' instead of 'fp16', or look for NaN in the batch of that step."
+        f"loss: got {float(bad['loss'])} at step {bad['step']}, expected a "
+        f"finite number; {where}lower the learning rate, clip the gradient "
+        "(clip=1.0), use mixed_precision='bf16' instead of 'fp16', or look "
+        "for NaN in the batch of that step"
     )
 
 # %% ../../nbs/core/training.ipynb #276db644
@@ -263,7 +265,7 @@ class History:
     "What a run leaves beside the trained model."
 
     table: pd.DataFrame  # one row in log_every steps: step, loss, the logs of the step function, lr
-    evaluations: pd.DataFrame  # one row an evaluation: step and metrics
+    evaluations: pd.DataFrame  # one row per evaluation: step and metrics
     steps: int  # optimizer steps done
     seconds: float  # spent training, over all resumed parts
     ema: nn.Module | None = None  # the averaged model, if ema_decay was given
@@ -307,7 +309,8 @@ def _share(batch: Any, accelerator: Accelerator) -> Any:
     def rows(t: Tensor) -> Tensor:
         if len(t) % count:
             raise ValueError(
-                f"the batch has {len(t)} rows, which {count} processes cannot share; choose a multiple of {count}"
+                f"batch: got {len(t)} rows, expected as many for each of {count} "
+                f"processes; choose a multiple of {count}"
             )
         return t[index::count]
 
@@ -322,7 +325,8 @@ def _accelerator(device: str, mixed_precision: str, gradient_accumulation: int) 
     place = pick_device(device)
     if mixed_precision == "fp16" and place.type != "cuda":
         raise ValueError(
-            f"mixed_precision='fp16' needs a CUDA GPU, and the device is {place}; use 'no' or 'bf16'"
+            f"mixed_precision: got 'fp16' on the device {place}, expected it on "
+            "a CUDA GPU only; use 'no' or 'bf16'"
         )
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -357,17 +361,21 @@ def _check_fit(**given: Any) -> None:
         if value is not None and (
             not isinstance(value, int) or isinstance(value, bool) or value < 1
         ):
-            raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+            raise ValueError(f"{name}: got {value!r}, expected an integer of at least 1")
     if given["mixed_precision"] not in ("no", "bf16", "fp16"):
         raise ValueError(
-            f"mixed_precision must be 'no', 'bf16' or 'fp16'; got {given['mixed_precision']!r}"
+            f"mixed_precision: got {given['mixed_precision']!r}, expected 'no', 'bf16' or 'fp16'"
         )
     if given["clip"] is not None and not given["clip"] > 0:
-        raise ValueError(f"clip must be positive; got {given['clip']}")
+        raise ValueError(f"clip: got {given['clip']}, expected a positive number")
     if given["ema_decay"] is not None and not 0 <= given["ema_decay"] < 1:
-        raise ValueError(f"ema_decay must lie in [0, 1); got {given['ema_decay']}")
+        raise ValueError(
+            f"ema_decay: got {given['ema_decay']}, expected a number from 0 to below 1"
+        )
     if given["evaluate_every"] and given["evaluate"] is None:
-        raise ValueError("evaluate_every was given without evaluate")
+        raise ValueError(
+            "evaluate: got none with evaluate_every, expected a function that evaluates"
+        )
 
 # %% ../../nbs/core/training.ipynb #8fa27364
 def fit(
@@ -393,7 +401,7 @@ def fit(
     device: str = "auto",  # as in `pick_device`
     mixed_precision: str = "no",  # "no", "bf16" or "fp16"
     gradient_accumulation: int = 1,  # batches an optimizer step
-    log_every: int = 50,  # steps a row of the history
+    log_every: int = 50,  # steps per row of the history
     progress: bool = True,  # a progress bar
 ) -> History:  # the history; the model holds the last weights
     "Train for a number of optimizer steps, resuming from the checkpoint if there is one."

@@ -44,7 +44,8 @@ def open_member(
         z = zipfile.ZipFile(archive)
     except zipfile.BadZipFile as error:
         raise ValueError(
-            f"{archive} is not a whole zip archive ({error}); delete it and fetch it again"
+            f"{archive}: got a damaged file ({error}), expected a whole zip "
+            "archive; delete it and fetch it again"
         ) from error
     with z:
         if name not in z.namelist():
@@ -89,14 +90,19 @@ def _check_members(
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
             raise ValueError(
-                f"{archive.name} has a member that leaves its folder: {name!r}; nothing was unpacked"
+                f"{archive.name}: got a member that leaves its folder, {name!r}, "
+                "expected only members within it; nothing was unpacked"
             )
     if wanted is not None and wanted - set(sizes):
-        raise ValueError(f"{archive.name} has no members {sorted(wanted - set(sizes))}")
+        raise ValueError(
+            f"members: got {sorted(wanted - set(sizes))}, expected names of "
+            f"members of {archive.name}"
+        )
     names = [name for name in sizes if wanted is None or name in wanted]
     if sum(sizes[name] for name in names) > max_bytes:
         raise ValueError(
-            f"{archive.name} would unpack to {sum(sizes[n] for n in names)} bytes, more than max_bytes={max_bytes}"
+            f"{archive.name}: got {sum(sizes[n] for n in names)} bytes to "
+            f"unpack, expected at most max_bytes={max_bytes}"
         )
     return names
 
@@ -105,7 +111,10 @@ def _extract_zip(archive: Path, folder: Path, wanted: set[str] | None, max_bytes
     with zipfile.ZipFile(archive) as z:
         entries = {i.filename: i.file_size for i in z.infolist() if i.filename.strip("/")}
         if any((i.external_attr >> 28) == 0xA for i in z.infolist()):
-            raise ValueError(f"{archive.name} holds symbolic links; nothing was unpacked")
+            raise ValueError(
+                f"{archive.name}: got symbolic links, expected files and folders "
+                "only; nothing was unpacked"
+            )
         z.extractall(folder, _check_members(archive, entries, wanted, max_bytes))
 
 # %% ../../nbs/data/archives.ipynb #272f2457
@@ -113,13 +122,17 @@ def _extract_tar(archive: Path, folder: Path, wanted: set[str] | None, max_bytes
     try:
         t = tarfile.open(archive)
     except tarfile.TarError as error:
-        raise ValueError(f"{archive.name} is neither a zip nor a tar archive ({error})") from error
+        raise ValueError(
+            f"{archive.name}: got a file that cannot be read ({error}), "
+            "expected a zip or a tar archive"
+        ) from error
     with t:
         files = {m.name: m for m in t.getmembers() if m.name not in (".", "./")}
         odd = [m.name for m in files.values() if not (m.isfile() or m.isdir())]
         if odd:
             raise ValueError(
-                f"{archive.name} holds links or devices, such as {odd[0]!r}; nothing was unpacked"
+                f"{archive.name}: got links or devices, such as {odd[0]!r}, "
+                "expected files and folders only; nothing was unpacked"
             )
         names = _check_members(archive, {k: m.size for k, m in files.items()}, wanted, max_bytes)
         t.extractall(folder, [files[name] for name in names], filter="data")
@@ -136,13 +149,16 @@ def load_array(
         raise ValueError(f"{name}: got an array of objects ({dtype}), expected numbers or text")
     if len(data) - start != dtype.itemsize * math.prod(shape):
         raise ValueError(
-            f"{name} is not a whole .npy file: its header says {shape} of {dtype}, "
-            f"but {len(data) - start} bytes follow"
+            f"{name}: got a header of {shape} of {dtype} and "
+            f"{len(data) - start} bytes behind it, expected a whole .npy file; "
+            "fetch it again"
         )
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:
-        raise ValueError(f"{name} is not a whole .npy file: {error}") from error
+        raise ValueError(
+            f"{name}: got a damaged file ({error}), expected a whole .npy file; fetch it again"
+        ) from error
 
 # %% ../../nbs/data/archives.ipynb #8aae1e9b
 def _npy_header(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, int]:
@@ -155,7 +171,8 @@ def _npy_header(data: bytes, name: str) -> tuple[tuple[int, ...], np.dtype, int]
         )
     except Exception as error:  # SyntaxError and TokenError among them
         raise ValueError(
-            f"{name} is not a whole .npy file: {type(error).__name__}: {error}"
+            f"{name}: got a damaged file ({type(error).__name__}: {error}), "
+            "expected a whole .npy file; fetch it again"
         ) from error
     return shape, dtype, stream.tell()
 
@@ -180,7 +197,7 @@ class _Type:
             raise _refusal(f"the type {self.kind!r}")
         return np.dtype(self.kind).newbyteorder(self.order)
 
-
+# %% ../../nbs/data/archives.ipynb #0861f3a0
 def _refusal(what: str) -> pickle.UnpicklingError:
     return pickle.UnpicklingError(
         f"refused to load {what}: only numpy arrays of plain values and plain "
@@ -237,7 +254,7 @@ class _Scalar:
     def __init__(self, kind: Any, data: Any = b""):
         self.whole = _from_buffer(data, kind, (1,), "C")
 
-
+# %% ../../nbs/data/archives.ipynb #223cee1d
 def _latin1_bytes(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", "latin-1"):
         raise _refusal(f"the codec {encoding!r}")
@@ -314,7 +331,7 @@ def safe_unpickle(
         if isinstance(error, pickle.UnpicklingError) and str(error).startswith("refused"):
             raise
         raise pickle.UnpicklingError(
-            f"refused a damaged pickle ({type(error).__name__}: {error})"
+            f"refused: got a damaged pickle ({type(error).__name__}: {error}), expected a whole one"
         ) from error
 
 # %% ../../nbs/data/archives.ipynb #ce72c9df
@@ -328,6 +345,6 @@ def load_object_array(
     array = safe_unpickle(data[start:]) if dtype == np.dtype(object) else None
     if not isinstance(array, np.ndarray) or array.shape != shape or array.dtype != dtype:
         raise ValueError(
-            f"{name}: its header says {shape} of {dtype}, expected objects of that shape behind it"
+            f"{name}: got a header of {shape} of {dtype}, expected objects of that shape behind it"
         )
     return array

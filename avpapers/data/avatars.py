@@ -25,16 +25,22 @@ if TYPE_CHECKING:
 __all__ = ['ATTRIBUTES', 'PLAIN', 'random_attributes', 'draw_avatars', 'Avatars', 'random_avatars']
 
 # %% ../../nbs/data/avatars.ipynb #156fe36e
-_MOUTHS = "SMILE BIG_SMILE TWINKLE DEFAULT SERIOUS DISBELIEF CONCERNED SAD GRIMACE SCREAM_OPEN EATING TONGUE"
+_MOUTHS = (
+    "SMILE BIG_SMILE TWINKLE DEFAULT SERIOUS DISBELIEF CONCERNED SAD GRIMACE SCREAM_OPEN EATING "
+    "TONGUE"
+)
 _BROWS = (
-    "DEFAULT DEFAULT_NATURAL FLAT_NATURAL RAISED_EXCITED RAISED_EXCITED_NATURAL UP_DOWN UP_DOWN_NATURAL "
+    "DEFAULT DEFAULT_NATURAL FLAT_NATURAL RAISED_EXCITED RAISED_EXCITED_NATURAL UP_DOWN "
+    "UP_DOWN_NATURAL "
     "FROWN_NATURAL SAD_CONCERNED SAD_CONCERNED_NATURAL ANGRY ANGRY_NATURAL UNIBROW_NATURAL NONE"
 )
 _EYES = "DEFAULT HAPPY SIDE SQUINT CLOSED CRY SURPRISED EYE_ROLL WINK"
 _SKINS = "PALE LIGHT YELLOW TANNED BROWN DARK_BROWN BLACK"
 _HAIR = (
-    "NONE BOB BUN CAESAR CAESAR_SIDE_PART FRO LONG_NOT_TOO_LONG SHORT_CURLY SHORT_DREADS_1 SHORT_FLAT SHORT_ROUND "
-    "SHORT_WAVED SIDES STRAIGHT_STRAND BRAIDS BUZZCUT CORNROWS ELVIS MOHAWK POMPADOUR QUIFF TWIST_LONG_HAIR "
+    "NONE BOB BUN CAESAR CAESAR_SIDE_PART FRO LONG_NOT_TOO_LONG SHORT_CURLY SHORT_DREADS_1 "
+    "SHORT_FLAT SHORT_ROUND "
+    "SHORT_WAVED SIDES STRAIGHT_STRAND BRAIDS BUZZCUT CORNROWS ELVIS MOHAWK POMPADOUR QUIFF "
+    "TWIST_LONG_HAIR "
     "FRIZZLE CURLY STRAIGHT_1"
 )
 
@@ -43,6 +49,7 @@ _HAIR_COLORS = "AUBURN BLACK BLONDE BLONDE_GOLDEN BROWN BROWN_DARK PLATINUM RED 
 _BEARDS = "NONE BEARD_LIGHT BEARD_MEDIUM BEARD_MAGESTIC MOUSTACHE_FANCY MOUSTACHE_MAGNUM"
 _GLASSES = "NONE PRESCRIPTION_1 PRESCRIPTION_2 ROUND SUNGLASSES WAYFARERS KURT"
 
+# %% ../../nbs/data/avatars.ipynb #81f1a76d
 ATTRIBUTES = {  # column -> the names it may hold
     "mouth": tuple(_MOUTHS.split()),
     "eyebrows": tuple(_BROWS.split()),
@@ -71,9 +78,8 @@ def _near(what: str, got: object, known: Iterable[str]) -> ValueError:
         str(got).upper() if names[0].isupper() else str(got), names, n=3, cutoff=0.4
     )
     return ValueError(
-        f"{what}: unknown {got!r}; "
-        + (f"nearest are {', '.join(near)}; " if near else "")
-        + f"expected one of {', '.join(names)}"
+        f"{what}: got unknown {got!r}, expected one of {', '.join(names)}"
+        + (f"; use the nearest of these, {', '.join(near)}" if near else "")
     )
 
 
@@ -90,18 +96,18 @@ def random_attributes(
     *,
     generator: torch.Generator,  # the source of randomness
     **fixed: str | Iterable[str],  # column = its name, or the names to choose from
-) -> pd.DataFrame:  # N rows, one column an attribute
+) -> pd.DataFrame:  # N rows, one column per attribute
     "Faces at random, as a table; every attribute is independent of the others."
     import pandas as pd
     import torch
 
     if n < 1:
-        raise ValueError(f"n must be at least 1; got {n}")
+        raise ValueError(f"n: got {n}, expected at least 1")
     allowed = ATTRIBUTES | {"facial_hair": ("NONE",), "accessory": ("NONE",)}
     for column, names in fixed.items():
         chosen = (names,) if isinstance(names, str) else tuple(names)
         if not chosen:
-            raise ValueError(f"{column} must hold at least one name; got none")
+            raise ValueError(f"{column}: got none, expected at least one name")
         _check_names(column, chosen)
         allowed[column] = chosen
     pick = {
@@ -125,7 +131,7 @@ _ARGUMENTS = {"skin": "skin_color", "hair": "top"}  # where the package's argume
 _WHOLE = re.compile(r'width="264px" height="280px" viewBox="0 0 264 280"')
 _HEAD = 'viewBox="52 22 160 160"'  # left, top, width, height in the drawing's own units
 
-
+# %% ../../nbs/data/avatars.ipynb #ad69ad99
 def _drawing_packages():
     "The two packages, or an error that says how to get them."
     try:
@@ -133,7 +139,7 @@ def _drawing_packages():
         import resvg_py
     except ImportError as error:
         raise ImportError(
-            f'avatars are drawn by {error.name}. Install it by: pip install "avpapers[avatars]"'
+            f'avatars: got no {error.name}, expected it installed; pip install "avpapers[avatars]"'
         ) from error
     return python_avatars, resvg_py
 
@@ -153,7 +159,7 @@ def _draw(face: dict[str, str], size: int) -> np.ndarray:
     head, found = _WHOLE.subn(f'width="{size}" height="{size}" {_HEAD}', drawing, count=1)
     if not found:
         raise ValueError(
-            "python-avatars draws another canvas than 264 x 280; install version 1.4.1"
+            "python-avatars: got another canvas, expected 264 x 280; install version 1.4.1"
         )
     png = Image.open(
         io.BytesIO(bytes(renderer.svg_to_bytes(svg_string=head, width=size, height=size)))
@@ -185,7 +191,7 @@ def _draw_all(attributes: pd.DataFrame, size: int, progress: bool) -> np.ndarray
 def _complete(attributes: pd.DataFrame) -> pd.DataFrame:
     "The table with all columns in one order, checked."
     if not len(attributes):
-        raise ValueError("attributes must have at least one row; got none")
+        raise ValueError("attributes: got none, expected at least one row")
     for column in attributes.columns:
         _check_names(column, attributes[column].unique())
     return attributes.assign(**{c: name for c, name in PLAIN.items() if c not in attributes})[
@@ -201,7 +207,7 @@ def draw_avatars(
 ) -> UInt8[np.ndarray, "N H W 3"]:  # RGB, 0 to 255, on white
     "Pictures of faces, drawn once and kept."
     if not 16 <= size <= 512:
-        raise ValueError(f"size must be from 16 to 512 pixels; got {size}")
+        raise ValueError(f"size: got {size}, expected 16 to 512 pixels")
     table = _complete(attributes)
 
     def make() -> dict[str, np.ndarray]:
@@ -220,8 +226,8 @@ class Avatars:
     def __post_init__(self):
         if len(self.images) != len(self.attributes):
             raise ValueError(
-                f"images and attributes must be equally many; got {len(self.images)} and "
-                f"{len(self.attributes)}"
+                f"images and attributes: got {len(self.images)} and "
+                f"{len(self.attributes)}, expected equally many"
             )
 
     def __len__(self) -> int:

@@ -118,7 +118,7 @@ class Drawings:
     def __post_init__(self):
         sizes = len(self.indices), len(self.palettes), len(self.frame)
         if len(set(sizes)) != 1:
-            raise ValueError(f"indices, palettes and frame must be equally many; got {sizes}")
+            raise ValueError(f"indices, palettes and frame: got {sizes}, expected equally many")
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -157,9 +157,11 @@ class Drawings:
 # %% ../../nbs/data/drawings.ipynb #a2ea2002
 def _take(data: Drawings, rows: np.ndarray) -> Drawings:
     if rows.dtype == bool and rows.shape != (len(data),):
-        raise ValueError(f"a mask must have {len(data)} truth values; got shape {rows.shape}")
+        raise ValueError(
+            f"rows: got a mask of shape {rows.shape}, expected {len(data)} truth values"
+        )
     if rows.dtype != bool and rows.size and not np.issubdtype(rows.dtype, np.integer):
-        raise ValueError(f"rows must be a mask or positions; got values of type {rows.dtype}")
+        raise ValueError(f"rows: got values of type {rows.dtype}, expected a mask or positions")
     rows = rows if rows.dtype == bool else rows.astype(int)
     return Drawings(
         data.indices[rows], data.palettes[rows], data.frame.iloc[rows].reset_index(drop=True)
@@ -169,7 +171,7 @@ def _take(data: Drawings, rows: np.ndarray) -> Drawings:
 def _resized(images: Tensor, size: int) -> Tensor:
     "(N, H, W, 4) of 0 to 255 as (N, 4, size, size) of 0 to 1."
     if not 8 <= size <= 512:
-        raise ValueError(f"size must be from 8 to 512 pixels; got {size}")
+        raise ValueError(f"size: got {size}, expected 8 to 512 pixels")
     rgba = images.permute(0, 3, 1, 2).float().div(255)
     if size == rgba.shape[-1] or not len(rgba):
         return rgba[..., :size, :size].contiguous()
@@ -187,7 +189,8 @@ def _compose(rgba: Tensor, background: Tensor | Sequence[float]) -> Tensor:
         back = back[:, None, None]
     elif back.shape not in (wanted, (len(rgba), *wanted)):
         raise ValueError(
-            f"background must be (3,), {wanted} or {(len(rgba), *wanted)}; got {tuple(back.shape)}"
+            f"background: got {tuple(back.shape)}, expected (3,), {wanted} or "
+            f"{(len(rgba), *wanted)}"
         )
     return back + rgba[:, 3:] * (rgba[:, :3] - back)
 
@@ -200,21 +203,23 @@ EMOJI_COLUMNS = ("codepoint", "name", "category", "subcategory")  # of the table
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise FileNotFoundError(
-            f"the drawings are not at {file}. Install avpapers again, or make them by "
-            "`build_drawings`"
+            f"drawings: got no file {file}, expected the one that comes with "
+            "avpapers; install avpapers again, or make it by `build_drawings`"
         )
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise ValueError(
-            f"{file.name} is damaged ({type(error).__name__}: {error}). Install avpapers again, or make "
+            f"{file.name}: got a damaged file ({type(error).__name__}: "
+            f"{error}), expected a whole one; install avpapers again, or make "
             "it by `build_drawings`"
         ) from error
     if (got := arrays_checksum(arrays)) != CHECKSUM:
         raise ValueError(
-            f"{file.name} has other content than this version of avpapers: checksum {got[:12]}..., "
-            f"expected {CHECKSUM[:12]}.... Install avpapers again, or make it by `build_drawings`"
+            f"{file.name}: got other content, checksum {got[:12]}..., expected "
+            f"that of this version of avpapers, {CHECKSUM[:12]}...; install "
+            "avpapers again, or make it by `build_drawings`"
         )
     return arrays
 
@@ -246,7 +251,10 @@ def check_split(
     where: dict[object, str] = {}
     for part, data in parts.items():
         if not len(data):
-            raise ValueError(f"the part {part!r} is empty. Give it more, or leave it out")
+            raise ValueError(
+                f"shares: got the empty part {part!r}, expected at least one "
+                "drawing in it; give it more, or leave it out"
+            )
         for value in data.frame[column].unique():
             _claim(where, (column, value), part)
         for image, row in zip(data.images, data.frame.itertuples()):
@@ -258,7 +266,8 @@ def _claim(
 ) -> None:
     if where.setdefault(key, part) != part:
         raise ValueError(
-            f"the {key[0]} {named or key[1]!r} is in {where[key]} and in {part}: it must be in one only"
+            f"parts: got the {key[0]} {named or key[1]!r} in {where[key]} and "
+            f"in {part}, expected it in one only"
         )
 
 # %% ../../nbs/data/drawings.ipynb #6a44fbad
@@ -269,7 +278,8 @@ def split_by_vendor(
     "Train on some vendors, test on others."
     if unknown := sorted(set(unseen) - set(data.frame.vendor)):
         raise ValueError(
-            f"unseen: no drawings by {unknown}; there are {', '.join(data.frame.vendor.unique())}"
+            f"unseen: got {unknown}, expected vendors that have drawings, "
+            f"{', '.join(data.frame.vendor.unique())}"
         )
     held = data.frame.vendor.isin(list(unseen))
     known = data.frame.codepoint.isin(data.frame.codepoint[~held])
@@ -288,7 +298,7 @@ def split_by_codepoint(
     "Train on some emoji, test on others."
     shares = {"train": 0.6, "validation": 0.2, "test": 0.2} if shares is None else dict(shares)
     if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares must be positive and sum to 1; got {shares}")
+        raise ValueError(f"shares: got {shares}, expected positive numbers that sum to 1")
     codes = np.array(sorted(data.frame.codepoint.unique()), dtype=object)
     codes = codes[
         torch.randperm(len(codes), generator=seeded_generator(seed, stream="split")).numpy()
@@ -309,7 +319,7 @@ _SENTIMENT = (
 )
 
 
-def sentiment_counts() -> pd.DataFrame:  # one row an emoji: codepoint, negative, neutral, positive
+def sentiment_counts() -> pd.DataFrame:  # one row per emoji: codepoint, negative, neutral, positive
     "How many labeled tweets with an emoji were negative, neutral, positive."
     import pandas as pd
 
@@ -330,7 +340,8 @@ def with_sentiment(
     counts = sentiment_counts() if counts is None else counts
     if missing := {"codepoint", "negative", "neutral", "positive"} - set(counts):
         raise ValueError(
-            f"counts must have the columns of `sentiment_counts`; missing are {sorted(missing)}"
+            f"counts: got a table without {sorted(missing)}, expected the "
+            "columns of `sentiment_counts`"
         )
     total = counts[["negative", "neutral", "positive"]].sum(axis=1)
     scored = counts.assign(score=(counts.positive - counts.negative) / total)[
@@ -430,8 +441,9 @@ def anp_graph(
     low, high = max(num_nouns, num_adjectives), num_nouns * num_adjectives
     if min(num_nouns, num_adjectives) < 1 or not low <= num_pairs <= high:
         raise ValueError(
-            f"num_pairs must be from {low} to {high} for {num_nouns} nouns and {num_adjectives} "
-            f"adjectives, each used and no pair twice; got {num_pairs}"
+            f"num_pairs: got {num_pairs}, expected {low} to {high} for "
+            f"{num_nouns} nouns and {num_adjectives} adjectives, each used and "
+            "no pair twice"
         )
     adjectives = _degrees(NOUNS_OF_ADJECTIVE, num_adjectives, num_pairs, num_nouns)
     nouns = _degrees(ADJECTIVES_OF_NOUN, num_nouns, num_pairs, num_adjectives)

