@@ -432,7 +432,7 @@ def _keep_outputs(root: Path) -> None:
             if made.status == "ok":
                 _save_outputs(space, page, made.notebook)
 
-
+# %% ../nbs/cli.ipynb #b9e51ec1
 def _save_outputs(space, page: str, executed: str) -> None:
     "Put the outputs of an executed page into the committed notebook."
     from avpapers.core.files import write_atomic

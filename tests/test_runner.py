@@ -1,4 +1,4 @@
-"The suite as a whole: planning, two worker processes of which one is killed, a suite killed at random moments, determinism."
+"The runner: parallel, resumable, with time limits; a killed worker or suite leaves the records of an undisturbed run."
 
 import json
 import os

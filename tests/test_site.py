@@ -128,11 +128,15 @@ def test_badge_follows_settings_and_is_idempotent():
 
 
 def test_entries_stand_before_their_own_source():
-    entry = lambda name: project.cell(f"#| output: asis\nshow_doc({name})", "code", name=name)
+    def entry(name):
+        return project.cell(f"#| output: asis\nshow_doc({name})", "code", name=name)
+
     fold = '#| code-fold: show\n#| code-summary: "Exported source"\n'
-    source = lambda *names: project.cell(
-        fold + "\n".join(f"def {n}(): pass" for n in names), "code", name="+".join(names)
-    )
+
+    def source(*names):
+        text = fold + "\n".join(f"def {n}(): pass" for n in names)
+        return project.cell(text, "code", name="+".join(names))
+
     nb = {
         "cells": [
             entry("c"),
@@ -170,7 +174,8 @@ def test_entries_stand_before_their_own_source():
 @pytest.fixture
 def entries(tmp_path):
     (tmp_path / "r.bib").write_text(
-        "@article{ada2020, title={On {RNN}s}, author={L{\\'o}pez, Ada and Bo, Cy}, journal={J}, year={2020}, doi={10.1/x}}\n"
+        "@article{ada2020, title={On {RNN}s}, author={L{\\'o}pez, Ada and Bo, Cy}, journal={J}, "
+        "year={2020}, doi={10.1/x}}\n"
         "@misc{many2021, title={T}, author={A, A and B, B and C, C}, year={2021}, eprint={2101.00001}}\n"
     )
     return resolve.read_bibliography(tmp_path / "r.bib")
@@ -415,7 +420,9 @@ def test_two_notebooks_of_one_address():
 
 
 def test_light_to_import():
-    code = "import sys, avpapers.cli, avpapers.site.browser, avpapers.site.render; print([m for m in ('torch', 'nbdev', 'pandas', 'numpy', 'smalldocs') if m in sys.modules])"
+    heavy = ("torch", "nbdev", "pandas", "numpy", "smalldocs")
+    imports = "import sys, avpapers.cli, avpapers.site.browser, avpapers.site.render"
+    code = f"{imports}; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT

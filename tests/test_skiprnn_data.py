@@ -162,7 +162,8 @@ def test_no_group_and_no_sequence_is_in_two_splits(loaded, name):
             set(s.groups) if kind == "groups" else {x.numpy().tobytes() for x in s.inputs}
             for s in d.splits.values()
         ]
-        # Other posts can begin with the same 200 words (a list of questions, posted monthly): rows count for the other sets only.
+        # Other posts can begin with the same 200 words (a list of questions, posted monthly):
+        # rows count for the other sets only.
         if kind == "groups" or name != "newsgroups":
             assert sum(map(len, held)) == len(set.union(*held)), kind
 

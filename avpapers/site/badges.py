@@ -33,7 +33,13 @@ def install_cell(
     s = config or settings()
     named = f"avpapers[{','.join(extras)}]" if extras else "avpapers"
     where = f"{named} @ git+https://github.com/{s['user']}/{s['repo']}@{s['branch']}"
-    lines = ["#| eval: false", "#| echo: false", "import sys", 'if "google.colab" in sys.modules:']
+    lines = [
+        "#| eval: false",
+        "#| echo: false",
+        "import sys",
+        "",
+        'if "google.colab" in sys.modules:',
+    ]
     return "\n".join([*lines, f'    %pip install -q "{where}"'])
 
 

@@ -251,7 +251,7 @@ def bits(a: Tensor, b: Tensor) -> float:
     nats = mutual_info_score(a.flatten().int().numpy(), b.flatten().int().numpy())
     return float(nats / 0.6931471805599453)
 
-
+# %% ../../nbs/skiprnn/04_experiments.ipynb #b46630db
 @paper.experiment(sizes=ADDING)
 def adding(size: Config, run: Run) -> None:
     "SR-1, SR-3, SR-11: the adding task."

@@ -352,7 +352,7 @@ def _wait(increment, accumulated, q, steps):
     accumulated[q] = level
     return k
 
-
+# %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #9be2b529
 @_jit
 def _wait_forced(forced, b, t):
     "Steps that the mask skips from step t on."
@@ -468,7 +468,7 @@ class Clocks(NamedTuple):
     increment: np.ndarray
     accumulated: np.ndarray
 
-
+# %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #d19c98b3
 @_jit
 def _skip_steps(q, clocks, h, forced, T, steps):
     "Write the steps that slot q skips; True if an update follows."
@@ -486,7 +486,7 @@ def _skip_steps(q, clocks, h, forced, T, steps):
     clocks.time[q] = t + count
     return t + count < T
 
-
+# %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #61850c5e
 @_jit
 def _views(s, outputs):
     "The parts of two named tuples that the inner loop needs."

@@ -85,7 +85,7 @@ class Config:
     check: str = "float64"  # precision in which gradients are compared
     train_shares: tuple[float, ...] = (1.0, 0.5, 0.25, 0.1, 0.05)  # updates / T in training
 
-
+# %% ../../nbs/skiprnn/06_performance.ipynb #5f61da7c
 SIZES = {
     "smoke": Config(
         16,
@@ -307,7 +307,7 @@ def training_step(net: SkipLSTM, x: Tensor, path: str) -> Callable[[], None]:
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #d549439c
 def gradient_difference(net: SkipLSTM, x: Tensor, check: str) -> float:
-    "Largest difference between the kernel's gradients and those of the plain loop, relative to the largest of each parameter."
+    "Largest difference of the kernel's gradients to the plain loop's, relative to each parameter's."
     from copy import deepcopy
 
     found = []

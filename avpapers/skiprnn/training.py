@@ -151,7 +151,7 @@ def random_skip(
 
     return policy
 
-
+# %% ../../nbs/skiprnn/03_training.ipynb #de324340
 def fixed_stride(
     rate: float,  # share of steps used, in (0, 1]
 ) -> Policy:  # evenly spaced updates beginning with the first step

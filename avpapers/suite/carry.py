@@ -6,7 +6,6 @@
 __all__ = ['SMOKE', 'worktree', 'smoke_runs', 'untimed', 'difference', 'carried_record', 'carry']
 
 # %% ../../nbs/suite/carry.ipynb #fee1f979
-import json
 import os
 import subprocess
 import sys

@@ -127,7 +127,7 @@ def bounds_of(
     "Smallest and largest value of a metric."
     return next((ends for pattern, ends in BOUNDS.items() if re.match(pattern, column)), None)
 
-
+# %% ../../nbs/suite/records.ipynb #fd061605
 def check_range(
     column: str,  # name of a metric
     value: Value,  # its value
