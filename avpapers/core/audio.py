@@ -317,6 +317,9 @@ def chunks(
     )
 
 # %% ../../nbs/core/audio.ipynb #e3e639d0
+_SHOWN = "num_mels sample_rate window_length hop n_fft f_min f_max power floor center".split()
+
+
 class LogMel(nn.Module):
     "Waveforms to log-mel spectrograms, batched, differentiable, on the device of the input."
 
@@ -330,9 +333,8 @@ class LogMel(nn.Module):
         sample_rate: int = 16_000,  # Hz, of the waveforms
         window_ms: float = 25.0,  # length of a window, milliseconds
         hop_ms: float = 10.0,  # from one window to the next, milliseconds
-        n_fft: int
         # of the transform, samples; None: a power of two, long enough for all filters
-        | None = None,
+        n_fft: int | None = None,
         f_min: float = 0.0,  # Hz, where the lowest filter begins
         f_max: float | None = None,  # Hz, where the highest ends; half the sampling rate if None
         power: float = 2.0,  # 2: power, 1: magnitude
@@ -342,31 +344,16 @@ class LogMel(nn.Module):
     ):
         super().__init__()
         f_max = sample_rate / 2 if f_max is None else f_max
-        self.window_length, self.hop = (
-            round(window_ms * sample_rate / 1000),
-            round(hop_ms * sample_rate / 1000),
-        )
+        self.window_length = round(window_ms * sample_rate / 1000)
+        self.hop = round(hop_ms * sample_rate / 1000)
         _check_front_end(
             num_mels, sample_rate, self.window_length, self.hop, f_min, f_max, power, floor
         )
         self.n_fft = n_fft or _fft_size(self.window_length, num_mels, sample_rate, f_min, f_max)
-        if self.n_fft < self.window_length:
-            raise ValueError(
-                f"n_fft: got {n_fft}, expected at least the window of {self.window_length} samples"
-            )
         basis = _mel_basis(num_mels, sample_rate, self.n_fft, f_min, f_max)
-        if empty := int((~basis.any(1)).sum()):
-            raise ValueError(
-                f"num_mels: got {num_mels}, {empty} of them without a frequency, "
-                f"expected at least one in each; raise n_fft from {self.n_fft}, or "
-                "lower num_mels"
-            )
-        self.num_mels, self.sample_rate, self.f_min, self.f_max = (
-            num_mels,
-            sample_rate,
-            f_min,
-            f_max,
-        )
+        _check_transform(self.n_fft, self.window_length, basis)
+        self.num_mels, self.sample_rate = num_mels, sample_rate
+        self.f_min, self.f_max = f_min, f_max
         self.power, self.floor, self.center = power, floor, center
         self.register_buffer("window", _window(self.window_length, self.n_fft), persistent=False)
         self.register_buffer("basis", torch.from_numpy(basis.copy()), persistent=False)
@@ -379,57 +366,55 @@ class LogMel(nn.Module):
         wave: Float[Tensor, "*B T"],  # from -1 to 1
     ) -> Float[Tensor, "*B F frames"]:  # natural logarithm
         "Log-mel spectrogram of each clip."
-        if not wave.is_floating_point():
-            raise ValueError(f"wave: got {wave.dtype}, expected floats from -1 to 1")
-        if wave.shape[-1] < (1 if self.center else self.n_fft):
-            raise ValueError(
-                f"wave: got {wave.shape[-1]} samples, expected at least "
-                f"{1 if self.center else self.n_fft}; pad it"
-            )
-        with torch.autocast(
-            wave.device.type, enabled=False
-        ):  # half precision has no room for power
+        _check_wave(wave, 1 if self.center else self.n_fft)
+        # half precision has no room for power
+        with torch.autocast(wave.device.type, enabled=False):
             flat = wave.reshape(-1, wave.shape[-1]).to(self.basis.dtype)
-            mel = torch.cat([self._log_mel(part) for part in chunks(flat)])
+            mel = torch.cat([_log_mel(self, part) for part in chunks(flat)])
             return mel.reshape(*wave.shape[:-1], *mel.shape[-2:])
-
-    def _log_mel(self, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B F frames"]:
-        squares = (
-            torch.view_as_real(spectra(wave, self.window, self.hop, center=self.center))
-            .flatten(-2)
-            .square()
-        )
-        if self.power == 2:
-            mel = torch.cat(
-                [
-                    squares[..., part] @ getattr(self, f"group{k}")
-                    for k, part in enumerate(self.stretches)
-                ],
-                -1,
-            )
-        else:
-            mel = (
-                squares.unflatten(-1, (-1, 2)).sum(-1).clamp_min(1e-30).pow(self.power / 2)
-                @ self.basis.T
-            )
-        return mel.clamp_min(self.floor).log().transpose(-1, -2)
 
     def frame_lengths(
         self,
         lengths: Int[Tensor, "B"],  # samples
     ) -> Int[Tensor, "B"]:  # frames
         "How many frames of a padded batch belong to each clip."
-        return (
-            lengths if self.center else (lengths - self.n_fft).clamp_min(-self.hop)
-        ) // self.hop + 1
+        last = lengths if self.center else (lengths - self.n_fft).clamp_min(-self.hop)
+        return last // self.hop + 1
 
     def extra_repr(self) -> str:
-        return (
-            f"num_mels={self.num_mels}, sample_rate={self.sample_rate}, "
-            f"window={self.window_length}, hop={self.hop}, n_fft={self.n_fft}, "
-            f"f_min={self.f_min}, f_max={self.f_max}, power={self.power}, floor={self.floor}, "
-            f"center={self.center}"
+        return ", ".join(f"{name}={getattr(self, name)}" for name in _SHOWN)
+
+# %% ../../nbs/core/audio.ipynb #9e120754
+def _log_mel(front: LogMel, wave: Float[Tensor, "B T"]) -> Float[Tensor, "B F frames"]:
+    "Log-mel spectrogram of clips that fit into the cache together."
+    spectrum = spectra(wave, front.window, front.hop, center=front.center)
+    squares = torch.view_as_real(spectrum).flatten(-2).square()
+    if front.power == 2:
+        parts = enumerate(front.stretches)
+        mel = torch.cat([squares[..., part] @ getattr(front, f"group{k}") for k, part in parts], -1)
+    else:
+        power = squares.unflatten(-1, (-1, 2)).sum(-1).clamp_min(1e-30).pow(front.power / 2)
+        mel = power @ front.basis.T
+    return mel.clamp_min(front.floor).log().transpose(-1, -2)
+
+# %% ../../nbs/core/audio.ipynb #9787900b
+def _check_transform(n_fft: int, window_length: int, basis: np.ndarray) -> None:
+    if n_fft < window_length:
+        raise ValueError(
+            f"n_fft: got {n_fft}, expected at least the window of {window_length} samples"
         )
+    if empty := int((~basis.any(1)).sum()):
+        raise ValueError(
+            f"num_mels: got {len(basis)}, {empty} of them without a frequency, expected at "
+            f"least one in each; raise n_fft from {n_fft}, or lower num_mels"
+        )
+
+
+def _check_wave(wave: Tensor, least: int) -> None:
+    if not wave.is_floating_point():
+        raise ValueError(f"wave: got {wave.dtype}, expected floats from -1 to 1")
+    if wave.shape[-1] < least:
+        raise ValueError(f"wave: got {wave.shape[-1]} samples, expected at least {least}; pad it")
 
 # %% ../../nbs/core/audio.ipynb #d35b6d5a
 def _check_front_end(num_mels, sample_rate, window, hop, f_min, f_max, power, floor) -> None:

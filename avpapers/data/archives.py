@@ -51,9 +51,8 @@ def open_member(
         if name not in z.namelist():
             near = get_close_matches(name, z.namelist(), n=3, cutoff=0.4)
             raise ValueError(
-                f"{Path(archive).name} has no member {name!r}; near to it are {near}"
-                if near
-                else f"{Path(archive).name} has no member {name!r}"
+                f"name: got {name!r}, expected a member of {Path(archive).name}"
+                + (f"; use the nearest of these, {', '.join(near)}" if near else "")
             )
         return z.open(name)
 

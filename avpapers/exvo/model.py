@@ -279,7 +279,7 @@ class GroupedEnsemble(nn.Module):
 
     @torch.no_grad()
     def give_back(self) -> None:
-        "Copy what has been learned into the nets."
+        "Copy what has been learned into the networks."
         whole = self.body.backbone.state_dict()
         own = [n.backbone.state_dict() for n in self.lenders]
         for key, weight in whole.items():
@@ -304,16 +304,24 @@ class GroupedEnsemble(nn.Module):
             [p.grad for part in parts for p in part.parameters() if p.grad is not None]
             for parts in zip(self.heads, also, strict=True)
         ]
-        norm = (
-            sum(g.square().flatten(1).sum(1) for g in shared)
-            + torch.stack([torch.stack([g.square().sum() for g in grads]).sum() for grads in own])
-        ).sqrt()
-        scale = (largest / (norm + 1e-6)).clamp(max=1)
-        for g in shared:
-            g *= scale.view(-1, *[1] * (g.ndim - 1))
-        for s, grads in zip(scale, own, strict=True):
-            for g in grads:
-                g *= s
+        _clip_each(shared, own, largest)
+
+# %% ../../nbs/exvo/02_model.ipynb #9f44747d
+def _clip_each(
+    shared: Sequence[Tensor],  # gradients (S, ...), a row per network
+    own: Sequence[Sequence[Tensor]],  # gradients of each network alone
+    largest: float,  # norm
+) -> None:
+    norm = (
+        sum(g.square().flatten(1).sum(1) for g in shared)
+        + torch.stack([torch.stack([g.square().sum() for g in grads]).sum() for grads in own])
+    ).sqrt()
+    scale = (largest / (norm + 1e-6)).clamp(max=1)
+    for g in shared:
+        g *= scale.view(-1, *[1] * (g.ndim - 1))
+    for s, grads in zip(scale, own, strict=True):
+        for g in grads:
+            g *= s
 
 # %% ../../nbs/exvo/02_model.ipynb #de322cde
 def functionals(

@@ -368,26 +368,6 @@ def _train(
     if isinstance(body, GroupedEnsemble):
         optimizer.register_step_pre_hook(lambda *_: body.clip(5.0, weights))
 
-    def label(k, values):
-        return {f"{k} {name}": v for name, v in values.items()}
-
-    def step(both, batch):
-        inputs, lengths, *labels = batch
-        if augment and inputs.ndim == 3:
-            inputs = spec_augment(
-                inputs,
-                generator=torch.default_generator,
-                freq_mask=inputs.shape[1] // 8,
-                time_mask=inputs.shape[2] // 8,
-                lengths=lengths,
-            )
-        losses = [
-            task_losses(out, *labels, age_std=std) for out in _ask(both["body"], inputs, lengths)
-        ]
-        return sum(w(own) for w, own in zip(both["weights"], losses, strict=True)), {
-            k: v for n, own in enumerate(losses) for k, v in label(n, own).items()
-        }
-
     def evaluate(both):
         if isinstance(body, GroupedEnsemble):
             body.give_back()
@@ -397,12 +377,12 @@ def _train(
                 both["best"], _predict_each(both["body"], validation), strict=True
             )
         ]
-        return {k: v for n, own in enumerate(found) for k, v in label(n, own).items()}
+        return _numbered(found)
 
     history = fit(
         both,
         ShuffledBatches(*train.tensors, batch_size=batch_size),
-        step=step,
+        step=_step(std, augment),
         optimizer=optimizer,
         num_steps=num_epochs * steps,
         scheduler=cosine_schedule(
@@ -420,6 +400,29 @@ def _train(
         Trained(m.eval(), keep.best, keep.scores, _own_history(history, n))
         for n, (m, keep) in enumerate(zip(models, keepers, strict=True))
     ]
+
+# %% ../../nbs/exvo/03_training.ipynb #0a9caadc
+def _numbered(values):
+    return {f"{n} {name}": v for n, own in enumerate(values) for name, v in own.items()}
+
+
+def _step(age_std, augment):
+    def step(both, batch):
+        inputs, lengths, *labels = batch
+        if augment and inputs.ndim == 3:
+            inputs = spec_augment(
+                inputs,
+                generator=torch.default_generator,
+                freq_mask=inputs.shape[1] // 8,
+                time_mask=inputs.shape[2] // 8,
+                lengths=lengths,
+            )
+        outputs = _ask(both["body"], inputs, lengths)
+        losses = [task_losses(out, *labels, age_std=age_std) for out in outputs]
+        total = sum(w(own) for w, own in zip(both["weights"], losses, strict=True))
+        return total, _numbered(losses)
+
+    return step
 
 # %% ../../nbs/exvo/03_training.ipynb #0934c940
 def _own_history(history: History, number: int) -> History:
