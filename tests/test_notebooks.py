@@ -57,10 +57,8 @@ def test_most_cells_are_short():
     sizes = sorted(
         lines(c["source"]) for n in NOTEBOOKS for c in cells(n) if c["cell_type"] == "code"
     )
-    assert sizes[len(sizes) // 2] <= 10 and sizes[len(sizes) * 9 // 10] <= 25, (
-        sizes[len(sizes) // 2],
-        sizes[len(sizes) * 9 // 10],
-    )
+    middle, most = sizes[len(sizes) // 2], sizes[len(sizes) * 9 // 10]
+    assert middle <= 9 and most <= 23, (middle, most)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
