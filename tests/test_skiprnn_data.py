@@ -574,7 +574,7 @@ def test_offline_and_not_there(load, tmp_path, monkeypatch):
     monkeypatch.setenv("AVPAPERS_OFFLINE", "1")
     with pytest.raises(FileNotFoundError) as error:
         load()
-    assert "Next step" in str(error.value) or "leave root out" in str(error.value)
+    assert "run once with a network" in str(error.value) or "leave root out" in str(error.value)
     assert isinstance(error.value, (DataUnavailableError, FileNotFoundError))
 
 

@@ -451,14 +451,14 @@ def test_avatar_files_are_repaired(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: A.random_attributes(0, generator=seeded_generator(0)), "n must be"),
+        (lambda: A.random_attributes(0, generator=seeded_generator(0)), "n: got 0"),
         (
             lambda: A.random_attributes(1, generator=seeded_generator(0), moth="SAD"),
-            "nearest are mouth",
+            "nearest of these, mouth",
         ),
         (
             lambda: A.random_attributes(1, generator=seeded_generator(0), skin="DARK"),
-            "nearest are DARK_BROWN",
+            "nearest of these, DARK_BROWN",
         ),
         (lambda: A.random_attributes(1, generator=seeded_generator(0), skin=[]), "skin"),
         (lambda: A.draw_avatars(pd.DataFrame({"mouth": ["smile"]})), "SMILE"),
@@ -597,7 +597,7 @@ def test_affect_cues():
         (lambda: D.procedural_faces(3, votes=0, generator=seeded_generator(0)), "votes"),
         (lambda: D.procedural_faces(3, split="dev", generator=seeded_generator(0)), "split"),
         (lambda: PROCEDURAL["avatars"](num=300), "pool=1000 or more|pool=.* or more"),
-        (lambda: PROCEDURAL["avatars"](rare_skin="DARK"), "nearest are DARK_BROWN"),
+        (lambda: PROCEDURAL["avatars"](rare_skin="DARK"), "nearest of these, DARK_BROWN"),
         (lambda: PROCEDURAL["avatars"](pool=30), "pool"),
         (lambda: PROCEDURAL["avatars"](split="dev"), "split"),
         (
@@ -966,7 +966,7 @@ def test_offline_and_not_there(load, tmp_path, monkeypatch):
     "No silent fall-back: a clear error."
     monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path))
     monkeypatch.setenv("AVPAPERS_OFFLINE", "1")
-    with pytest.raises(DataUnavailableError, match="Next step.*avpapers data get"):
+    with pytest.raises(DataUnavailableError, match="run once with a network.*avpapers data get"):
         load()
     assert len(D.procedural_faces(5, generator=seeded_generator(0))) == 5
 

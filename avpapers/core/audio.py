@@ -233,9 +233,8 @@ def length_mask(
 
 # %% ../../nbs/core/audio.ipynb #5b307763
 def masked_mean(
-    x: Float[
-        Tensor, "B ..."
-    ],  # padded along `dim`; what stands in the padding does not matter, not even NaN
+    # padded along `dim`; what stands in the padding does not matter, not even NaN
+    x: Float[Tensor, "B ..."],
     lengths: Int[Tensor, "B"],  # how much of each row is real
     dim: int = -1,  # the padded dimension
 ) -> Float[Tensor, "B ..."]:  # without `dim`; 0 for a row of length 0

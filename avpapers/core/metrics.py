@@ -33,9 +33,8 @@ def _check_same_shape(a: Tensor, b: Tensor, names: str) -> None:
 
 # %% ../../nbs/core/metrics.ipynb #e59d1658
 def accuracy(
-    logits: Float[
-        Tensor, "N K"
-    ],  # one score per class; the largest is the answer, the first one if tied
+    # one score per class; the largest is the answer, the first one if tied
+    logits: Float[Tensor, "N K"],
     target: Int[Tensor, "N"],  # class numbers from 0 to K - 1
 ) -> float:  # in [0, 1], higher is better
     "Share of examples whose largest logit is at the target."

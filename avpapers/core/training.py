@@ -380,13 +380,11 @@ def _check_fit(**given: Any) -> None:
 # %% ../../nbs/core/training.ipynb #8fa27364
 def fit(
     model: nn.Module,  # trained in place
-    batches: Callable[
-        [torch.Generator], Any
-    ],  # draws a batch; may have state_dict and load_state_dict
+    # draws a batch; may have state_dict and load_state_dict
+    batches: Callable[[torch.Generator], Any],
     *,
-    step: Callable[
-        [nn.Module, Any], tuple[Tensor, Mapping[str, Any]]
-    ],  # (model, batch) -> loss, logs
+    # (model, batch) -> loss, logs
+    step: Callable[[nn.Module, Any], tuple[Tensor, Mapping[str, Any]]],
     optimizer: Optimizer,  # over the model's parameters
     num_steps: int,  # optimizer steps in all, those before a resume included
     scheduler: LRScheduler | None = None,  # stepped once an optimizer step

@@ -199,8 +199,7 @@ class _Type:
 # %% ../../nbs/data/archives.ipynb #0861f3a0
 def _refusal(what: str) -> pickle.UnpicklingError:
     return pickle.UnpicklingError(
-        f"refused to load {what}: only numpy arrays of plain values and plain "
-        "containers are read from a pickle"
+        f"refused: got {what}, expected only numpy arrays of plain values and plain containers"
     )
 
 # %% ../../nbs/data/archives.ipynb #9a284f5e

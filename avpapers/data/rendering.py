@@ -280,9 +280,8 @@ def _adjective_numbers(adjective: Any, num: int) -> Tensor:
 
 # %% ../../nbs/data/rendering.ipynb #64db5bfe
 def render(
-    images: Float[
-        Tensor, "B 4 H W"
-    ],  # drawings with opacity, 0 to 1, as `Drawings.rgba` gives them; H = W
+    # drawings with opacity, 0 to 1, as `Drawings.rgba` gives them; H = W
+    images: Float[Tensor, "B 4 H W"],
     adjective: Int[Tensor, "B"]
     | Sequence[str]
     | str

@@ -280,9 +280,8 @@ class Dataset:
     size: str  # what has to be fetched
     embedded: bool  # needs no network once the environment stands
     source: str  # where it comes from
-    get: Callable[
-        [], object
-    ]  # brings it into the cache; returns where it is, or why nothing was fetched
+    # brings it into the cache; returns where it is, or why nothing was fetched
+    get: Callable[[], object]
     package: str = ""  # name of the package that holds it, if one does
 
 # %% ../../nbs/data/sources.ipynb #8653de83

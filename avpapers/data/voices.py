@@ -225,9 +225,8 @@ class Voices:
     "Recorded clips and what is known of each."
 
     pack: str  # a name of `PACKS`
-    frame: (
-        pd.DataFrame
-    )  # file, voice, event, label, language, words, level, text, group, seconds, sha256
+    # file, voice, event, label, language, words, level, text, group, seconds, sha256
+    frame: pd.DataFrame
     roots: tuple[Path, ...]  # where the files are
     checksum: str  # of all contents
     stand_in: bool = False  # True for a fixture

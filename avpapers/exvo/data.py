@@ -57,17 +57,15 @@ class Bursts:
     "Vocal bursts with up to three kinds of labels."
 
     name: str  # of the set
-    emotion: (
-        Float[Tensor, "N E"] | None
-    )  # e: mean perceived intensity, 0 to 1, in the order of `emotions`; nan where blind
+    # e: mean perceived intensity, 0 to 1, in the order of `emotions`; nan where blind
+    emotion: Float[Tensor, "N E"] | None
     country: Int[Tensor, "N"]  # c: position in `countries`; -1 where unknown
     countries: tuple[str, ...]  # names
     age: Float[Tensor, "N"]  # a: years; nan where unknown
     speaker: tuple[str, ...]  # who, of each burst
     split: tuple[str, ...]  # of each burst, one of `SPLITS`; no speaker in two
-    waves: Float[Tensor, "N T"] | None = (
-        None  # 16 kHz, zeros after the end; None where only files are known
-    )
+    # 16 kHz, zeros after the end; None where only files are known
+    waves: Float[Tensor, "N T"] | None = None
     lengths: Int[Tensor, "N"] | None = None  # samples of each burst
     files: tuple[str, ...] = ()  # of each burst, below the set's folder
     checksum: str = ""  # of labels, splits and how the sound was made or named
@@ -76,13 +74,11 @@ class Bursts:
     sex: tuple[str, ...] = ()  # "female" or "male" as the set says, where it does
     kind: Int[Tensor, "N"] | None = None  # what sort of burst, position in `kinds`
     kinds: tuple[str, ...] = ()  # laugh, cry, ...
-    sound: Float[Tensor, "N P"] | None = (
-        None  # of the generator: what it was told to make, as far as it is audible
-    )
+    # of the generator: what it was told to make, as far as it is audible
+    sound: Float[Tensor, "N P"] | None = None
     sound_names: tuple[str, ...] = ()  # of the columns of `sound`
-    gamma: float | None = (
-        None  # of the generator: how far emotion sounds different from country to country
-    )
+    # of the generator: how far emotion sounds different from country to country
+    gamma: float | None = None
 
     def __len__(self) -> int:
         return len(self.split)

@@ -57,7 +57,7 @@ __all__ = ['Size', 'SUBSETS', 'RECORDED', 'LARGE', 'TINY', 'BURSTS', 'Config', '
            'baselines', 'functionals_network', 'matched_widths', 'constant', 'exchange', 'subsets', 'by_rule', 'twins',
            'multiply_adds', 'size_rows', 'size_name', 'conformer_rows', 'new_conformer', 'fine_tune', 'probe_rows',
            'public_rows', 'public_means', 'speaker_bootstrap', 'as_intensities', 'make_study', 'all_comparisons',
-           'late_fusion', 'recorded_bursts', 'bursts', 'recordings', 'heard_clips', 'by_voice', 'over_voices',
+           'late_fusion', 'recorded_bursts', 'bursts', 'recordings', 'clip_features', 'by_voice', 'over_voices',
            'recall_of', 'concordance_of', 'resnet_by_voice', 'voices', 'some_clips', 'pain_rows', 'event_rows']
 
 # %% ../../nbs/exvo/04_experiments.ipynb #7aca8e12
@@ -597,7 +597,7 @@ def recordings(size: Config, run: Run) -> None:
     return public_rows(study, {s: (d.waves, d.lengths) for s, d in parts.items()})
 
 # %% ../../nbs/exvo/04_experiments.ipynb #39276f9b
-def heard_clips(clips: Voices, size: Config) -> tuple[Tensor, Tensor]:
+def clip_features(clips: Voices, size: Config) -> tuple[Tensor, Tensor]:
     "Spectrograms of clips, cut or padded to a second and a half, and their frames."
     front, waves = (
         LogMel(size.num_mels, hop_ms=size.hop_ms),
@@ -734,7 +734,7 @@ def some_clips(pack: str, clips: Voices, count: int) -> Voices:
 # %% ../../nbs/exvo/04_experiments.ipynb #6dbd9ce9
 def pain_rows(pack: str, clips: Voices, size: Config, run: Run) -> None:
     "How much pain: concordance of functionals, and of the duration alone."
-    mel, lengths = heard_clips(clips, size)
+    mel, lengths = clip_features(clips, size)
     level = clips.frame["level"].to_numpy(float)
     groups = clips.frame["group"].astype(str).to_numpy()
     seen = {
@@ -749,7 +749,7 @@ def pain_rows(pack: str, clips: Voices, size: Config, run: Run) -> None:
 # %% ../../nbs/exvo/04_experiments.ipynb #8982cc34
 def event_rows(pack: str, clips: Voices, size: Config, run: Run) -> None:
     "Which event, or which language: recall of functionals, and of a small ResNet."
-    mel, lengths = heard_clips(clips, size)
+    mel, lengths = clip_features(clips, size)
     column = "language" if pack == "tuxpaint" else "label"
     names = clips.frame[column].astype(str).to_numpy()
     groups = clips.frame["group"].astype(str).to_numpy()

@@ -449,9 +449,8 @@ class Conformer(nn.Module):
         self,
         mel: Float[Tensor, "B F T"],  # standardized
         lengths: Int[Tensor, "B"],  # true frames
-    ) -> tuple[
-        list[Float[Tensor, "B t D"]], Int[Tensor, "B"]
-    ]:  # input of the blocks and output of each; frames of each burst
+        # input of the blocks and output of each; frames of each burst
+    ) -> tuple[list[Float[Tensor, "B t D"]], Int[Tensor, "B"]]:
         "Features after the front end and after every block, four times fewer frames."
         hidden = mel * length_mask(lengths, mel.shape[2])[:, None]
         for layer in self.subsample:
@@ -469,9 +468,8 @@ class Conformer(nn.Module):
 @torch.no_grad()
 def layer_means(
     model: nn.Module,  # a `Conformer`, or a transformers model with hidden states
-    inputs: Float[
-        Tensor, "B ..."
-    ],  # spectrograms (B, F, T); for transformers what its feature extractor gives
+    # spectrograms (B, F, T); for transformers what its feature extractor gives
+    inputs: Float[Tensor, "B ..."],
     lengths: Int[Tensor, "B"],  # true frames of the inputs
 ) -> Float[Tensor, "L B D"]:  # L layers
     "Average over time of every layer's features."

@@ -265,9 +265,8 @@ class _Keeper(nn.Module):
 
 # %% ../../nbs/exvo/03_training.ipynb #acdfade1
 def train_side_by_side(
-    models: Sequence[
-        SpectrogramNet
-    ],  # of one shape, each with `Heads` for its tasks; trained in place
+    # of one shape, each with `Heads` for its tasks; trained in place
+    models: Sequence[SpectrogramNet],
     train: Features,
     validation: Features,  # of other speakers
     *,
