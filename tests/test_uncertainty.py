@@ -625,7 +625,7 @@ def test_rows_of_a_case():
 def test_calibration_wants_probabilities(function):
     good, labels = normal(6, 3).softmax(1), torch.tensor([0, 1, 2, 0, 1, 2])
     assert function(good, labels) > 0
-    for probs, target, message in ((normal(6, 3), labels, "sum to 1"), (good, labels + 1, "lie from 0"), (good, labels[:3], "target must be"),
+    for probs, target, message in ((normal(6, 3), labels, "sum to 1"), (good, labels + 1, "expected 0 to 2"), (good, labels[:3], "target: got shape"),
                                    (good[:0], labels[:0], "at least one")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             function(probs, target)
