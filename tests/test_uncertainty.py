@@ -627,8 +627,8 @@ def test_calibration_wants_probabilities(function):
     assert function(good, labels) > 0
     for probs, target, message in (
         (normal(6, 3), labels, "sum to 1"),
-        (good, labels + 1, "lie from 0"),
-        (good, labels[:3], "target must be"),
+        (good, labels + 1, "expected 0 to 2"),
+        (good, labels[:3], "target: got shape"),
         (good[:0], labels[:0], "at least one"),
     ):
         with pytest.raises(ValueError, match=message):
