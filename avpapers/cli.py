@@ -162,7 +162,9 @@ def reproduce(
     ] = None,
     limit_minutes: Annotated[float | None, typer.Option(help="Time limit of one notebook.")] = None,
     force: Annotated[bool, typer.Option(help="Run again what is done.")] = False,
-    site: Annotated[bool, typer.Option(help="Render the pages afterwards.")] = True,
+    site: Annotated[
+        bool | None, typer.Option(help="Render the pages afterwards; none: unless at smoke.")
+    ] = None,
     save: Annotated[
         bool, typer.Option(help="Promote the records, the ledger and the outputs to nbs/.")
     ] = False,
@@ -185,7 +187,7 @@ def reproduce(
             _close_paper(space, paper, done)
             if save:
                 _promote(space, paper)
-        if site:
+        if site or (site is None and tier != "smoke"):
             _render(space, changed=save or any(r.status == "ok" for r in results))
     raise typer.Exit(1 if any(r.status == "failed" for r in results) else 0)
 
