@@ -25,6 +25,7 @@ def world(adjectives, nouns, pairs, seed, batch=7, hidden=9):
     return fusion.whiten_by(a, n), a, n
 
 
+@pytest.mark.filterwarnings("ignore:contributions")
 @given(SIZES, st.integers(0, 50))
 @settings(max_examples=25, deadline=None)
 def test_relevance_is_conserved_and_not_negative(sizes, seed):
@@ -50,6 +51,49 @@ def test_shapley_shares_add_up(sizes, seed):
     torch.testing.assert_close(
         shares.sum(1), fusion(a, n).log_softmax(1)[:, 0] - empty, atol=1e-5, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("hidden", [0, 11])
+def test_relevance_of_any_two_classifiers(hidden):
+    "A plain linear or ReLU fusion, explained like our own without whitening; 1-D as column."
+    own, a, n = world(4, 3, 5, 0, hidden=hidden or 9)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        if hidden:
+            own.mean.zero_(), own.std.fill_(1)
+            other = torch.nn.Sequential(own.hidden, torch.nn.ReLU(), own.out)
+        else:
+            other = torch.nn.Linear(7, 5)
+    best = other(torch.cat([a, n], 1)).argmax(1)
+    found = M.contributions(other, a, n, best)
+    assert torch.equal(found, M.contributions(other, a, n, best[:, None])[:, 0])
+    if hidden:
+        assert torch.equal(found, M.contributions(own, a, n, best))
+        return
+    x, w, chosen = (
+        torch.cat([a, n], 1),
+        other.weight.detach(),
+        other(torch.cat([a, n], 1)).softmax(1),
+    )
+    for i, k in enumerate(best.tolist()):  # from 0 to 1: z = x w - min(w, 0)
+        z = x[i] * w[k] - w[k].clamp_max(0)
+        torch.testing.assert_close(found[i], (z / z.sum() * chosen[i, k]).detach())
+
+
+def test_relevance_of_nothing_is_said():
+    fusion, a, n = world(4, 3, 5, 0)
+    with torch.no_grad():
+        fusion.out.weight[1] = -fusion.out.weight[1].abs()
+    with pytest.warns(UserWarning, match="7 of 14 explained pairs have no active hidden unit"):
+        found = M.contributions(fusion, a, n, torch.tensor([[0, 1]] * 7))
+    assert found[:, 1].abs().max() == 0
+    assert M.adjective_to_noun_ratio(found[:, 1], 4).isnan().all()
+
+
+def test_one_picture_cannot_whiten():
+    fusion, a, n = world(4, 3, 5, 0)
+    with pytest.raises(ValueError, match="adjective: got 1 pictures, expected at least 2"):
+        fusion.whiten_by(a[:1], n[:1])
 
 
 def test_a_half_without_weights_gets_nothing():

@@ -3,7 +3,10 @@
 import base64
 import io
 import math
+import os
 import struct
+import warnings
+from pathlib import Path
 
 import librosa
 import numpy as np
@@ -143,16 +146,80 @@ def test_a_cut_file_on_request():
     assert 2000 < len(A.load_audio(content(noise())[:5000], allow_cut=True)) < 2500
 
 
-def test_a_stream_of_unknown_length():
-    data = bytearray(content(noise()))
+def with_length(length, data=None):
+    "A wav whose header says another length."
+    data = bytearray(content(noise()) if data is None else data)
     at = data.index(b"data") + 4
-    data[at : at + 4] = struct.pack("<I", 0xFFFFFFFF)
-    assert len(A.load_audio(bytes(data))) == 8000
+    data[at : at + 4] = struct.pack("<I", length)
+    return bytes(data)
 
 
-def test_a_little_over_full_scale_is_clipped():
-    wave = A.load_audio(content(3 * noise(), subtype="FLOAT"))
+@pytest.mark.parametrize("length", [0xFFFFFFFF, 0xFFFFFF00, 0x80000000, 0x7FFFFFFF, 0x7FFFF000])
+@pytest.mark.parametrize("max_seconds, samples", [(None, 8000), (0.25, 4000), (9, 8000)])
+def test_a_wav_written_into_a_pipe_is_whole(length, max_seconds, samples):
+    assert len(A.load_audio(with_length(length), max_seconds=max_seconds)) == samples
+
+
+def test_a_header_that_was_never_finished(tmp_path):
+    whole = content(noise())
+    for data in (with_length(0), with_length(0)[:4] + bytes(4) + with_length(0)[8:]):
+        (tmp_path / "stopped.wav").write_bytes(data)
+        for source in (data, tmp_path / "stopped.wav"):
+            with pytest.raises(ValueError, match=r"cut off, .*allow_cut=True.*0\.500 s"):
+                A.load_audio(source)
+            assert torch.equal(A.load_audio(source, allow_cut=True), A.load_audio(whole))
+
+
+def test_no_sound_but_other_chunks_is_not_unfinished():
+    empty = content(noise()[:0]) + b"LIST" + struct.pack("<I", 4) + b"INFO"
+    for allow_cut in (False, True):
+        with pytest.raises(ValueError, match="no samples"):
+            A.load_audio(empty, allow_cut=allow_cut)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("seconds", [0.1, 17.0])
+def test_a_flac_of_unknown_length(channels, seconds):
+    whole = content(noise(seconds, channels=channels), format="FLAC")
+    data = bytearray(whole)
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    for limit in (None, 0.05, seconds, 99):
+        expected = A.load_audio(whole, max_seconds=limit)
+        assert torch.equal(A.load_audio(bytes(data), max_seconds=limit), expected)
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.wav", "caf\u00e9.wav".encode(), b"\xff\xfe.wav"])
+def test_names_that_are_not_utf8(name, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.write_bytes(content(noise()))
+    assert len(A.load_audio(path)) == 8000
+    path.write_bytes(b"no sound at all")
+    with pytest.raises(ValueError, match=r"\.wav: got a file") as error:
+        A.load_audio(path)
+    str(error.value).encode()  # can be printed
+
+
+def test_what_is_over_full_scale_is_clipped_and_said():
+    with pytest.warns(UserWarning, match=r"samples up to 1\.5, .* of them are clipped"):
+        wave = A.load_audio(content(3 * noise(), subtype="FLOAT"))
     assert wave.abs().max() == 1
+    square = np.sign(np.sin(np.arange(8000))).astype(np.float32)  # overshoots when resampled
+    with pytest.warns(UserWarning, match="clipped"):
+        assert A.load_audio(content(square, 44_100, subtype="FLOAT")).abs().max() == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert A.load_audio(content(1.9 * noise(), subtype="FLOAT")).abs().max() <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_changes_the_type_of_the_result_only(dtype):
+    wave = torch.from_numpy(noise())[None]
+    front, cast = A.LogMel(16), A.LogMel(16).to(dtype)
+    assert torch.equal(cast(wave), front(wave).to(dtype))
+    assert torch.equal(cast(wave.to(dtype)), front(wave.to(dtype).float()).to(dtype))
+    net = torch.nn.Sequential(A.LogMel(16), torch.nn.Conv1d(16, 3, 1)).to(dtype)
+    assert net(wave).isfinite().all() and torch.equal(cast.float()(wave), front(wave))
 
 
 @given(st.binary(max_size=200))

@@ -235,7 +235,7 @@ def test_time_limit_holds_for_the_whole_notebook():
     result = runner.run_job(payload, lambda event: None)
     assert (
         result["status"] == "failed"
-        and "Timeout" in result["error"]
+        and "Timeout: got a notebook still running at its time limit, 8 s" in result["error"]
         and time.monotonic() - start < 40
     )
 
@@ -378,6 +378,46 @@ def test_killed_suite_ends_with_the_same_records(project, tmp_path):
     )
     assert values(project) == values(undisturbed) and len(values(project)) == 3
     assert set(states(project).values()) == {"ok"} and len(states(project)) == 5
+
+
+def test_what_a_killed_job_leaves_is_removed(tmp_path, monkeypatch):
+    "The folder of a dead process goes, that of a living one stays; a job's kernel lies inside."
+    monkeypatch.setattr(runner.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(runner.tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for pid in (ended.pid, os.getpid()):
+        (tmp_path / f"avpapers-job-{pid}-abc").mkdir()
+        (tmp_path / f"avpapers-job-{pid}-abc" / "kernel.json").write_text("{}")
+    seen = []
+    payload = {"key": "x", "parameters": {}, "inputs": {}, "limit_seconds": 60, "records": None}
+    payload["notebook"] = nbformat.writes(notebook("2 + 2"))
+
+    def look(event):
+        seen.extend(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+
+    assert runner.run_job(payload, look)["status"] == "ok"
+    assert [p.name for p in tmp_path.iterdir()] == [f"avpapers-job-{os.getpid()}-abc"]
+    assert any(name.endswith("kernel.json") for name in seen)
+    assert all(name.startswith(f"avpapers-job-{os.getpid()}-") for name in seen)
+
+
+@pytest.mark.parametrize(
+    "code, said",
+    [
+        (
+            "raise RuntimeError('CUDA error: no memory\\n\\nCompile with X.')",
+            "CUDA error: no memory",
+        ),
+        ("raise ValueError('\\n---\\nfirst: got 1\\nlast')", "ValueError: first: got 1"),
+        ("class Odd(Exception): pass\nraise Odd", "Odd: no message"),
+        ("import os\nos._exit(3)", "DeadKernelError: Kernel died"),
+    ],
+)
+def test_a_failure_is_told_by_its_first_line(code, said):
+    payload = {"key": "x", "parameters": {}, "inputs": {}, "limit_seconds": 60, "records": None}
+    payload["notebook"] = nbformat.writes(notebook(code))
+    assert said in runner.run_job(payload, lambda event: None)["error"]
 
 
 def test_second_run_does_nothing(project):

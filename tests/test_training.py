@@ -1,13 +1,16 @@
 """Training beyond one process: kills, several processes, files of others."""
 
+import math
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -156,10 +159,46 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(tmp_path):
         calls.append(1)
         return model(batch).square().mean() * (float("inf") if len(calls) == 5 else 1), {}
 
-    with pytest.raises(FloatingPointError, match="at step 5.*is from before; lower"):
+    with pytest.raises(
+        FloatingPointError, match="got inf at step 5 .*the weights are those of the step before"
+    ):
         tiny(path, step, checkpoint_every=2)
     state = torch.load(path, weights_only=True)
     assert state["step"] == 4 and all(v.isfinite().all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_weights_stay_finite_when_the_loss_does_not(accumulate):
+    "The step that fails leaves no trace in the weights, however rarely the history is written."
+    good, bad, calls = [], [], []
+
+    def step(model, batch):
+        calls.append(1)
+        good[:] = [w.detach().clone() for w in model.parameters()]
+        broken = len(calls) == 5 * accumulate
+        return model(batch).square().mean() + (math.nan if broken else 0), {
+            "part": torch.tensor(1.0)
+        }
+
+    def remember(model, batch):
+        bad.append(model)
+        return step(model, batch)
+
+    with pytest.raises(FloatingPointError, match=r"at step 5 \(not finite in the logs: nothing\)"):
+        tiny(None, remember, log_every=1000, gradient_accumulation=accumulate)
+    assert all(torch.equal(a, b) for a, b in zip(good, bad[0].parameters(), strict=True))
+
+
+def test_global_generators_are_given_back():
+    np.random.seed(1), random.seed(1)
+    expected = np.random.rand(), random.random()
+    np.random.seed(1), random.seed(1)
+
+    def noisy(model, batch):
+        return model(batch).square().mean() + 0 * np.random.rand() + 0 * random.random(), {}
+
+    tiny(None, noisy)
+    assert (np.random.rand(), random.random()) == expected
 
 
 def test_truncated_and_pickled_checkpoints_are_refused_and_left_alone(tmp_path):

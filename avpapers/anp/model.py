@@ -5,6 +5,7 @@
 # %% ../../nbs/anp/02_model.ipynb #ab8a598a
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -81,8 +82,8 @@ def product_rule(
         return scores
     share = counts / counts.sum()
     a, n = pairs.T
-    of_a = torch.zeros(adjective.shape[1]).index_add(0, a, share)[a]
-    of_n = torch.zeros(noun.shape[1]).index_add(0, n, share)[n]
+    of_a = share.new_zeros(adjective.shape[1]).index_add(0, a, share)[a]
+    of_n = share.new_zeros(noun.shape[1]).index_add(0, n, share)[n]
     return scores + share.clamp_min(1e-12).log() - (of_a * of_n).clamp_min(1e-12).log()
 
 # %% ../../nbs/anp/02_model.ipynb #8ebb6f57
@@ -95,7 +96,7 @@ def _check_parts(adjective: Tensor, noun: Tensor, pairs: Tensor) -> None:
     if (
         pairs.ndim != 2
         or pairs.shape[1] != 2
-        or (pairs.max(0).values >= torch.tensor([adjective.shape[1], noun.shape[1]])).any()
+        or (pairs.max(0).values >= pairs.new_tensor([adjective.shape[1], noun.shape[1]])).any()
         or pairs.min() < 0
     ):
         raise ValueError(
@@ -152,6 +153,8 @@ class Fusion(nn.Module):
 
     def whiten_by(self, adjective: Float[Tensor, "B A"], noun: Float[Tensor, "B N"]) -> Fusion:
         "Take mean and standard deviation of each probability from these pictures."
+        if len(adjective) < 2:
+            raise ValueError(f"adjective: got {len(adjective)} pictures, expected at least 2")
         std, mean = torch.std_mean(torch.cat([adjective, noun], 1), 0)
         self.mean.copy_(mean)
         self.std.copy_(std.clamp_min(1e-4))
@@ -240,29 +243,98 @@ BOUNDS = ("probability", "released")  # q = (1 - mu) / sigma; q = 1 as in the au
 # %% ../../nbs/anp/02_model.ipynb #06057c82
 @torch.no_grad()
 def contributions(
-    fusion: Fusion,  # trained
-    adjective: Float[Tensor, "B A"],  # p_a
-    noun: Float[Tensor, "B N"],  # p_n
-    explained: Int[Tensor, "B K"],  # pairs to explain, of each picture
+    # trained: a `Fusion`, nn.Linear, or nn.Sequential(nn.Linear, nn.ReLU, nn.Linear)
+    fusion: nn.Module,
+    adjective: Float[Tensor, "B A"],  # p_a, or the probabilities of any first classifier
+    noun: Float[Tensor, "B N"],  # p_n, or those of a second
+    explained: Int[Tensor, "B K"],  # pairs to explain, of each picture; (B,) for one each
     *,
     bounds: str = "probability",  # one of `BOUNDS`
-) -> Float[Tensor, "B K C"]:  # relevance of each adjective and noun, C = A + N, adjectives first
+    # relevance of each adjective and noun, C = A + N, adjectives first; (B, C) for one pair each
+) -> Float[Tensor, "B K C"]:
     "Relevance of probabilities by deep Taylor decomposition (section 3.3; z+ and z^B rules)."
-    if bounds not in BOUNDS:
-        raise ValueError(f"bounds: got {bounds!r}, expected one of {BOUNDS}")
-    u = (torch.cat([adjective, noun], 1) - fusion.mean) / fusion.std
-    low, high = -fusion.mean / fusion.std, (1 - fusion.mean) / fusion.std
+    first, last, mean, std = _fusion_layers(fusion, adjective.shape[-1] + noun.shape[-1])
+    _check_explained(adjective, noun, explained, last.out_features, bounds)
+    pairs = explained if explained.ndim == 2 else explained[:, None]
+    u = (torch.cat([adjective, noun], 1) - mean) / std
+    low, high = -mean / std, (1 - mean) / std
     high = high if bounds == "probability" else torch.ones_like(high)
-    h = F.relu(fusion.hidden(u))
-    chosen = fusion.out(h).softmax(1).gather(1, explained)  # (B, K)
-    from_hidden = h[:, None] * fusion.out.weight.clamp_min(0)[explained]  # (B, K, H)
-    hidden = _share(from_hidden, chosen)
-    w = fusion.hidden.weight  # (H, C)
+    h = u if first is None else F.relu(first(u))
+    chosen = last(h).softmax(1).gather(1, pairs)  # (B, K)
+    if first is None:
+        found = _within_bounds(u, low, high, last.weight[pairs], chosen)
+    else:
+        from_hidden = h[:, None] * last.weight.clamp_min(0)[pairs]  # (B, K, H)
+        _warn_of_nothing(from_hidden)
+        found = _through_hidden(u, low, high, first.weight, _share(from_hidden, chosen))
+    return found if explained.ndim == 2 else found[:, 0]
+
+# %% ../../nbs/anp/02_model.ipynb #cf5ab950
+def _through_hidden(u: Tensor, low: Tensor, high: Tensor, w: Tensor, hidden: Tensor) -> Tensor:
+    "From relevance of hidden units (B, K, H) to that of inputs (B, K, C)."
     plus, minus = w.clamp_min(0), w.clamp_max(0)
     total = u @ w.T - low @ plus.T - high @ minus.T  # (B, H)
     s = hidden / (total[:, None] + _EPS)
-    # the same in two products: minus = w - plus
     return (u - high)[:, None] * (s @ w) + (high - low) * (s @ plus)
+
+# %% ../../nbs/anp/02_model.ipynb #0d7ed94f
+def _within_bounds(u: Tensor, low: Tensor, high: Tensor, w: Tensor, chosen: Tensor) -> Tensor:
+    "The same for a linear fusion; `w` holds a row of weights per explained pair, (B, K, C)."
+    parts = u[:, None] * w - low * w.clamp_min(0) - high * w.clamp_max(0)
+    return _share(parts, chosen)
+
+# %% ../../nbs/anp/02_model.ipynb #1433676a
+def _fusion_layers(
+    fusion: nn.Module, size: int
+) -> tuple[nn.Linear | None, nn.Linear, Tensor, Tensor]:
+    "Hidden layer (None for a linear fusion), last layer, mean and standard deviation of inputs."
+    if isinstance(fusion, Fusion):
+        return fusion.hidden, fusion.out, fusion.mean, fusion.std
+    parts = list(fusion) if isinstance(fusion, nn.Sequential) else [fusion]
+    kinds = [type(p) for p in parts]
+    if kinds not in ([nn.Linear], [nn.Linear, nn.ReLU, nn.Linear]) or parts[0].in_features != size:
+        raise ValueError(
+            f"fusion: got {fusion}, expected a Fusion, nn.Linear, or nn.Sequential(nn.Linear, "
+            f"nn.ReLU, nn.Linear) that takes {size} probabilities"
+        )
+    zeros = parts[0].weight.new_zeros(size)
+    return parts[0] if len(parts) == 3 else None, parts[-1], zeros, torch.ones_like(zeros)
+
+# %% ../../nbs/anp/02_model.ipynb #6dc09765
+def _check_explained(
+    adjective: Tensor, noun: Tensor, explained: Tensor, num_pairs: int, bounds: str
+) -> None:
+    if bounds not in BOUNDS:
+        raise ValueError(f"bounds: got {bounds!r}, expected one of {BOUNDS}")
+    for name, p in (("adjective", adjective), ("noun", noun)):
+        if p.ndim != 2 or len(p) != len(adjective):
+            raise ValueError(f"{name}: got shape {tuple(p.shape)}, expected (B, classes)")
+        if not ((p >= 0) & (p <= 1)).all() or (p.sum(1) - 1).abs().max() > 1e-3:
+            raise ValueError(
+                f"{name}: got rows that are not probabilities, expected values from 0 to 1 that "
+                "sum to 1; pass logits through softmax first"
+            )
+    if explained.ndim not in (1, 2) or len(explained) != len(adjective):
+        raise ValueError(
+            f"explained: got shape {tuple(explained.shape)}, expected ({len(adjective)},) or "
+            f"({len(adjective)}, K)"
+        )
+    if explained.numel() and not 0 <= explained.min() <= explained.max() < num_pairs:
+        raise ValueError(
+            f"explained: got {int(explained.min())} to {int(explained.max())}, expected 0 to "
+            f"{num_pairs - 1}"
+        )
+
+# %% ../../nbs/anp/02_model.ipynb #36f76ac0
+def _warn_of_nothing(from_hidden: Tensor) -> None:
+    nothing = int((from_hidden.sum(-1) <= 0).sum())
+    if nothing:
+        warnings.warn(
+            f"contributions: {nothing} of {from_hidden[..., 0].numel()} explained pairs have no "
+            "active hidden unit with a positive weight, so their relevance is 0 and their "
+            "adjective-to-noun ratio nan",
+            stacklevel=3,
+        )
 
 # %% ../../nbs/anp/02_model.ipynb #39c77de0
 _EPS = 1e-9
@@ -276,7 +348,7 @@ def _share(parts: Tensor, whole: Tensor) -> Tensor:
 def adjective_to_noun_ratio(
     relevance: Float[Tensor, "... C"],  # of `contributions`, adjectives first
     num_adjectives: int,  # A
-) -> Float[Tensor, "..."]:  # above 1: adjective oriented
+) -> Float[Tensor, "..."]:  # above 1: adjective oriented; nan without relevance
     "Mean relevance of an adjective over mean relevance of a noun (ANR)."
     if not 0 < num_adjectives < relevance.shape[-1]:
         raise ValueError(
@@ -290,12 +362,12 @@ def shapley_shares(
     fusion: Fusion,  # trained
     adjective: Float[Tensor, "B A"],  # p_a
     noun: Float[Tensor, "B N"],  # p_n
-    explained: Int[Tensor, "B"],  # one pair per picture
+    explained: Int[Tensor, "B"],  # one pair per picture; (B, 1) works too
 ) -> Float[Tensor, "B 2"]:  # gain of log probability (nats) due to adjectives, and to nouns
     "Each half's share of the log probability of a pair (two-player Shapley values)."
 
     def value(a: Tensor, n: Tensor) -> Tensor:
-        return fusion(a, n).log_softmax(1).gather(1, explained[:, None])[:, 0]
+        return fusion(a, n).log_softmax(1).gather(1, explained.reshape(len(a), 1))[:, 0]
 
     mean = fusion.mean.expand(len(adjective), -1)
     no_a, no_n = mean.split([fusion.num_adjectives, fusion.num_nouns], 1)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import os
 import struct
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from IPython.display import HTML, Audio
     from matplotlib.axes import Axes
+    from soundfile import SoundFile
 
 # %% auto #0
 __all__ = ['resample', 'load_audio', 'pad_waves', 'length_mask', 'masked_mean', 'spectra', 'chunks', 'LogMel', 'spec_augment',
@@ -35,8 +37,13 @@ def _decode(
     import soundfile
 
     try:
-        with soundfile.SoundFile(source if isinstance(source, str) else io.BytesIO(source)) as file:
+        # as bytes, a path need not be UTF-8
+        opened = os.fsencode(source) if isinstance(source, str) else io.BytesIO(source)
+        with soundfile.SoundFile(opened) as file:
             wanted = -1 if max_seconds is None else max(1, round(max_seconds * file.samplerate))
+            if file.frames >= 2**62:  # a flac of unknown length
+                samples = _read_to_the_end(file, wanted)
+                return samples, file.samplerate, len(samples)
             promised = file.frames if wanted < 0 else min(wanted, file.frames)
             return file.read(wanted, dtype="float32", always_2d=True), file.samplerate, promised
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -48,6 +55,24 @@ def _decode(
             f"({_reason(error)}), expected a whole wav, flac, ogg, mp3 or aiff "
             "file; convert it, or fetch it again if it was cut off"
         ) from error
+
+# %% ../../nbs/core/audio.ipynb #6419adcf
+def _read_to_the_end(file: SoundFile, wanted: int, size: int = 2**18) -> np.ndarray:
+    "Up to `wanted` samples (all if negative) of a file of unknown length, (frames, channels)."
+    from soundfile import LibsndfileError
+
+    parts, left = [], wanted if wanted >= 0 else float("inf")
+    while left > 0:
+        block = np.full((int(min(size, left)), file.channels), np.nan, dtype=np.float32)
+        try:
+            file.read(out=block)
+            filled = len(block)
+        except LibsndfileError:
+            filled = int(np.isfinite(block[:, 0]).sum())  # flac holds integers, never NaN
+            left = 0
+        parts.append(block[:filled])
+        left -= filled
+    return np.concatenate(parts)
 
 # %% ../../nbs/core/audio.ipynb #88503ecc
 def _reason(error: Exception) -> str:
@@ -79,22 +104,53 @@ def _decode_elsewhere(path: str, max_seconds: float | None) -> tuple[np.ndarray,
     return samples.astype(np.float32) / 32768, rate, len(samples)
 
 # %% ../../nbs/core/audio.ipynb #aa42dbaa
-def _is_cut(file: IO[bytes]) -> bool:
-    "Does a wav, aiff or ogg file hold less than it promises?"
+def _sound_chunk(file: IO[bytes]) -> tuple[int, int, int] | None:
+    "Of a wav or aiff: where the length of the sound stands, that length, and the bytes behind it."
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    head = file.read(12)
-    if head[:4] == b"OggS":
-        return not _ogg_ends(file, size)
-    kind = {b"RIFF": ("<I", b"data"), b"FORM": (">I", b"SSND")}.get(head[:4])
-    if kind is None:
-        return False
-    while len(chunk := file.read(8)) == 8:
+    kind = {b"RIFF": ("<I", b"data"), b"FORM": (">I", b"SSND")}.get(file.read(12)[:4])
+    while kind and len(chunk := file.read(8)) == 8:
         length = struct.unpack(kind[0], chunk[4:])[0]
         if chunk[:4] == kind[1]:
-            return length < 0xFFFFFF00 and file.tell() + length > size
+            return file.tell() - 4, length, size - file.tell()
         file.seek(length + length % 2, os.SEEK_CUR)
-    return True
+    return (size, 1, 0) if kind else None
+
+# %% ../../nbs/core/audio.ipynb #455df0d1
+_UNKNOWN = (0x7FFFF000, 0x7FFFFFFF, 0x80000000)  # lengths that stand for "written into a pipe"
+
+
+def _is_cut(file: IO[bytes]) -> bool:
+    "Does a wav, aiff or ogg file hold less than it promises?"
+    file.seek(0)
+    if file.read(4) == b"OggS":
+        return not _ogg_ends(file, file.seek(0, os.SEEK_END))
+    if (found := _sound_chunk(file)) is None:
+        return False
+    at, length, behind = found
+    if length >= 0xFFFFFF00 or length in _UNKNOWN:
+        return False
+    return length > behind or _never_finished(file)
+
+
+def _never_finished(file: IO[bytes]) -> bool:
+    "Does sound follow although the header says that there is none?"
+    at, length, behind = _sound_chunk(file) or (0, 1, 0)
+    if length or not behind:
+        return False
+    file.seek(at + 4)
+    while len(chunk := file.read(8)) == 8 and chunk[:4].isalnum():  # other chunks to the end?
+        file.seek(struct.unpack("<I", chunk[4:])[0], os.SEEK_CUR)
+    return file.tell() != at + 4 + behind
+
+# %% ../../nbs/core/audio.ipynb #6d355fa3
+def _finished(data: bytes) -> bytes:
+    "A wav whose sound has a length again."
+    at, _, behind = _sound_chunk(io.BytesIO(data))
+    whole = bytearray(data)
+    whole[at : at + 4] = struct.pack("<I", min(behind, 0xFFFFFFFF))
+    whole[4:8] = struct.pack("<I", min(len(data) - 8, 0xFFFFFFFF))
+    return bytes(whole)
 
 # %% ../../nbs/core/audio.ipynb #c9e26a29
 def _ogg_ends(file: IO[bytes], size: int) -> bool:
@@ -124,7 +180,19 @@ def _checked(samples: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(
             f"{name}: got samples up to {peak:.4g}, expected -1 to 1; divide floats by full scale"
         )
-    return samples.clip(-1, 1)
+    return samples
+
+# %% ../../nbs/core/audio.ipynb #b2987eeb
+def _clipped(wave: Tensor, name: str) -> Tensor:
+    "The wave within -1 to 1, and a warning if that is not how it came."
+    over = wave.abs() > 1
+    if (peak := float(wave.abs().max())) > 1.01:  # mp3 and ogg overshoot a little
+        warnings.warn(
+            f"{name}: got samples up to {peak:.3g}, expected -1 to 1; {float(over.float().mean()):.2%} "
+            "of them are clipped, divide by the peak before writing it to keep their shape",
+            stacklevel=3,
+        )
+    return wave.clamp(-1, 1)
 
 # %% ../../nbs/core/audio.ipynb #b9b7d6cb
 def resample(
@@ -159,12 +227,15 @@ def load_audio(
     max_seconds: float | None = None,  # read no more than this; all if None
     allow_cut: bool = False,  # take what there is of a file that was cut off
 ) -> Float[Tensor, "*C T"]:  # (T,), or (C, T) if not mono; float32 from -1 to 1
-    "A sound file as a waveform."
+    "A sound file as a waveform; what is over full scale is clipped, with a warning."
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds: got {max_seconds}, expected a number above 0")
     what, name = _opened(source)
     with open(what, "rb") if isinstance(what, str) else io.BytesIO(what) as file:
         cut = not allow_cut and _is_cut(file)
+        if _never_finished(file):
+            file.seek(0)
+            what = _finished(file.read())
     samples, rate, promised = _decode(what, name, max_seconds)
     if not allow_cut and len(samples) and (cut or len(samples) < promised):
         raise ValueError(
@@ -174,7 +245,7 @@ def load_audio(
         )
     samples = _checked(samples, name)
     wave = torch.from_numpy(samples.mean(1) if mono else np.ascontiguousarray(samples.T))
-    return resample(wave, rate, sample_rate).clamp(-1, 1)
+    return _clipped(resample(_clipped(wave, name), rate, sample_rate), name)
 
 # %% ../../nbs/core/audio.ipynb #ff756f4f
 def _opened(source: Any) -> tuple[str | bytes, str]:
@@ -187,7 +258,8 @@ def _opened(source: Any) -> tuple[str | bytes, str]:
             raise FileNotFoundError(f"{path}: got no file, expected a sound file")
         if not path.stat().st_size:
             raise ValueError(f"{path}: got 0 bytes, expected a sound file; fetch it again")
-        return str(path), path.name
+        # a name that is not UTF-8 can still be printed
+        return str(path), os.fsencode(path.name).decode("utf-8", "backslashreplace")
     name = (
         Path(str(getattr(source, "name", "the open file"))).name
         if hasattr(source, "read")
@@ -315,11 +387,31 @@ def chunks(
         max(1, samples // wave.shape[1]) if wave.device.type == "cpu" else max(1, len(wave))
     )
 
+# %% ../../nbs/core/audio.ipynb #a1d32c92
+class _Tables(nn.Module):
+    "Buffers that keep at least 32 bits; `out` is empty and has the type of the result."
+
+    out: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("out", torch.empty(0), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Tables:
+        "What `.to()`, `.half()` and the like do to every buffer."
+
+        def keep_precision(table: Tensor) -> Tensor:
+            moved = fn(table)
+            half = table.numel() and moved.is_floating_point() and moved.element_size() < 4
+            return table.to(moved.device) if half else moved
+
+        return super()._apply(keep_precision, recurse)
+
 # %% ../../nbs/core/audio.ipynb #e3e639d0
 _SHOWN = "num_mels sample_rate window_length hop n_fft f_min f_max power floor center".split()
 
 
-class LogMel(nn.Module):
+class LogMel(_Tables):
     "Waveforms to log-mel spectrograms, batched, differentiable, on the device of the input."
 
     window: Tensor  # (n_fft,), Hann, zero around the window
@@ -370,7 +462,7 @@ class LogMel(nn.Module):
         with torch.autocast(wave.device.type, enabled=False):
             flat = wave.reshape(-1, wave.shape[-1]).to(self.basis.dtype)
             mel = torch.cat([_log_mel(self, part) for part in chunks(flat)])
-            return mel.reshape(*wave.shape[:-1], *mel.shape[-2:])
+            return mel.reshape(*wave.shape[:-1], *mel.shape[-2:]).to(self.out.dtype)
 
     def frame_lengths(
         self,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # %% auto #0
-__all__ = ['negative_log_likelihood', 'brier_score', 'expected_calibration_error', 'reliability_table', 'calibration_error',
+__all__ = ['negative_log_likelihood', 'brier_score', 'reliability_table', 'calibration_error', 'expected_calibration_error',
            'adaptive_calibration_error', 'reliability_diagram']
 
 # %% ../../nbs/core/calibration.ipynb #a101d1e0
@@ -47,7 +47,7 @@ def _check(probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"target: got {target.min()} to {target.max()}, expected 0 to {probs.shape[1] - 1}"
         )
-    return probs.float(), target.long()
+    return probs.detach().float(), target.long()
 
 # %% ../../nbs/core/calibration.ipynb #3d4aefa0
 def negative_log_likelihood(
@@ -69,22 +69,17 @@ def brier_score(
         (probs - torch.nn.functional.one_hot(target, probs.shape[1])).square().sum(1).mean()
     )
 
-# %% ../../nbs/core/calibration.ipynb #aff86c40
-def expected_calibration_error(
-    probs: Float[Tensor, "N K"],  # class probabilities
-    target: Int[Tensor, "N"],  # true classes, 0 to K-1
-    *,
-    num_bins: int = 15,  # of equal width between 0 and 1
-) -> float:  # from 0 to 1, lower is better
-    "ECE: mean distance of confidence and accuracy over equal bins (Guo et al. 2017)."
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    probs, target = _check(probs, target)
-    return float(
-        multiclass_calibration_error(probs, target, probs.shape[1], n_bins=num_bins, norm="l1")
-    )
-
 # %% ../../nbs/core/calibration.ipynb #f37c16c3
+def _bins(confidence: Tensor, num_bins: int, adaptive: bool) -> Tensor:
+    "The bin of each item, from 0."
+    if not isinstance(num_bins, int) or isinstance(num_bins, bool) or num_bins < 1:
+        raise ValueError(f"num_bins: got {num_bins!r}, expected a whole number of at least 1")
+    if not adaptive:
+        return (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    lower = torch.searchsorted(confidence.sort().values, confidence)  # items with a lower one
+    return lower * num_bins // len(confidence)
+
+# %% ../../nbs/core/calibration.ipynb #668e63ca
 def reliability_table(
     probs: Float[Tensor, "N K"],  # class probabilities
     target: Int[Tensor, "N"],  # true classes, 0 to K-1
@@ -97,16 +92,11 @@ def reliability_table(
 
     probs, target = _check(probs, target)
     confidence, label = probs.max(1)
-    if adaptive:
-        bins = torch.empty(len(probs), dtype=torch.long)
-        bins[confidence.argsort(stable=True)] = torch.arange(len(probs)) * num_bins // len(probs)
-    else:
-        bins = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
     items = pd.DataFrame(
         {
-            "bin": bins.numpy(),
-            "confidence": confidence.numpy(),
-            "accuracy": (label == target).double().numpy(),
+            "bin": _bins(confidence, num_bins, adaptive).cpu().numpy(),
+            "confidence": confidence.cpu().numpy(),
+            "accuracy": (label == target).double().cpu().numpy(),
         }
     )
     table = items.groupby("bin").agg(
@@ -120,6 +110,16 @@ def calibration_error(
 ) -> float:  # from 0 to 1, lower is better
     "Mean distance of confidence and accuracy over the bins of a table, weighted by count."
     return float((table["gap"].abs() * table["count"]).sum() / table["count"].sum())
+
+
+def expected_calibration_error(
+    probs: Float[Tensor, "N K"],  # class probabilities
+    target: Int[Tensor, "N"],  # true classes, 0 to K-1
+    *,
+    num_bins: int = 15,  # of equal width between 0 and 1
+) -> float:  # from 0 to 1, lower is better
+    "ECE: mean distance of confidence and accuracy over equal bins (Guo et al. 2017)."
+    return calibration_error(reliability_table(probs, target, num_bins=num_bins))
 
 
 def adaptive_calibration_error(

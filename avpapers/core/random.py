@@ -41,10 +41,19 @@ def seeded_globals(
     seed: int,  # any integer >= 0
     *,
     stream: str = "weights",  # as in `seeded_generator`
-) -> Iterator[None]:  # torch's global generators are as before on leaving
-    "Seed torch's global generator inside a block, for layers that draw their own initial weights."
+) -> Iterator[None]:  # the global generators are as before on leaving
+    "Seed the global generators of torch, numpy and Python inside a block."
+    import numpy as np
     import torch
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seeded_generator(seed, stream=stream).initial_seed())
-        yield
+    mixed = seeded_generator(seed, stream=stream).initial_seed()
+    before = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(mixed)
+            np.random.seed(mixed % 2**32)
+            random.seed(mixed)
+            yield
+    finally:
+        np.random.set_state(before[0])
+        random.setstate(before[1])

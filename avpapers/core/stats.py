@@ -235,15 +235,23 @@ def _tail(n: int, confidence: float) -> float:
 
     return float(norm.cdf(-math.sqrt(n / (n - 1)) * t.ppf(0.5 + confidence / 2, n - 1)))
 
+# %% ../../nbs/core/stats.ipynb #96ea86f1
+def _check_resamples(n_resamples: int) -> None:
+    if not isinstance(n_resamples, int) or n_resamples < 2:
+        raise ValueError(f"n_resamples: got {n_resamples!r}, expected a whole number, such as 2000")
+
 # %% ../../nbs/core/stats.ipynb #4ddc7e1c
 def _percentile_estimate(
     value: float, draws: np.ndarray, n: int, confidence: float, varies: str
 ) -> Estimate:
     "Interval from resampled statistics, expanded for the n units of the smallest level."
-    low = high = math.nan
-    if n > 1:
-        tail = _tail(n, confidence)
-        low, high = np.quantile(draws, [tail, 1 - tail])
+    if not math.isfinite(value):
+        raise ValueError(f"statistic: got {value} on all units, expected a finite number")
+    defined, low, high = draws[np.isfinite(draws)], math.nan, math.nan
+    if n > 1 and len(defined):
+        low, high = np.quantile(defined, [tail := _tail(n, confidence), 1 - tail])
+    undefined = len(draws) - len(defined)
+    left_out = f", {undefined} of them undefined and left out" if undefined else ""
     return Estimate(
         float(value),
         float(low),
@@ -251,7 +259,7 @@ def _percentile_estimate(
         n=n,
         varies=varies,
         confidence=confidence,
-        method=f"expanded percentile bootstrap, {len(draws)} resamples",
+        method=f"expanded percentile bootstrap, {len(draws)} resamples{left_out}",
     )
 
 # %% ../../nbs/core/stats.ipynb #105d2219
@@ -266,6 +274,7 @@ def bootstrap_interval(
 ) -> Estimate:  # statistic of the values with its interval
     "Any statistic of independent units with a bootstrap interval."
     _check_confidence(confidence)
+    _check_resamples(n_resamples)
     x, rng = _values(values, "values"), np.random.default_rng(seed)
     draws = np.array([statistic(x[rng.integers(x.size, size=x.size)]) for _ in range(n_resamples)])
     return _percentile_estimate(statistic(x), draws, x.size, confidence, _count(x.size, varies))
@@ -304,6 +313,7 @@ def hierarchical_bootstrap(
 ) -> Estimate:  # n is the smallest level with more than one unit
     "Any statistic of a table whose rows vary by several sampled levels."
     _check_confidence(confidence)
+    _check_resamples(n_resamples)
     codes = _level_codes(table, levels)
     rng, resample = np.random.default_rng(seed), _crossed_rows if crossed else _nested_rows
     draws: list[float] = []
@@ -378,13 +388,13 @@ def _one_sided(a: ArrayLike, b: ArrayLike, bound: float, alternative: str, paire
     "p value of mean(a) - mean(b) = bound against 'larger' or 'smaller'."
     from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-    if not paired:
-        compare = CompareMeans(DescrStatsW(_values(a, "a")), DescrStatsW(_values(b, "b")))
-        return float(compare.ttest_ind(alternative, usevar="unequal", value=bound)[1])
-    x, y = _pairs(a, b)
-    if np.ptp(x - y) == 0:
-        return 0.0 if ((x - y)[0] > bound) == (alternative == "larger") else 1.0
-    return float(DescrStatsW(x - y).ttest_mean(bound, alternative)[1])
+    x, y = _pairs(a, b) if paired else (_values(a, "a"), _values(b, "b"))
+    if np.ptp(x - y if paired else x) == 0 and (paired or np.ptp(y) == 0):  # no spread, no t
+        return 0.0 if (x[0] - y[0] > bound) == (alternative == "larger") else 1.0
+    if paired:
+        return float(DescrStatsW(x - y).ttest_mean(bound, alternative)[1])
+    compare = CompareMeans(DescrStatsW(x), DescrStatsW(y))
+    return float(compare.ttest_ind(alternative, usevar="unequal", value=bound)[1])
 
 # %% ../../nbs/core/stats.ipynb #034e7bd1
 def equivalence(

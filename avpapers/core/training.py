@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -70,6 +72,46 @@ class ShuffledBatches:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go on from a saved place."
         self.order, self.position = state["order"], state["position"]
+
+# %% ../../nbs/core/training.ipynb #b13807e9
+class _Epochs:
+    "A `DataLoader`, or another iterable that can be repeated, as a source of batches."
+
+    def __init__(self, loader: Iterable):
+        self.loader, self.position = loader, 0
+        self.started: dict[str, Any] = {}
+        self.iterator: Iterator | None = None
+
+    def __call__(self, generator: torch.Generator) -> Any:
+        for _ in range(2):
+            if self.iterator is None:
+                self.started, self.position = self._random_state(), 0
+                self.iterator = iter(self.loader)
+            for batch in self.iterator:
+                self.position += 1
+                return batch
+            self.iterator = None
+        raise StopIteration
+
+    def _random_state(self) -> dict[str, Any]:
+        own = getattr(self.loader, "generator", None)
+        state = _noise_state(torch.device("cpu"))
+        return state if own is None else state | {"loader": own.get_state()}
+
+    def state_dict(self) -> dict:
+        return {"started": self.started, "position": self.position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        "Begin the epoch again and skip what was read."
+        self.started, self.position = state["started"], state["position"]
+        if not self.started:
+            return
+        _set_noise_state(self.started, torch.device("cpu"))
+        if "loader" in self.started:
+            self.loader.generator.set_state(self.started["loader"])
+        self.iterator = iter(self.loader)
+        for _ in range(self.position):
+            next(self.iterator)
 
 # %% ../../nbs/core/training.ipynb #5e24315e
 def cosine_schedule(
@@ -138,16 +180,24 @@ class _Run:
     evaluations: list[dict] = field(default_factory=list)
 
 # %% ../../nbs/core/training.ipynb #6c7fd24e
-def _noise_state(device: torch.device) -> dict[str, Tensor]:
-    "States of the generators that layers draw from."
-    state = {"cpu": torch.get_rng_state()}
+def _noise_state(device: torch.device) -> dict[str, Any]:
+    "States of the global generators, as tensors and plain values."
+    name, keys, *rest = np.random.get_state()
+    state = {
+        "cpu": torch.get_rng_state(),
+        "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "python": random.getstate(),
+    }
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
-def _set_noise_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+def _set_noise_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    random.setstate(state["python"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
@@ -172,7 +222,6 @@ def _save(run: _Run, path: Path) -> None:
     "One file for all processes, written by the first."
     from accelerate.utils import gather_object
 
-    _check_window(run.window, path)
     state = {name: part.state_dict() for name, part in _stateful(run).items()}
     state |= {name: getattr(run, name) for name in _PLAIN}
     state |= {
@@ -203,32 +252,46 @@ def _load(run: _Run, path: Path) -> None:
     run.generator.set_state(state["generator"])
     _set_noise_state(state["noise"][run.accelerator.process_index], run.accelerator.device)
 
+# %% ../../nbs/core/training.ipynb #86ef4834
+def _check_place(run: _Run, num_steps: int, path: Path) -> None:
+    if run.step > num_steps:
+        raise ValueError(
+            f"num_steps: got {num_steps}, expected at least {run.step}, the steps that the "
+            f"checkpoint {path} holds; pass another path, or delete it to start again"
+        )
+
 # %% ../../nbs/core/training.ipynb #8eaabec2
-def _check_window(window: list[dict], checkpoint: Path | None = None) -> None:
-    "Stop at the first loss that is not finite."
-    if not window:
+def _check_loss(loss: Tensor, logs: Mapping[str, Any], step: int) -> None:
+    "Stop at a loss that is not finite, and say which terms are not."
+    if loss.isfinite().all():
         return
-    finite = torch.stack([torch.as_tensor(w["loss"]) for w in window]).isfinite().tolist()
-    if all(finite):
-        return
-    bad = window[finite.index(False)]
-    where = (
-        f"the last checkpoint in {checkpoint} is from before; "
-        if checkpoint and checkpoint.exists()
-        else ""
-    )
+    terms = [f"{k} {float(v):.4g}" for k, v in logs.items() if not math.isfinite(float(v))]
     raise FloatingPointError(
-        f"loss: got {float(bad['loss'])} at step {bad['step']}, expected a "
-        f"finite number; {where}lower the learning rate, clip the gradient "
-        "(clip=1.0), use mixed_precision='bf16' instead of 'fp16', or look "
-        "for NaN in the batch of that step"
+        f"loss: got {float(loss.detach()):.4g} at step {step} "
+        f"(not finite in the logs: {', '.join(terms) or 'nothing'}), expected a finite number; the "
+        "weights are those of the step before. Lower the learning rate, clip the gradient "
+        "(clip=1.0), use mixed_precision='bf16' instead of 'fp16', or look for NaN in the "
+        "batch of that step"
     )
 
+# %% ../../nbs/core/training.ipynb #1e187a6e
+def _entry(step: int, loss: Tensor, logs: Mapping[str, Any]) -> dict[str, Any]:
+    "What one batch adds to the window; plain floats and detached tensors."
+    entry: dict[str, Any] = {"step": step, "loss": loss.detach()}
+    for name, value in logs.items():
+        if isinstance(value, Tensor) and value.numel() == 1:
+            entry[name] = value.detach().reshape(())
+        elif np.ndim(value) == 0 and isinstance(value, int | float | np.number | np.bool_):
+            entry[name] = float(value)
+        else:
+            got = tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+            raise ValueError(f"logs: got {name!r} as {got}, expected one number; take its mean")
+    return entry
+
 # %% ../../nbs/core/training.ipynb #276db644
-def _log(run: _Run, checkpoint: Path | None) -> dict[str, float]:
+def _log(run: _Run) -> dict[str, float]:
     "Average the window into a row of the history."
-    _check_window(run.window, checkpoint)
-    names = [name for name in run.window[-1] if name != "step"]
+    names = list(dict.fromkeys(name for w in run.window for name in w if name != "step"))
     place = {
         "device": run.accelerator.device,
         "dtype": torch.float32 if run.accelerator.device.type == "mps" else torch.float64,
@@ -257,7 +320,10 @@ def _evaluate(run: _Run, evaluate: Callable[[nn.Module], Mapping[str, float]]) -
     finally:
         target.train(was_training)
         _set_noise_state(noise, run.accelerator.device)
-    run.evaluations.append({"step": run.step, **{k: float(v) for k, v in metrics.items()}})
+    row = {name: float(value) for name, value in metrics.items()}
+    run.evaluations.append({"step": run.step, **row})
+    if isinstance(run.scheduler, ReduceLROnPlateau):
+        run.scheduler.step(row["loss"])
 
 # %% ../../nbs/core/training.ipynb #4ad407fa
 @dataclass(frozen=True)
@@ -270,31 +336,40 @@ class History:
     seconds: float  # spent training, over all resumed parts
     ema: nn.Module | None = None  # the averaged model, if ema_decay was given
 
+# %% ../../nbs/core/training.ipynb #3ea50115
+def _next_batch(run: _Run) -> Any:
+    "This process's share of the next batch, on its device."
+    from accelerate.utils import send_to_device
+
+    try:
+        batch = run.batches(run.generator)
+    except StopIteration:
+        raise ValueError(
+            f"batches: got no more at step {run.step + 1}, expected a source that goes on; pass a "
+            "DataLoader or a list, which are repeated, or ask for fewer steps"
+        ) from None
+    share = _share(batch, run.accelerator)
+    return send_to_device(share, run.accelerator.device, non_blocking=True)
+
 # %% ../../nbs/core/training.ipynb #bd7fccf8
 def _optimizer_step(run: _Run, step: Callable, clip: float | None, accumulate: int) -> None:
     "One optimizer step from `accumulate` batches."
-    from accelerate.utils import send_to_device
-
     accelerator = run.accelerator
     for _ in range(accumulate):
         with accelerator.accumulate(run.model):
-            batch = send_to_device(
-                _share(run.batches(run.generator), accelerator),
-                accelerator.device,
-                non_blocking=True,
-            )
             with accelerator.autocast():
-                loss, logs = step(run.model, batch)
+                loss, logs = step(run.model, _next_batch(run))
+            _check_loss(loss, logs, run.step + 1)
             accelerator.backward(loss)
-            entry = {"step": run.step + 1, "loss": loss.detach()}
-            entry.update((k, v.detach() if isinstance(v, Tensor) else v) for k, v in logs.items())
+            entry = _entry(run.step + 1, loss, logs)
             if accelerator.sync_gradients and clip is not None:
                 entry["grad_norm"] = accelerator.clip_grad_norm_(run.model.parameters(), clip)
             run.optimizer.step()
             run.optimizer.zero_grad()
         run.window.append(entry)
     if run.scheduler is not None and not run.optimizer.step_was_skipped:
-        run.scheduler.step()
+        if not isinstance(run.scheduler, ReduceLROnPlateau):  # that one steps at evaluations
+            run.scheduler.step()
     run.step += 1
 
 # %% ../../nbs/core/training.ipynb #408de74f
@@ -376,18 +451,24 @@ def _check_fit(**given: Any) -> None:
         raise ValueError(
             "evaluate: got none with evaluate_every, expected a function that evaluates"
         )
+    if isinstance(given["scheduler"], ReduceLROnPlateau) and not given["evaluate_every"]:
+        raise ValueError(
+            "scheduler: got ReduceLROnPlateau without evaluate_every, expected an evaluation "
+            "that returns 'loss' for it to watch"
+        )
 
 # %% ../../nbs/core/training.ipynb #8fa27364
 def fit(
     model: nn.Module,  # trained in place
-    # draws a batch; may have state_dict and load_state_dict
-    batches: Callable[[torch.Generator], Any],
+    # draws a batch, and may have state_dict and load_state_dict; or a DataLoader
+    batches: Callable[[torch.Generator], Any] | Iterable,
     *,
     # (model, batch) -> loss, logs
     step: Callable[[nn.Module, Any], tuple[Tensor, Mapping[str, Any]]],
     optimizer: Optimizer,  # over the model's parameters
     num_steps: int,  # optimizer steps in all, those before a resume included
-    scheduler: LRScheduler | None = None,  # stepped once an optimizer step
+    scheduler: LRScheduler
+    | None = None,  # stepped once an optimizer step, on a plateau once an evaluation
     clip: float | None = None,  # largest global gradient norm
     ema_decay: float | None = None,  # weight of the past in the averaged model, such as 0.999
     evaluate: Callable[[nn.Module], Mapping[str, float]]
@@ -406,6 +487,7 @@ def fit(
     _check_fit(
         **{k: v for k, v in locals().items() if k not in ("model", "batches", "step", "optimizer")}
     )
+    batches = batches if callable(batches) else _Epochs(batches)
     generator = seed if isinstance(seed, torch.Generator) else seeded_generator(seed)
     path = Path(checkpoint) if checkpoint is not None else None
     accelerator = _accelerator(device, mixed_precision, gradient_accumulation)
@@ -416,6 +498,7 @@ def fit(
         with seeded_globals(generator.initial_seed(), stream=f"layers/{accelerator.process_index}"):
             if path is not None and path.exists():
                 _load(run, path)
+                _check_place(run, num_steps, path)
             every = {"log": log_every, "evaluate": evaluate_every, "checkpoint": checkpoint_every}
             _loop(
                 run, step, num_steps, clip, gradient_accumulation, evaluate, path, every, progress
@@ -444,7 +527,7 @@ def _loop(run, step, num_steps, clip, accumulate, evaluate, path, every, progres
             if run.ema is not None:
                 run.ema.update_parameters(run.accelerator.unwrap_model(run.model))
             if due("log"):
-                bar.set_postfix(_log(run, path), refresh=False)
+                bar.set_postfix(_log(run), refresh=False)
             if evaluate is not None and due("evaluate"):
                 _evaluate(run, evaluate)
             run.seconds = before + time.perf_counter() - started

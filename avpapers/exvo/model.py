@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core.audio import length_mask, masked_mean
+from ..core.metrics import check_finite
 from ..core.registry import ModelCard, register_model
 
 # %% auto #0
@@ -35,6 +37,8 @@ def concordance(
             f"prediction and target: got {tuple(prediction.shape)} and "
             f"{tuple(target.shape)}, expected both (N, E) with N of at least 2"
         )
+    check_finite(prediction, "prediction")
+    check_finite(target, "target")
     p, y = prediction.double(), target.double()
     p0, y0 = p - p.mean(0), y - y.mean(0)
 
@@ -52,6 +56,8 @@ def multitask_score(
     M: float,  # mean absolute error of age, years
 ) -> float:  # 0 where C or U is not positive
     "Harmonic mean of C, U and 1/M (the competition's S_MTL)."
+    if not (math.isfinite(C) and math.isfinite(U) and 0 <= M < math.inf):
+        raise ValueError(f"C, U, M: got {C}, {U}, {M}, expected numbers, M of at least 0 years")
     return 3 / (1 / C + 1 / U + M) if C > 0 and U > 0 else 0.0
 
 # %% ../../nbs/exvo/02_model.ipynb #1c590397
@@ -61,7 +67,7 @@ def score(
     country: Int[Tensor, "N"],  # true countries, -1 where unknown
     age: Float[Tensor, "N"],  # true ages, years, nan where unknown
 ) -> dict[str, float]:  # C, U, M and S; only the parts that are predicted, S if all are
-    "The competition's score and its parts."
+    "The competition's score and its parts; a prediction that is not finite is refused."
     from sklearn.metrics import recall_score
 
     found: dict[str, float] = {}
@@ -69,6 +75,7 @@ def score(
     if "emotion" in predicted:
         found["C"] = float(concordance(predicted["emotion"][rated], emotion[rated]).mean())
     if "country" in predicted:
+        check_finite(predicted["country"][placed], "country")
         found["U"] = float(
             recall_score(
                 country[placed].numpy(),
@@ -78,6 +85,7 @@ def score(
             )
         )
     if "age" in predicted:
+        check_finite(predicted["age"][dated], "age")
         found["M"] = float((predicted["age"] - age)[dated].abs().mean())
     return found | (
         {"S": multitask_score(found["C"], found["U"], found["M"])} if len(found) == 3 else {}
@@ -168,6 +176,11 @@ class SpectrogramNet(nn.Module):
     def standardize_by(self, mel: Float[Tensor, "N F T"]) -> SpectrogramNet:
         "Take mean and standard deviation of these spectrograms."
         std, mean = torch.std_mean(mel)
+        if not (mean.isfinite() and std > 0):
+            raise ValueError(
+                f"mel: got mean {float(mean)} and standard deviation {float(std)}, expected finite "
+                "spectrograms that are not all the same"
+            )
         self.mean.copy_(mean)
         self.std.copy_(std)
         return self

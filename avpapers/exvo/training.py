@@ -5,6 +5,7 @@
 # %% ../../nbs/exvo/03_training.ipynb #e395da1d
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,9 +56,16 @@ class Features:
 
     @property
     def age_scale(self) -> tuple[float, float]:
-        "Mean and standard deviation of the known ages, years; 0 and 1 for fewer than two."
+        "Mean and standard deviation of the known ages, years; 0 and 1 for fewer than two. Refused if all are equal."
         known = self.age[self.age.isfinite()]
-        return (float(known.mean()), float(known.std())) if len(known) > 1 else (0.0, 1.0)
+        if len(known) < 2:
+            return 0.0, 1.0
+        if not known.std() > 0:
+            raise ValueError(
+                f"age: got {float(known[0]):g} years for all {len(known)} bursts, expected ages "
+                "that differ; set them to nan to leave them out"
+            )
+        return float(known.mean()), float(known.std())
 
 # %% ../../nbs/exvo/03_training.ipynb #73c0440d
 def extract_features(
@@ -97,6 +105,8 @@ def task_losses(
     age_std: float,  # years
 ) -> dict[str, Tensor]:  # of the tasks that are predicted
     "Loss of each task, averaged over what is known."
+    if not age_std > 0:
+        raise ValueError(f"age_std: got {age_std}, expected years above 0")
     found = {}
     if "emotion" in outputs:
         found["emotion"] = _known_mean(outputs["emotion"], emotion)
@@ -138,6 +148,11 @@ class TaskWeights(nn.Module):
                 "scales: got none, expected the loss of a constant prediction per "
                 "task; use `constant_losses`"
             )
+        if weighting == "normalized" and (flat := [t for t, v in scales.items() if not v > 0]):
+            raise ValueError(
+                f"scales: got {', '.join(flat)} with a constant prediction that is never wrong, "
+                "expected targets that differ; leave the task out, or use 'fixed'"
+            )
         self.weighting, self.scales = weighting, dict(scales or {})
         self.s = (
             nn.ParameterDict({t: nn.Parameter(torch.tensor(-0.33)) for t in TASKS})
@@ -157,13 +172,20 @@ class TaskWeights(nn.Module):
 
 # %% ../../nbs/exvo/03_training.ipynb #5a5b12a3
 def constant_losses(features: Features) -> dict[str, float]:
-    "Loss of the best constant prediction of each task."
+    "Loss of the best constant prediction of each task; 0 where the targets do not differ."
+    known = features.emotion[features.emotion.isfinite().all(1)]
+    spread = known.var(0, correction=0)
+    if len(known) and (flat := (spread == 0).nonzero()[:, 0].tolist()):
+        warnings.warn(
+            f"emotion: got the same value for all {len(known)} bursts in column {flat}, expected "
+            "values that differ; nothing can be learned there, and its concordance is 0",
+            stacklevel=2,
+        )
     shares = torch.bincount(features.country[features.country >= 0]).double()
     shares = shares / shares.sum().clamp_min(1)
-    known = features.emotion[features.emotion.isfinite().all(1)]
     return {
-        "emotion": float(known.var(0, correction=0).mean()) if len(known) else 1.0,
-        "country": float(-torch.xlogy(shares, shares).sum()) or 1.0,
+        "emotion": float(spread.mean()) if len(known) else 1.0,
+        "country": float(-torch.xlogy(shares, shares).sum()) if len(shares) else 1.0,
         "age": 1.0,
     }
 

@@ -11,6 +11,7 @@ import ast
 import hashlib
 import json
 import os
+import shutil
 import re
 import signal
 import socket
@@ -205,6 +206,16 @@ def _quiet_environment() -> None:
         "MALLOC_TRIM_THRESHOLD_", None
     )  # set by dask: memory goes back after every operation, which halves the speed
 
+# %% ../../nbs/suite/runner.ipynb #b3ae1dd0
+def _sweep() -> None:
+    "Remove the folders of jobs whose process is gone."
+    import psutil
+
+    for folder in Path(tempfile.gettempdir()).glob("avpapers-job-*-*"):
+        owner = folder.name.split("-")[2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)  # another user's stays
+
 # %% ../../nbs/suite/runner.ipynb #bfaef253
 def run_job(
     payload: dict[
@@ -216,7 +227,8 @@ def run_job(
     "Execute one notebook with papermill; never raises for what happens inside it."
     _quiet_environment()
     start, result = time.monotonic(), Result(payload["key"], "ok", host=socket.gethostname())
-    with tempfile.TemporaryDirectory() as temporary:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f"avpapers-job-{os.getpid()}-") as temporary:
         folder = Path(temporary)
         records = Path(payload["records"] or folder / "records")
         for name, text in payload["inputs"].items():
@@ -233,15 +245,30 @@ def run_job(
     result.seconds = round(time.monotonic() - start, 1)
     return asdict(result)
 
+# %% ../../nbs/suite/runner.ipynb #35be6508
+def _in_words(error: Exception, limit_seconds: float) -> str:
+    "One line about a notebook that failed."
+    from nbclient.exceptions import CellTimeoutError
+
+    if isinstance(error, CellTimeoutError):
+        return f"Timeout: got a notebook still running at its time limit, {limit_seconds:g} s"
+    name = getattr(error, "ename", type(error).__name__)
+    lines = [s for s in str(getattr(error, "evalue", error)).splitlines() if s.strip(" -")]
+    return f"{name}: {lines[0].strip() if lines else 'no message'}"
+
+# %% ../../nbs/suite/runner.ipynb #9f273af6
+def _connection(folder: Path) -> dict[str, str]:
+    "Settings of a kernel whose files all lie in `folder`."
+    place = {"connection_file": str(folder / "kernel.json")}
+    # relative to the job's folder, since the path of a socket must be short
+    return place | ({"transport": "ipc", "ip": "kernel"} if os.name == "posix" else {})
+
 # %% ../../nbs/suite/runner.ipynb #78a3e4ed
 def _execute(payload, folder: Path, records: Path, result: Result, report) -> None:
     "papermill's part: run, and keep what there is if it fails."
     import papermill
     from traitlets.config import Config
 
-    private = Config(
-        {"KernelManager": {"transport": "ipc"}} if os.name == "posix" else {}
-    )  # no open ports
     notebook, out, log = _prepare(payload["notebook"]), folder / "out.ipynb", folder / "out.log"
     parameters = payload["parameters"] | (
         {"record_path": str(records)} if "record_path" in payload["parameters"] else {}
@@ -259,17 +286,14 @@ def _execute(payload, folder: Path, records: Path, result: Result, report) -> No
                 stdout_file=stream,
                 stderr_file=stream,
                 cwd=str(folder),
-                config=private,
+                config=Config({"KernelManager": _connection(folder)}),
                 **hooks,
             )
         except KeyboardInterrupt:
             raise
         except Exception as error:  # the notebook's error, a time-out, a dead kernel
-            lines = [s for s in str(error).strip().splitlines() if s.strip()]
-            result.status, result.error = (
-                "failed",
-                f"{type(error).__name__}: {lines[-1] if lines else ''}"[:300],
-            )
+            result.status = "failed"
+            result.error = _in_words(error, payload["limit_seconds"])[:300]
     result.log = log.read_text(encoding="utf8")
     result.notebook = out.read_text(encoding="utf8") if out.exists() else ""
 
