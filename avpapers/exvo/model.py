@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..core.audio import length_mask, masked_mean
+from ..core.padding import MaskedConvolutions, ignores_padding
 from ..core.metrics import check_finite
 from ..core.registry import ModelCard, register_model
 
@@ -172,6 +173,7 @@ class SpectrogramNet(nn.Module):
         self.backbone, self.heads = backbone, Heads(backbone.num_features, **heads)
         self.register_buffer("mean", torch.tensor(0.0))
         self.register_buffer("std", torch.tensor(1.0))
+        self.ignores_padding: bool | None = None  # found out at the first padded batch
 
     def standardize_by(self, mel: Float[Tensor, "N F T"]) -> SpectrogramNet:
         "Take mean and standard deviation of these spectrograms."
@@ -188,19 +190,47 @@ class SpectrogramNet(nn.Module):
     def features(
         self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None
     ) -> Float[Tensor, "B D"]:
-        maps = self.backbone.forward_features(((mel - self.mean) / self.std)[:, None]).mean(
-            2
-        )  # (B, D, t)
+        "Mean over the maps of each clip; the same whatever the batch is padded to."
+        x = ((mel - self.mean) / self.std)[:, None]
         if lengths is None:
-            return maps.mean(2)
-        return masked_mean(
-            maps, (lengths * maps.shape[2] / mel.shape[2]).ceil().long().clamp(1, maps.shape[2])
-        )
+            return self.backbone.forward_features(x).mean((2, 3))
+        _check_padding(self, lengths, mel.shape)
+        x = x.masked_fill(~length_mask(lengths, mel.shape[2])[:, None, None], 0)
+        with MaskedConvolutions(lengths, mel.shape[2]) as masked:
+            maps = self.backbone.forward_features(x).mean(2)  # (B, D, t)
+        return masked_mean(maps, masked.lengths_at(maps.shape[2]))
 
     def forward(
         self, mel: Float[Tensor, "B F T"], lengths: Int[Tensor, "B"] | None = None
     ) -> dict[str, Tensor]:
         return self.heads(self.features(mel, lengths))
+
+# %% ../../nbs/exvo/02_model.ipynb #b8fe3682
+class _Maps(nn.Module):
+    "The maps of a timm backbone."
+
+    def __init__(self, backbone: Any):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.backbone.forward_features(x)
+
+
+def _check_padding(net: SpectrogramNet, lengths: Tensor, shape: torch.Size) -> None:
+    try:
+        low, high = int(lengths.min()), int(lengths.max())
+    except RuntimeError:  # inside vmap no value can be looked at
+        return
+    if low < 1 or high > shape[2]:
+        raise ValueError(f"lengths: got {low} to {high}, expected 1 to {shape[2]}")
+    if net.ignores_padding is None:
+        net.ignores_padding = ignores_padding(_Maps(net.backbone), (1, shape[1], 61))
+    if not net.ignores_padding:
+        raise ValueError(
+            "lengths: got clips of unequal length for a backbone that looks at the padding, "
+            "expected one length per batch; sort the clips, or take a ResNet"
+        )
 
 # %% ../../nbs/exvo/02_model.ipynb #20918804
 @register_model(ModelCard("exvo", "belanich2022", "abstract", ("EV-1", "EV-3", "EV-4")))
@@ -465,7 +495,7 @@ class Conformer(nn.Module):
         # input of the blocks and output of each; frames of each burst
     ) -> tuple[list[Float[Tensor, "B t D"]], Int[Tensor, "B"]]:
         "Features after the front end and after every block, four times fewer frames."
-        hidden = mel * length_mask(lengths, mel.shape[2])[:, None]
+        hidden = mel.masked_fill(~length_mask(lengths, mel.shape[2])[:, None], 0)  # even of NaN
         for layer in self.subsample:
             hidden = layer(hidden)
             if isinstance(layer, nn.Conv1d):

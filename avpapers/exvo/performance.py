@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.audio import LogMel, masked_mean, chunks, spectra
+from ..core.audio import LogMel, chunks, length_mask, masked_mean, spectra
 from ..core.benchmark import Case, speedup_rows, throughput_rows, time_case
 from ..core.environment import package_versions, single_thread
+from ..core.padding import MaskedConvolutions
 from ..core.random import seeded_generator, seeded_globals
 from ..core.training import ShuffledBatches
 from .model import TASKS, FunctionalsNet, SpectrogramNet, burst_resnet, grouped
@@ -415,12 +416,14 @@ def grouped_steps(
         for k in ("mean", "std")
     )
     images = ((inputs - mean) / std).transpose(0, 1).contiguous()  # (B, S, F, T)
+    real = length_mask(lengths.flatten(), images.shape[3]).unflatten(0, lengths.shape)
+    images *= real.transpose(0, 1)[:, :, None]  # padding is zero once standardized
 
     def steps() -> None:
-        maps = (
-            body.forward_features(images).mean(2).unflatten(1, (len(networks), -1)).transpose(0, 1)
-        )  # (S, B, D, t)
-        true = (lengths * maps.shape[3] / inputs.shape[3]).ceil().long().clamp(1, maps.shape[3])
+        with MaskedConvolutions(lengths.T, images.shape[3]) as masked:
+            maps = body.forward_features(images).mean(2)
+        true = masked.lengths_at(maps.shape[2]).T
+        maps = maps.unflatten(1, (len(networks), -1)).transpose(0, 1)  # (S, B, D, t)
         features = masked_mean(maps.flatten(0, 1), true.flatten()).unflatten(0, true.shape)
         update(optimizer, _summed(heads(weights, buffers, features), labels, chosen))
 

@@ -174,7 +174,7 @@ class TaskWeights(nn.Module):
 def constant_losses(features: Features) -> dict[str, float]:
     "Loss of the best constant prediction of each task; 0 where the targets do not differ."
     known = features.emotion[features.emotion.isfinite().all(1)]
-    spread = known.var(0, correction=0)
+    spread = known.var(0, correction=0) if len(known) else known.new_ones(1)
     if len(known) and (flat := (spread == 0).nonzero()[:, 0].tolist()):
         warnings.warn(
             f"emotion: got the same value for all {len(known)} bursts in column {flat}, expected "
