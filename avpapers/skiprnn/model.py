@@ -8,7 +8,6 @@ __all__ = ['PATHS', 'SkipState', 'Gates', 'SkipLSTM', 'SkipGRU', 'read_state', '
 
 # %% ../../nbs/skiprnn/02_model.ipynb #9d159161
 import math
-import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -24,12 +23,15 @@ from .recurrence import Layer, Recurrence, dense_recurrence, event_recurrence
 from avpapers.skiprnn.torch_compatibility import (
     Layout,
     check_finite,
-    check_torch_rnn,
+    check_options,
+    check_sizes,
     compute_dtype,
     converted,
     copy_torch_weights,
     is_traced,
+    module_from_torch,
     read_batch,
+    read_part,
     restore,
     run_batch,
 )
@@ -104,34 +106,6 @@ def _initialize(module: "_SkipTensors", generator: torch.Generator | None) -> No
     for name in ("h_0", "c_0") if module.kind == "lstm" else ("h_0",):
         getattr(module, name).normal_(generator=generator)
 
-# %% ../../nbs/skiprnn/02_model.ipynb #29cb7fdd
-def _check_sizes(**sizes: int) -> None:
-    "Raise an error if a size is not a positive whole number."
-    for name, value in sizes.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
-
-# %% ../../nbs/skiprnn/02_model.ipynb #5d29e449
-def _check_options(module: nn.Module, bidirectional: bool, proj_size: int) -> None:
-    "Raise an error if an option has no meaning here."
-    if bidirectional:
-        raise ValueError(
-            "bidirectional: got True, expected False, since one gate skips in one direction; "
-            "run two modules, one on the flipped sequence, and concatenate their outputs"
-        )
-    if proj_size:
-        given = f"proj_size: got {proj_size!r}"
-        raise ValueError(f"{given}, expected 0; put a torch.nn.Linear behind the module")
-    for name in ("bias", "batch_first", "layer_norm"):
-        if not isinstance(value := getattr(module, name), bool):
-            raise ValueError(f"{name}: got {value!r}, expected True or False")
-    rate = module.dropout
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
-        raise ValueError(f"dropout: got {rate!r}, expected a probability in [0, 1]")
-    if rate and module.num_layers == 1:
-        given = f"dropout: got {rate} with one layer"
-        warnings.warn(f"{given}, expected more; it acts between layers only", stacklevel=4)
-
 # %% ../../nbs/skiprnn/02_model.ipynb #e7feb816
 class _SkipTensors(nn.Module):
     "Settings and parameters of a skip layer."
@@ -161,12 +135,12 @@ class _SkipTensors(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        _check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.layer_norm = layer_norm
         self.initial_gate_bias = gate_bias
-        _check_options(self, bidirectional, proj_size)
+        check_options(self, bidirectional, proj_size)
         _add_parameters(self, device=device, dtype=dtype)
         with torch.no_grad():
             _initialize(self, generator)
@@ -212,7 +186,7 @@ class _SkipRNN(_SkipTensors):
         **options,  # `gate_bias` and others of the constructor that the LSTM does not have
     ) -> Self:  # of the same type, device and mode
         "The same function, until its gate is trained: it updates at every step."
-        return _from_torch(cls, rnn, options)
+        return module_from_torch(cls, rnn, options)
 
     def load_torch_weights(
         self,
@@ -230,18 +204,6 @@ class _SkipRNN(_SkipTensors):
         more = "" if self.bias else ", bias=False"
         more += f", dropout={self.dropout}" if self.dropout else ""
         return f"{sizes}{more}, batch_first={self.batch_first}"
-
-# %% ../../nbs/skiprnn/02_model.ipynb #c2ac279e
-def _from_torch(cls, rnn: nn.LSTM, options: dict[str, Any]):
-    "A module with the weights and settings of an LSTM."
-    check_torch_rnn(cls.kind, rnn)
-    settings = {k: getattr(rnn, k) for k in ("bias", "batch_first", "dropout")}
-    where = {"device": rnn.weight_hh_l0.device, "dtype": rnn.weight_hh_l0.dtype}
-    sizes = (rnn.input_size, rnn.hidden_size, rnn.num_layers)
-    module = cls(*sizes, **settings | where | options)
-    module.load_torch_weights(rnn)
-    nn.init.zeros_(module.gate_weight)
-    return module.train(rnn.training)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #de02c4ed
 class SkipLSTM(_SkipRNN):
@@ -395,7 +357,7 @@ def read_state(
             kind = "no" if expected is None else "a"
             raise ValueError(f"state: got {value} as {name}, expected {kind} tensor")
         if name in given and value is not None:
-            start = start._replace(**{name: _read_part(name, value, expected, batched)})
+            start = start._replace(**{name: read_part(name, value, expected, batched)})
     return _converted_state(module, start)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #585ddaa3
@@ -408,20 +370,6 @@ def _named_state(module: nn.Module, state: Any) -> dict[str, Any]:
     if not isinstance(state, tuple | list) or len(state) != 2:
         raise ValueError("state: got neither a SkipState nor a pair, expected one; pass (h, c)")
     return dict(zip(("h", "c"), state, strict=True))
-
-# %% ../../nbs/skiprnn/02_model.ipynb #1777976c
-def _read_part(name: str, value: Any, expected: Tensor, batched: bool) -> Tensor:
-    "One tensor of a state, with a batch axis."
-    if not isinstance(value, Tensor):
-        raise TypeError(f"state: got {type(value).__name__} as {name}, expected a tensor")
-    axis = expected.dim() // 3  # h and c are (L, B, H), the gate is (B,)
-    shape = list(expected.shape)
-    if not batched:
-        del shape[axis]
-    if list(value.shape) != shape:
-        given = f"state: got {name} of shape {tuple(value.shape)}"
-        raise ValueError(f"{given}, expected {tuple(shape)}")
-    return value if batched else value.unsqueeze(axis)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #87382fe1
 def _converted_state(module: nn.Module, state: SkipState) -> SkipState:
