@@ -135,6 +135,16 @@ def test_packed_sequences_come_back_packed(cell, batch_first, sort):
     assert len(gates.update.data) == lengths.sum()
 
 
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16, torch.float64])
+def test_masks_of_any_type(cell, dtype):
+    module, mask = sleepy(cell, 3, 8), noise(9, 3, seed=2) > 0
+    given = module(noise(9, 3, 3), update=mask.to(dtype), lengths=[9, 4, 6])
+    close(given, module(noise(9, 3, 3), update=mask.float(), lengths=[9, 4, 6]))
+    with pytest.raises(TypeError, match="update: got list, expected a tensor"):
+        module(noise(9, 3, 3), update=mask.tolist())
+
+
 def test_packed_masks():
     module, x, lengths = sleepy(SkipLSTM, 3, 8), noise(9, 3, 3), torch.tensor([4, 9, 6])
     mask = (noise(9, 3, seed=2) > 0).float()

@@ -200,7 +200,7 @@ def _choose(u: Tensor, new: Tensor, old: Tensor) -> Tensor:
     def rows() -> Tensor:
         return u if new.dim() == 1 else u[:, None]
 
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or torch.jit.is_tracing():  # a trace may be trained
         return rows() * new + (1 - rows()) * old
     return torch.where(rows() == 0, old, rows() * new)
 

@@ -107,7 +107,7 @@ def converted(
     return x.to(dtype)
 
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #35dc0e72
-def _check_input(module: nn.Module, input: Tensor, dims: tuple[int, ...]) -> None:
+def _check_input(module: Any, input: Tensor, dims: tuple[int, ...]) -> None:
     "Raise an error if the input is not a tensor of sequences."
     if not isinstance(input, Tensor):
         given = type(input).__name__
@@ -123,6 +123,8 @@ def _check_input(module: nn.Module, input: Tensor, dims: tuple[int, ...]) -> Non
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #908220cd
 def _check_update(update: Tensor, shape: tuple[int, ...]) -> None:
     "Raise an error if forced decisions are not a mask of the input's shape."
+    if not isinstance(update, Tensor):
+        raise TypeError(f"update: got {type(update).__name__}, expected a tensor")
     if tuple(update.shape) != shape:
         raise ValueError(f"update: got shape {tuple(update.shape)}, expected {shape}")
     if not is_traced() and not ((update == 0) | (update == 1)).all():
@@ -158,7 +160,7 @@ def _read_lengths(lengths: Any, B: int, T: int) -> Tensor:
 
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #f23f6fec
 def read_batch(
-    module: nn.Module,  # a `SkipLSTM` or `SkipGRU`
+    module: Any,  # a `SkipLSTM` or `SkipGRU`
     input: Any,  # a tensor, padded or of one length, or a PackedSequence
     lengths: Any = None,  # (B,) of a padded batch
     update: Any = None,  # forced decisions, laid out like the input
@@ -176,7 +178,7 @@ def read_batch(
     return _padded_batch(module, input, lengths, update)
 
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #1217eceb
-def _padded_batch(module: nn.Module, input: Tensor, lengths: Any, update: Any) -> Batch:
+def _padded_batch(module: Any, input: Tensor, lengths: Any, update: Any) -> Batch:
     "A batch of one chunk; with lengths, that of the packed sequences."
     _check_input(module, input, (2, 3))
     layout = Layout(input.dim() == 3, module.batch_first)
@@ -201,16 +203,15 @@ def _padded_batch(module: nn.Module, input: Tensor, lengths: Any, update: Any) -
 def _packed_batch(module, packed: PackedSequence, update, layout: Layout) -> Batch:
     "A batch of one chunk between any two ends of sequences."
     _check_input(module, packed.data, (2,))
-    weight = module.gate_bias
-    chunks = _cut(packed._replace(data=converted("input", packed.data, weight)))
-    if update is None:
-        updates: list = [None] * len(chunks)
-    else:
-        updates = _cut(update._replace(data=converted("update", update.data, weight)))
+    data = converted("input", packed.data, module.gate_bias)
+    chunks = _cut(packed._replace(data=data))
+    updates: list = [None] * len(chunks)
+    if update is not None:
+        updates = _cut(update._replace(data=update.data.to(data)))
     return Batch(chunks, updates, chunks[0].shape[1], layout)
 
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #e9237b30
-def _time_first(module: nn.Module, input: Tensor, update: Any, layout: Layout):
+def _time_first(module: Any, input: Tensor, update: Any, layout: Layout):
     "The input as (T, B, I) and the forced decisions as (T, B)."
 
     def turned(x: Tensor) -> Tensor:
@@ -219,9 +220,8 @@ def _time_first(module: nn.Module, input: Tensor, update: Any, layout: Layout):
     inputs = converted("input", turned(input), module.gate_bias)
     if update is None:
         return inputs, None
-    update = converted("update", update, module.gate_bias)
     _check_update(update, tuple(input.shape[:-1]))
-    return inputs, turned(update)
+    return inputs, turned(update).to(inputs)
 
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #34222d84
 def read_part(
@@ -269,7 +269,7 @@ def check_sizes(
 
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #56f5d12b
 def check_options(
-    module: nn.Module,  # with its other settings
+    module: Any,  # with its other settings
     bidirectional: bool,
     proj_size: int,
 ) -> None:
@@ -290,7 +290,7 @@ def check_options(
         raise ValueError(f"dropout: got {rate!r}, expected a probability in [0, 1]")
     if rate and module.num_layers == 1:
         given = f"dropout: got {rate} with one layer"
-        warnings.warn(f"{given}, expected more; it acts between layers only", stacklevel=4)
+        warnings.warn(f"{given}, expected more; it acts between layers only", stacklevel=3)
 
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #c5c9ffa0
 def check_torch_rnn(
@@ -312,7 +312,7 @@ def check_torch_rnn(
 # %% ../../nbs/skiprnn/10_torch_compatibility.ipynb #eaa4ef98
 @torch.no_grad()
 def copy_torch_weights(
-    module: nn.Module,  # a `SkipLSTM`, changed in place
+    module: Any,  # a `SkipLSTM`, changed in place
     rnn: nn.Module,  # a torch.nn.LSTM of the same sizes
 ) -> None:
     "Copy weights, the two biases added, and set the initial state to zero."
