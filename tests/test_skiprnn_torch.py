@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import inspect
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -461,6 +462,28 @@ def test_torch_func(cell):
     torch.testing.assert_close(apart.transpose(0, 1), output)
     with pytest.raises(ValueError, match="path: got 'exact' under torch.func"):
         torch.func.grad(lambda x: module(x, path="exact")[0].sum())(x)
+
+
+@BOTH
+def test_forward_mode_is_the_gradient_times_the_tangent(cell):
+    module, x, v = sleepy(cell, 3, 8, 2).double(), noise(15, 4, 3).double(), noise(15, 4, 3, seed=2)
+
+    def loss(x):
+        output, _, gates = module(x)
+        return output.square().sum() + gates.update.sum()
+
+    _, slope = torch.func.jvp(loss, (x,), (v.double(),))
+    torch.testing.assert_close(slope, (torch.func.grad(loss)(x) * v).sum())
+
+
+@BOTH
+def test_traced_by_torch(cell):
+    module, x = sleepy(cell, 3, 8, 2), noise(6, 4, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the number of steps is fixed, as it says
+        trace = torch.jit.trace(module, (x,), strict=False)
+    other = noise(6, 4, 3, seed=7)
+    torch.testing.assert_close(trace(other)[0], module(other)[0])
 
 
 @BOTH

@@ -32,6 +32,10 @@ class _RoundStraightThrough(torch.autograd.Function):
     def backward(ctx, grad):
         return grad
 
+    @staticmethod
+    def jvp(ctx, tangent):
+        return tangent.view_as(tangent)
+
 # %% ../../nbs/skiprnn/01b_recurrence.ipynb #713edabd
 def round_straight_through(
     x: Float[Tensor, "..."],  # any values; halves go to the even neighbor, so 0.5 -> 0
