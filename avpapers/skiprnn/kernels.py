@@ -22,8 +22,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .exact import differentiable_once
 from .recurrence import Layer, Recurrence
 
 # %% ../../nbs/skiprnn/08_kernels_cpu.ipynb #1475ca1f
@@ -748,6 +748,8 @@ def prepare_run(
     last_only: bool = False,  # no room for hidden states of single steps
 ) -> tuple[Inputs, Outputs]:  # arrays as the kernels take them
     "Inputs and empty outputs of a run."
+    if update is not None:  # forced decisions leave nothing in the gate
+        start = (*start[:2], torch.zeros_like(start[2]))
     forced = _NO_MASK if update is None else update.float().contiguous().numpy()
     arrays = (x.detach().to(inputs.dtype).contiguous().numpy() for x in start)
     memory = _flat_memory(inputs.detach())
@@ -1325,7 +1327,7 @@ class _DifferentiableKernel(torch.autograd.Function):
         return (*run[:4], run.increments[-1].clone(), run.accumulated)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, *incoming):
         inputs, _, _, gate_weight, gate_bias, *weights = ctx.saved_tensors
         H = weights[1].shape[1]
@@ -1335,6 +1337,8 @@ class _DifferentiableKernel(torch.autograd.Function):
         g_inputs = None
         if ctx.needs_input_grad[1]:
             g_inputs = _input_grad(grads, ctx.tape, inputs, weights[0])
+        if not ctx.tape.learned:  # forced decisions ignore what was accumulated
+            grads.accumulated.fill(0)
         first = (torch.from_numpy(x) for x in grads[3:6])
         return None, g_inputs, *first, g_gate[None, :H], g_gate[-1:], *g_weights
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .exact import differentiable_once
 from .recurrence import Layer, Recurrence
 
 try:
@@ -244,7 +244,7 @@ class _TritonRecurrence(torch.autograd.Function):
         return tops, updates, increments, end, increments[-1].clone(), left
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx, g_tops, g_updates, g_increments, g_state, g_last, g_left):
         saved = ctx.saved_tensors
         inputs, weight_x, weight_h, _, gate_weight, _, state, _, _, tops, _, updates = saved[:12]

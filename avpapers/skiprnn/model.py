@@ -11,27 +11,43 @@ import math
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..core.registry import ModelCard, register_model
 from .recurrence import Layer, Recurrence, dense_recurrence, event_recurrence
+from avpapers.skiprnn.torch_compatibility import (
+    Layout,
+    check_finite,
+    check_options,
+    check_sizes,
+    compute_dtype,
+    converted,
+    copy_torch_weights,
+    is_traced,
+    module_from_torch,
+    read_batch,
+    read_part,
+    restore,
+    run_batch,
+)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #3e6ddf94
 class SkipState(NamedTuple):
-    "What a skip layer carries from one chunk of a sequence to the next."
+    "What a skip layer carries on; without a batch axis after a run of one sequence without one."
 
     h: Tensor  # (num_layers, B, H) hidden state
     c: Tensor | None  # (num_layers, B, H) cell state; None for the GRU
-    increment: Tensor  # (B,) \Delta\tilde u of the last update
+    increment: Tensor  # (B,) \Delta\tilde u of the last update; at least single precision
     accumulated: Tensor  # (B,) left over in the gate
 
 
 class Gates(NamedTuple):
-    "Gate decisions and increments, shaped (T, B) or (B, T) like the output."
+    "Gate decisions and increments, laid out like the output, in single precision at least."
 
     # u_t, 1 where the state was updated; differentiable (straight-through), for the budget term
     update: Tensor
@@ -48,7 +64,10 @@ def _add_parameters(module: "_SkipTensors", **where) -> None:
     for k in range(module.num_layers):
         setattr(module, f"weight_ih_l{k}", empty(G * H, H if k else module.input_size))
         setattr(module, f"weight_hh_l{k}", empty(G * H, H))
-        setattr(module, f"bias_l{k}", empty(G * H))
+        if module.bias:
+            setattr(module, f"bias_l{k}", empty(G * H))
+        else:
+            module.register_buffer(f"bias_l{k}", torch.empty(G * H, **where), persistent=False)
         if module.layer_norm:
             setattr(module, f"norm_weight_l{k}", nn.Parameter(torch.ones(G, H, **where)))
             setattr(module, f"norm_bias_l{k}", nn.Parameter(torch.zeros(G, H, **where)))
@@ -80,6 +99,8 @@ def _initialize(module: "_SkipTensors", generator: torch.Generator | None) -> No
     "Initial values of section 4 and of the authors' code."
     for k in range(module.num_layers):
         _initialize_layer(module.layer(k), generator)
+        if not module.bias:
+            getattr(module, f"bias_l{k}").zero_()
     nn.init.xavier_uniform_(module.gate_weight, generator=generator)
     nn.init.constant_(module.gate_bias, module.initial_gate_bias)
     for name in ("h_0", "c_0") if module.kind == "lstm" else ("h_0",):
@@ -98,26 +119,28 @@ class _SkipTensors(nn.Module):
 
     def __init__(
         self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
+        input_size: int,  # features of a step, I
+        hidden_size: int,  # units, H
+        num_layers: int = 1,  # stacked, with one gate on top
+        bias: bool = True,  # of the cells; the gate always has b_p
+        batch_first: bool = False,  # padded sequences are (B, T, I)
+        dropout: float = 0.0,  # probability, between layers, in training
+        bidirectional: bool = False,  # refused
         *,
-        batch_first: bool = False,
-        layer_norm: bool = False,
-        gate_bias: float = 1.0,
-        generator: torch.Generator | None = None,
-        device=None,
-        dtype=None,
+        proj_size: int = 0,  # refused
+        layer_norm: bool = False,  # of each gate's pre-activations
+        gate_bias: float = 1.0,  # b_p to begin with; below zero it skips
+        generator: torch.Generator | None = None,  # of the initial values
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-        for name, value in sizes.items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1")
-            setattr(self, name, value)
-        self.batch_first = batch_first
+        check_sizes(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.layer_norm = layer_norm
         self.initial_gate_bias = gate_bias
+        check_options(self, bidirectional, proj_size)
         _add_parameters(self, device=device, dtype=dtype)
         with torch.no_grad():
             _initialize(self, generator)
@@ -130,7 +153,8 @@ class _SkipTensors(nn.Module):
 
     def initial_state(self, batch_size: int) -> SkipState:
         "The learned initial state, with a gate that updates at the first step."
-        ones = self.gate_bias.new_ones(batch_size)
+        dtype = compute_dtype(self.gate_bias.dtype)
+        ones = self.gate_bias.new_ones(batch_size, dtype=dtype)
         c = self.c_0.expand(-1, batch_size, -1) if self.kind == "lstm" else None
         return SkipState(self.h_0.expand(-1, batch_size, -1), c, ones, torch.zeros_like(ones))
 
@@ -140,22 +164,46 @@ class _SkipRNN(_SkipTensors):
 
     def forward(
         self,
-        input: Float[Tensor, "..."],  # (T, B, I), or (B, T, I) with batch_first, or (T, I)
+        # (T, B, I), or (B, T, I) with batch_first, or (T, I), or packed
+        input: Float[Tensor, "..."] | PackedSequence,
         # from an earlier chunk; None: the learned initial state
-        state: SkipState | tuple | Tensor | None = None,
+        state: SkipState | tuple[Tensor, Tensor] | Tensor | None = None,
         *,
+        # real steps of each padded sequence; None: all
+        lengths: Int[Tensor, "B"] | list[int] | None = None,
         # forced u_t of 0 and 1, like input without I; None: the gate decides
-        update: Float[Tensor, "..."] | None = None,
+        update: Float[Tensor, "..."] | PackedSequence | None = None,
         # one of `PATHS`; None: the fastest that supports the inputs
         path: str | None = None,
     ) -> tuple[Tensor, SkipState, Gates]:  # top hidden states, last state, gate decisions
-        "Run a batch of sequences."
-        return _run_module(self, input, state, update, path)
+        "Run a batch of sequences; outputs and gates are packed if the input is."
+        return _run_module(self, input, state, lengths, update, path)
+
+    @classmethod
+    def from_torch(
+        cls,
+        rnn: nn.LSTM,  # of one direction
+        **options,  # `gate_bias` and others of the constructor that the LSTM does not have
+    ) -> Self:  # of the same type, device and mode
+        "The same function, until its gate is trained: it updates at every step."
+        return module_from_torch(cls, rnn, options)
+
+    def load_torch_weights(
+        self,
+        rnn: nn.LSTM,  # of the same sizes
+    ) -> None:
+        "Copy the weights of an LSTM and start from zeros as it does; the gate stays as it is."
+        copy_torch_weights(self, rnn)
+
+    def flatten_parameters(self) -> None:
+        "Does nothing: there is no buffer to flatten, as cuDNN's LSTM has."
 
     def extra_repr(self) -> str:
         "Settings, as torch prints them."
         sizes = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
-        return f"{sizes}, batch_first={self.batch_first}"
+        more = "" if self.bias else ", bias=False"
+        more += f", dropout={self.dropout}" if self.dropout else ""
+        return f"{sizes}{more}, batch_first={self.batch_first}"
 
 # %% ../../nbs/skiprnn/02_model.ipynb #de02c4ed
 class SkipLSTM(_SkipRNN):
@@ -185,21 +233,30 @@ def _not_compiled(module: _SkipTensors) -> str:
     "Why the compiled path cannot be taken; empty if it can."
     if not _has_numba():
         return "needs numba, which is not installed"
-    weight = module.gate_bias
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.float64):
-        given = f"{weight.device.type} in {weight.dtype}"
-        return f"runs on the CPU in single or double precision, not on {given}"
+    if (device := module.gate_bias.device.type) != "cpu":
+        return f"runs on the CPU, not on {device}"
     if module.layer_norm:
         return "has no layer_norm"
     if torch.is_grad_enabled() and (module.kind != "lstm" or module.num_layers > 1):
         return "gives gradients for the LSTM of one layer only"
     return ""
 
+# %% ../../nbs/skiprnn/02_model.ipynb #14590bbb
+def _only_dense(module: _SkipTensors) -> str:
+    "Why no path but the plain one can be taken; empty if others can."
+    if is_traced():
+        return "under torch.func, torch.compile or export"
+    if module.training and module.dropout and module.num_layers > 1:
+        return "with dropout in training"
+    return ""
+
 # %% ../../nbs/skiprnn/02_model.ipynb #243827b2
-def _check_path(module: _SkipTensors, path: str, update: Tensor | None) -> None:
+def _check_path(module: _SkipTensors, path: str, update: Any) -> None:
     "Raise an error if this path does not support the inputs."
     if path not in PATHS:
         raise ValueError(f"path: got {path!r}, expected one of {', '.join(PATHS)} or None")
+    if path != "dense" and (reason := _only_dense(module)):
+        raise ValueError(f"path: got {path!r} {reason}, expected 'dense'; use None")
     if path == "event" and (torch.is_grad_enabled() or update is not None):
         raise ValueError(
             "path: got 'event' with gradients or a forced update, expected neither; "
@@ -211,15 +268,17 @@ def _check_path(module: _SkipTensors, path: str, update: Tensor | None) -> None:
         raise ValueError(f"path: got 'compiled', which {reason}; expected another; use None")
 
 # %% ../../nbs/skiprnn/02_model.ipynb #7c22da53
-def _choose_path(module: _SkipTensors, path: str | None, update: Tensor | None) -> str:
+def _choose_path(module: _SkipTensors, path: str | None, update: Any) -> str:
     "Select the fastest path that supports the inputs."
     if path is not None:
         _check_path(module, path, update)
         return path
+    if _only_dense(module):
+        return "dense"
     with_gradients = "dense" if module.layer_norm else "exact"
     if torch.is_grad_enabled():
         return with_gradients
-    if module.gate_bias.dtype == torch.float32 and not _not_compiled(module):
+    if compute_dtype(module.gate_bias.dtype) == torch.float32 and not _not_compiled(module):
         return "compiled"
     return "event" if update is None else with_gradients
 
@@ -233,82 +292,91 @@ def _run_compiled(module, layers, gate, inputs, start, update) -> Recurrence:
     weights = kernels.cached_weights(module, layers, gate)
     return kernels.event_kernel(module.kind, weights, inputs, *start, update)
 
+# %% ../../nbs/skiprnn/02_model.ipynb #c4349178
+def _computed_weights(module: _SkipTensors) -> tuple[list[Layer], tuple[Tensor, Tensor]]:
+    "Layers and gate in the type that the module computes in."
+    dtype = compute_dtype(module.gate_bias.dtype)
+    layers = [module.layer(k) for k in range(module.num_layers)]
+    if dtype != module.gate_bias.dtype:
+        layers = [Layer(*(None if x is None else x.to(dtype) for x in layer)) for layer in layers]
+    return layers, (module.gate_weight.to(dtype), module.gate_bias.to(dtype))
+
 # %% ../../nbs/skiprnn/02_model.ipynb #587c0e43
 def _run_path(path, module, inputs, start, update) -> Recurrence:
     "One of the four paths on time-first inputs."
-    layers = [module.layer(k) for k in range(module.num_layers)]
-    gate = (module.gate_weight, module.gate_bias)
+    layers, gate = _computed_weights(module)
+    if path == "dense" or not inputs.shape[1]:  # no sequence, nothing to skip
+        dropout = module.dropout if module.training else 0.0
+        return dense_recurrence(
+            module.kind, layers, gate, inputs, *start, update=update, dropout=dropout
+        )
     if path == "compiled":
         return _run_compiled(module, layers, gate, inputs, start, update)
     if path == "event":
         return event_recurrence(
             module.kind, layers, gate, lambda rows, times: inputs[times, rows], len(inputs), *start
         )
-    if path == "dense":
-        return dense_recurrence(module.kind, layers, gate, inputs, *start, update=update)
     from avpapers.skiprnn.exact import exact_recurrence
 
     return exact_recurrence(module.kind, layers, gate, inputs, *start, update=update)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #1d2a7708
-def _run_module(module, input, state, update, path):
-    "`forward` of both modules; the gate and the cell state stay in full precision."
+def _run_module(module, input, state, lengths, update, path):
+    "`forward` of both modules."
     path = _choose_path(module, path, update)
-    with torch.autocast(input.device.type, enabled=False):
-        batched, inputs, update = _time_first(module, input, update)
-        state = read_state(module, state, inputs.shape[1])
+    with torch.autocast(module.gate_bias.device.type, enabled=False):
+        batch = read_batch(module, input, lengths, update)
+        state = read_state(module, state, batch.size, batched=batch.layout.batched)
+        if torch.is_grad_enabled() and not is_traced():
+            check_finite(batch)
         start = (flatten_state(state), state.increment, state.accumulated)
-        run = _run_path(path, module, inputs, start, update)
-    return _outputs(module, run, batched)
-
-# %% ../../nbs/skiprnn/02_model.ipynb #b0b49679
-def _time_first(module: _SkipTensors, input: Tensor, update: Tensor | None):
-    "Whether there is a batch, the input as (T, B, I), and the forced decisions as (T, B)."
-    batched = input.dim() == 3
-    shape = tuple(input.shape)
-    if input.dim() not in (2, 3) or shape[-1] != module.input_size:
-        expected = f"(T, {module.input_size}) or 3-D ending in it"
-        raise ValueError(f"input: got shape {shape}, expected {expected}")
-    inputs = input if batched else input[:, None]
-    inputs = inputs.transpose(0, 1) if batched and module.batch_first else inputs
-    if 0 in shape:
-        raise ValueError(f"input: got shape {shape}, expected at least one sequence of one step")
-    inputs = inputs.to(module.gate_bias.dtype)
-    if update is not None:
-        _check_update(update, shape[:-1])
-        update = update[:, None] if not batched else update.t() if module.batch_first else update
-        update = update.to(inputs)
-    return batched, inputs, update
-
-# %% ../../nbs/skiprnn/02_model.ipynb #370c18b9
-def _check_update(update: Tensor, shape: tuple[int, ...]) -> None:
-    "Raise an error if forced decisions are not a mask of the input's shape."
-    if tuple(update.shape) != shape:
-        raise ValueError(f"update: got shape {tuple(update.shape)}, expected {shape}")
-    if not ((update == 0) | (update == 1)).all():
-        raise ValueError("update: got other values, expected a mask of zeros and ones")
+        runs, ends = run_batch(
+            lambda inputs, start, update: _run_path(path, module, inputs, start, update),
+            batch,
+            start,
+        )
+    return _outputs(module, batch.layout, runs, ends)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #794eab2a
 def read_state(
     module: nn.Module,  # a `SkipLSTM` or `SkipGRU`
     # ours, or that of torch.nn.LSTM or GRU; None: learned
-    state: SkipState | tuple | Tensor | None,
+    state: SkipState | tuple[Tensor, Tensor] | Tensor | None,
     batch_size: int,  # B
-) -> SkipState:  # checked, complete
+    *,
+    batched: bool = True,  # False: its tensors have no batch axis
+) -> SkipState:  # checked, complete, with a batch axis
     "The state that a run begins with."
     start = module.initial_state(batch_size)
     if state is None:
-        return start
-    if not isinstance(state, SkipState):
-        h, c = state if module.kind == "lstm" else (state, None)
-        state = SkipState(h, c, start.increment, start.accumulated)
-    for name, given in (("h", state.h), ("c", state.c)):
-        if given is not None and given.shape != start.h.shape:
-            expected = tuple(start.h.shape)
-            raise ValueError(
-                f"state: got {name} of shape {tuple(given.shape)}, expected {expected}"
-            )
-    return state
+        return _converted_state(module, start)
+    given = _named_state(module, state)
+    for name, expected in start._asdict().items():
+        value = given.get(name, expected)
+        if (value is None) != (expected is None):
+            kind = "no" if expected is None else "a"
+            raise ValueError(f"state: got {value} as {name}, expected {kind} tensor")
+        if name in given and value is not None:
+            start = start._replace(**{name: read_part(name, value, expected, batched)})
+    return _converted_state(module, start)
+
+# %% ../../nbs/skiprnn/02_model.ipynb #585ddaa3
+def _named_state(module: nn.Module, state: Any) -> dict[str, Any]:
+    "What was given of a state."
+    if isinstance(state, SkipState):
+        return state._asdict()
+    if module.kind == "gru":
+        return {"h": state}
+    if not isinstance(state, tuple | list) or len(state) != 2:
+        raise ValueError("state: got neither a SkipState nor a pair, expected one; pass (h, c)")
+    return dict(zip(("h", "c"), state, strict=True))
+
+# %% ../../nbs/skiprnn/02_model.ipynb #87382fe1
+def _converted_state(module: nn.Module, state: SkipState) -> SkipState:
+    "A state in the type that the module computes in."
+    parts = state._asdict().items()
+    weight = module.gate_bias
+    return SkipState(*(None if x is None else converted(f"state.{n}", x, weight) for n, x in parts))
 
 # %% ../../nbs/skiprnn/02_model.ipynb #06f47e85
 def flatten_state(
@@ -319,16 +387,19 @@ def flatten_state(
     return torch.cat(tuple(parts), -1)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #6e25de58
-def _outputs(module: _SkipTensors, run: Recurrence, batched: bool):
-    "The public layout of what a recurrence returned."
-    parts = torch.stack(run.state.split(module.hidden_size, -1))
+def _outputs(module: _SkipTensors, layout: Layout, runs: list[Recurrence], ends):
+    "The public layout of what the recurrences returned."
+    dtype = module.gate_bias.dtype
+    flat, increment, accumulated = ends
+    parts = torch.stack(flat.split(module.hidden_size, -1)).to(dtype)
     h, c = (parts[::2], parts[1::2]) if module.kind == "lstm" else (parts, None)
-    state = SkipState(h, c, run.increments[-1], run.accumulated)
-
-    def layout(x: Tensor) -> Tensor:
-        return x[:, 0] if not batched else x.transpose(0, 1) if module.batch_first else x
-
-    return layout(run.tops), state, Gates(layout(run.updates), layout(run.increments))
+    state = SkipState(h, c, increment, accumulated)
+    if not layout.batched:
+        c = None if c is None else c[:, 0]
+        state = SkipState(h[:, 0], c, increment[0], accumulated[0])
+    gates = ([r.updates for r in runs], [r.increments for r in runs])
+    tops = restore(layout, [r.tops.to(dtype) for r in runs])
+    return tops, state, Gates(*(restore(layout, x) for x in gates))
 
 # %% ../../nbs/skiprnn/02_model.ipynb #02101880
 _CARD = ("skiprnn", "campos2018skip", "section 3, eqs. 1-8")
@@ -378,11 +449,19 @@ def run_on_demand(
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
     state = read_state(module, state, batch_size)
-    layers = [module.layer(k) for k in range(module.num_layers)]
-    gate = (module.gate_weight, module.gate_bias)
+    layers, gate = _computed_weights(module)
+
+    def fetched(rows: Tensor, times: Tensor) -> Tensor:
+        x = converted("fetch", fetch(rows, times), module.gate_bias)
+        if x.shape != (len(rows), module.input_size):
+            expected = (len(rows), module.input_size)
+            raise ValueError(f"fetch: got shape {tuple(x.shape)}, expected {expected}")
+        return x
+
     start = (flatten_state(state), state.increment, state.accumulated)
-    run = event_recurrence(module.kind, layers, gate, fetch, num_steps, *start)
-    return _outputs(module, run, True)
+    run = event_recurrence(module.kind, layers, gate, fetched, num_steps, *start)
+    ends = (run.state, run.increments[-1], run.accumulated)
+    return _outputs(module, Layout(True, module.batch_first), [run], ends)
 
 # %% ../../nbs/skiprnn/02_model.ipynb #390affc5
 def multiply_adds_per_update(
