@@ -223,7 +223,9 @@ def read_table(
     required = list(dict.fromkeys([*required, *key, *filled]))
     rows = _parsed(text, _separator(text, required, name, hint), name)
     if len(rows) < 2:
-        raise ValueError(f"{name}: got no rows, expected a header and at least one row{_then(hint)}")
+        raise ValueError(
+            f"{name}: got no rows, expected a header and at least one row{_then(hint)}"
+        )
     head = _stripped(rows.pop(next(iter(rows))))
     _check_header(head, required, name, hint)
     _check_lengths(rows, len(head), hint)
@@ -275,14 +277,16 @@ def as_numbers(
     cells = frame.to_numpy(dtype=object)
     known = {cell: _value(cell) for cell in set(cells.flat)}
     values = np.array([known[c] for c in cells.flat], dtype=float).reshape(cells.shape)
-    bad = np.isinf(values) | (values < low) | (values > high) | (whole & (values % 1 > 0))
-    bad |= np.isnan(values) & (not gaps)
+    gap = np.isnan(values)
+    bad = gap if not gaps else np.zeros_like(gap)
+    bad |= np.isinf(values) | (values < low) | (values > high)
+    bad |= whole & ~gap & (np.floor(values) != values)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         cell = cells[row, column]
         comma = "; write decimals with a point" if re.fullmatch(r"[+-]?\d+,\d+", cell) else ""
         raise ValueError(
-            f"{frame.index[row]}, {frame.columns[column]}: got {cell!r}, expected "
+            f"{frame.index[row]}, {frame.columns[column]}: got {repr(cell) if cell.strip() else 'a gap'}, expected "
             f"{_wanted(whole, low, high)} ({bad.sum()} of {bad.size} cells are wrong){comma}"
             f"{_then(hint)}"
         )
@@ -334,7 +338,8 @@ def warn_missing(
     if gone:
         text = f"{what}: got {total - len(gone)} of {total}, without {few(gone)}"
         if len(gone) > most * total or len(gone) == total:
-            raise FileNotFoundError(f"{text}, expected at least {1 - most:.0%} of them; {hint}")
+            share = f"{1 - most:.0%}" if most else "all"
+            raise FileNotFoundError(f"{text}, expected {share} of them; {hint}")
         warnings.warn(f"{text}; going on without them", stacklevel=3)
 
 # %% ../../nbs/core/tables.ipynb #59e40c1b
