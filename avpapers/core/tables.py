@@ -278,8 +278,7 @@ def as_numbers(
     known = {cell: _value(cell) for cell in set(cells.flat)}
     values = np.array([known[c] for c in cells.flat], dtype=float).reshape(cells.shape)
     gap = np.isnan(values)
-    bad = gap if not gaps else np.zeros_like(gap)
-    bad |= np.isinf(values) | (values < low) | (values > high)
+    bad = (gap & (not gaps)) | np.isinf(values) | (values < low) | (values > high)
     bad |= whole & ~gap & (np.floor(values) != values)
     if bad.any():
         row, column = np.argwhere(bad)[0]
