@@ -760,7 +760,7 @@ def test_cifar10h_runs_no_code(root):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_missing_folder(kind, tmp_path):
-    with pytest.raises(FileNotFoundError, match="folder.*get it from"):
+    with pytest.raises(FileNotFoundError, match="got no such file.*get it from"):
         LOADERS[kind](tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -784,11 +784,11 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             FER,
             lambda r: edit(r / "fer2013.csv", r"\d+ ", ""),
             ValueError,
-            "row 2: got 2303 .*expected 2304",
+            "line 2: got 2303 .*expected 2304",
         ),
-        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "256 "), ValueError, "row 2"),
-        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "-4 "), ValueError, "row 2"),
-        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "x "), ValueError, "row 2"),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "256 "), ValueError, "line 2"),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "-4 "), ValueError, "line 2"),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "x "), ValueError, "line 2"),
         (
             FER,
             FER,
@@ -801,7 +801,7 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             FER,
             lambda r: edit(r / "fer2013.csv", ",PublicTest", ",PrivateTest"),
             ValueError,
-            "differ from row 8",
+            "differ from .*line 8",
         ),
         (
             FER,
@@ -815,28 +815,28 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             FER,
             lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,-1"),
             ValueError,
-            "row 2: got votes",
+            "line 2, neutral: got",
         ),
         (
             FER,
             FER,
             lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,0.5"),
             ValueError,
-            "row 2: got votes",
+            "line 2, neutral: got",
         ),
         (
             FER,
             FER,
             lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,"),
             ValueError,
-            "row 2: got votes",
+            "line 2, neutral: got",
         ),
         (
             FER,
             FER,
             lambda r: os.truncate(r / "fer2013new.csv", 0),
             ValueError,
-            "expected a readable CSV",
+            "got no rows, .*get it from",
         ),
         (
             FER,
@@ -857,21 +857,21 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             CREMA,
             lambda r: edit(r / "finishedResponses.csv", r"XX,1,[A-Z]", "XX,1,Q"),
             ValueError,
-            "row 2: got respEmo 'Q'",
+            "line 2: got respEmo 'Q'",
         ),
         (
             CREMA,
             CREMA,
             lambda r: edit(r / "finishedResponses.csv", "1001_IEO_ANG_XX", "1001"),
             ValueError,
-            "row 2: got clipName",
+            "line 2: got clipName",
         ),
         (
             CREMA,
             CREMA,
             lambda r: edit(r / "finishedResponses.csv", ",3000,1,", ",3000,4,"),
             ValueError,
-            "row 2: got queryType",
+            "line 2: got queryType",
         ),
         (
             GO,
@@ -887,13 +887,19 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             ValueError,
             "expected .*pride",
         ),
-        (GO, GO, lambda r: edit(r / "goemotions_1.csv", r",\d\n", ",2\n"), ValueError, "0 or 1"),
+        (
+            GO,
+            GO,
+            lambda r: edit(r / "goemotions_1.csv", r",\d\n", ",2\n"),
+            ValueError,
+            "from 0 to 1",
+        ),
         (
             GO,
             GO,
             lambda r: edit(r / "goemotions_1.csv", "False", "maybe"),
             ValueError,
-            "example_very_unclear.*maybe",
+            "line 2: got example_very_unclear .maybe",
         ),
         (
             GO,

@@ -85,10 +85,11 @@ def read_lines(
     path: str | Path,  # a list, one entry a line
     *,
     encoding: str = "utf-8",  # where no byte order mark tells
+    content: bytes | None = None,  # of a file inside an archive; the path is then only a name
     hint: str = "",  # what to do if it cannot be read
 ) -> dict[str, str]:  # "train.txt, line 3" -> the line, stripped; lines without text are left out
     "Lines of a list with their places."
-    text = read_text(path, encoding=encoding, hint=hint)
+    text = read_text(path, encoding=encoding, content=content, hint=hint)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     name = Path(path).name
     found = {f"{name}, line {k}": line.strip() for k, line in enumerate(lines, 1) if line.strip()}
