@@ -334,7 +334,7 @@ def test_checksum_notices_another_label_or_input(root, kind):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_missing_folder(kind, tmp_path):
-    with pytest.raises(FileNotFoundError, match="root"):
+    with pytest.raises(FileNotFoundError, match="root: no|got no such file"):
         LOADERS[kind](tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -453,7 +453,7 @@ IMDB, UCF, CHARADES, MNIST = "imdb", "ucf101", "charades", "mnist"
             CHARADES,
             lambda r: edit(r / "Charades_v1_train.csv", "actions", "deeds"),
             ValueError,
-            "missing columns.*actions",
+            "Charades_v1_train.csv: got columns .* expected actions too",
         ),
         (
             CHARADES,

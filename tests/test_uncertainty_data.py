@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import io
 import math
 import os
 import pickle
@@ -758,6 +759,66 @@ def test_cifar10h_runs_no_code(root):
         D.cifar10h(root)
 
 
+TABLES = {
+    "ferplus": ("fer2013new.csv", "fer2013.csv"),
+    "cremad": ("finishedResponses.csv",),
+    "goemotions": ("goemotions_1.csv", "goemotions_3.csv"),
+}
+
+
+def resaved(text, separator=","):
+    rows = csv.reader(text.splitlines())
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=separator).writerows(rows)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("root", "kind"), [(k, k) for k in TABLES], indirect=["root"])
+def test_tables_of_another_editor(root, kind):
+    first = LOADERS[kind](root).checksum
+    written = {root / name: (root / name).read_text() for name in TABLES[kind]}
+    for encoding, separator in (("utf-8-sig", ";"), ("utf-16", "\t")):
+        for file, text in written.items():
+            file.write_bytes(resaved(text, separator).encode(encoding))
+        assert LOADERS[kind](root).checksum == first
+
+
+@pytest.mark.parametrize(("root", "kind"), [(k, k) for k in TABLES], indirect=["root"])
+def test_a_table_appended_to_itself(root, kind):
+    for name in TABLES[kind]:
+        head, *rows = (root / name).read_text().splitlines()
+        (root / name).write_text("\n".join([head, *rows, *rows]) + "\n")
+    with pytest.raises(ValueError, match=r"line \d+: got the .* again, expected it once"):
+        LOADERS[kind](root)
+
+
+@of("goemotions")
+def test_a_file_that_is_there_twice(root):
+    (root / "goemotions_3.csv").write_text((root / "goemotions_1.csv").read_text())
+    with pytest.raises(ValueError, match="goemotions_3.csv, line 2: got the row .*goemotions_1"):
+        D.goemotions(root)
+
+
+@of("ferplus")
+def test_a_name_of_two_faces_is_told(root):
+    edit(root / "fer2013new.csv", "fer0000001.png", "fer0000000.png")
+    with pytest.warns(UserWarning, match=r"got 1 names in several rows \(fer0000000.png\)"):
+        d = D.ferplus(root)
+    assert len(d) == 11 and d.items[:2] == ("fer0000000.png",) * 2
+
+
+@of("cremad")
+def test_one_answer_more_is_not_a_repeat(root):
+    "Two raters may agree in all but their number."
+    rows = pd.read_csv(root / "finishedResponses.csv")
+    rows.loc[len(rows)] = rows.iloc[0].to_dict() | {"localid": 99}
+    rows.to_csv(root / "finishedResponses.csv", index=True)
+    assert D.cremad(root).votes.sum() == 24 * 5 + 1
+    pd.concat([rows, rows[:1]], ignore_index=True).to_csv(root / "finishedResponses.csv")
+    with pytest.raises(ValueError, match="got the row .* it is in finishedResponses.csv, line 2"):
+        D.cremad(root)
+
+
 @pytest.mark.parametrize("kind", LOADERS)
 def test_missing_folder(kind, tmp_path):
     with pytest.raises(FileNotFoundError, match="got no such file.*get it from"):
@@ -899,7 +960,7 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             GO,
             lambda r: edit(r / "goemotions_1.csv", "False", "maybe"),
             ValueError,
-            "line 2: got example_very_unclear .maybe",
+            "goemotions_1.csv, line 3: got example_very_unclear .maybe",
         ),
         (
             GO,

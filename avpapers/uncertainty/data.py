@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import math
 import re
 import warnings
@@ -811,7 +810,7 @@ def ferplus(
             f"{', '.join(_FERPLUS_USAGE)}"
         )
     counts = as_numbers(votes[[*FERPLUS_CLASSES, "NF"]], whole=True, low=0)[:, :-1]
-    kept = np.flatnonzero((votes["Image name"] != "").to_numpy() & (counts.sum(1) > 0))
+    kept = np.flatnonzero((votes["Image name"].str.strip() != "").to_numpy() & (counts.sum(1) > 0))
     if not len(kept):
         raise ValueError(
             "fer2013new.csv: got no row with both a name and a vote, expected at least 1; "
@@ -912,9 +911,7 @@ def goemotions(
     check_rows_once(rows)
     for where, told in rows["example_very_unclear"].items():
         if told.lower() not in ("true", "false"):
-            raise ValueError(
-                f"{where}: got example_very_unclear {told!r}, expected True or False"
-            )
+            raise ValueError(f"{where}: got example_very_unclear {told!r}, expected True or False")
     ticks = as_numbers(rows[list(GOEMOTIONS_CLASSES)], whole=True, low=0, high=1)
     kept = (rows["example_very_unclear"].str.lower() == "false").to_numpy() & (ticks.sum(1) > 0)
     if not kept.any():
@@ -973,8 +970,7 @@ def cifar10h(
         counts = load_array(file.read_bytes())
     except Exception as error:
         raise ValueError(
-            f"cifar10h-counts.npy: got {error}, expected a readable array; "
-            f"{_hint(file.name)}"
+            f"cifar10h-counts.npy: got {error}, expected a readable array; {_hint(file.name)}"
         ) from error
     if counts.ndim != 2 or counts.shape[1] != 10 or not np.issubdtype(counts.dtype, np.number):
         raise ValueError(
