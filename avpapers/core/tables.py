@@ -134,7 +134,7 @@ def _parsed(text: str, separator: str, name: str) -> dict[str, list[str]]:
 # %% ../../nbs/core/tables.ipynb #4497b45e
 def _separator(text: str, required: Sequence[str], name: str, hint: str) -> str:
     "What divides the cells of this table."
-    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    first = next((line for line in io.StringIO(text, newline=None) if line.strip()), "")
     heads = {s: _stripped(next(csv.reader([first], delimiter=s), [])) for s in _SEPARATORS}
     fits = [s for s, head in heads.items() if len(head) > 1 and set(required) <= set(head)]
     if len(fits) > 1:
