@@ -537,6 +537,12 @@ def test_vivae(tmp_path):
     (root / "core/S01_joy_low_01.wav").write_bytes(b"")
     with pytest.raises(ValueError, match="S01_joy_low_01.wav, expected one such as"):
         D.vivae(root)
+    (root / "core/S01_joy_low_01.wav").unlink()
+    (root / "full").mkdir()
+    (root / "full/s01_ANGER_low_01.WAV").write_bytes(b"")
+    (root / "core/S01_anger_low_01.wav").touch()
+    with pytest.raises(ValueError, match="got the sound .s01_anger_low_01. again"):
+        D.vivae(root)
     with pytest.raises(FileNotFoundError, match="without wav files"):
         D.vivae(tmp_path / "nowhere")
 

@@ -230,7 +230,8 @@ def read_table(
     head = _stripped(rows.pop(next(iter(rows))))
     _check_header(head, required, name, hint)
     _check_lengths(rows, len(head), hint)
-    frame = pd.DataFrame(list(rows.values()), index=list(rows), columns=head, dtype=str)
+    cells = np.array(list(rows.values()), dtype=object)  # one block, not one a column
+    frame = pd.DataFrame(cells, index=list(rows), columns=head, dtype=object)
     for column in key:
         frame[column] = [normalize(cell) for cell in frame[column]]
     _check_filled(frame[list(dict.fromkeys([*key, *filled]))])
