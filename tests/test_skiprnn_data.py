@@ -653,7 +653,7 @@ def test_reviews_of_another_editor(root):
             "Charades_v1_test.csv",
             lambda rows: [r.replace("S1t", "") for r in rows],
             ValueError,
-            "got no text in Charades_v1_test.csv, line 3, subject",
+            "Charades_v1_test.csv, line 3, subject: got a gap",
         ),
     ],
     indirect=["root"],

@@ -186,13 +186,14 @@ def check_once(
     what: str,  # what they are, for the message: "File_ID"
 ) -> None:
     "A `ValueError` with both places if a value occurs again."
-    seen: dict[Hashable, str] = {}
-    again = [(w, v) for v, w in zip(values, where, strict=True) if seen.setdefault(v, w) != w]
+    rows = list(zip(values, where, strict=True))
+    first: dict[Hashable, int] = {}
+    again = [k for k, (value, _) in enumerate(rows) if first.setdefault(value, k) != k]
     if again:
-        place, value = again[0]
+        value, place = rows[again[0]]
         raise ValueError(
             f"{place}: got {what} {textwrap.shorten(repr(value), 60)} again, expected it once; it "
-            f"is in {seen[value]} already ({len(again)} such repeats)"
+            f"is in {rows[first[value]][1]} already ({len(again)} such repeats)"
         )
 
 
@@ -211,7 +212,6 @@ def read_table(
     key: Sequence[str] = (),  # columns that together name a row
     normalize: Callable[[str], str] = str.strip,  # from a cell of the key to what it means
     filled: Sequence[str] = (),  # columns without gaps; those of the key are
-    rows_once: bool = False,  # two rows that are equal throughout are an error
     encoding: str = "utf-8",  # where no byte order mark tells
     content: bytes | None = None,  # of a file inside an archive; the path is then only a name
     hint: str = "",  # what to do if it cannot be read
@@ -238,8 +238,6 @@ def read_table(
     if key:
         ids = frame[list(key)].itertuples(index=False, name=None)
         check_once((i[0] if len(i) == 1 else i for i in ids), frame.index, ", ".join(key))
-    if rows_once:
-        check_rows_once(frame)
     return frame
 
 # %% ../../nbs/core/tables.ipynb #7b009477
@@ -251,7 +249,8 @@ def _check_filled(frame: pd.DataFrame) -> None:
         if not cell.strip()
     ]
     if gaps:
-        raise ValueError(f"got no text in {few(gaps)}, expected no gaps in {', '.join(frame)}")
+        also = f"; also in {few(gaps[1:])}" if len(gaps) > 1 else ""
+        raise ValueError(f"{gaps[0]}: got a gap, expected text in {', '.join(frame)}{also}")
 
 # %% ../../nbs/core/tables.ipynb #693a561e
 _GAPS = frozenset(("", "na", "n/a", "nan", "null", "none"))
@@ -283,13 +282,14 @@ def as_numbers(
     bad = (gap & (not gaps)) | np.isinf(values) | (values < low) | (values > high)
     bad |= whole & ~gap & (np.floor(values) != values)
     if bad.any():
-        row, column = np.argwhere(bad)[0]
-        cell = cells[row, column]
+        (row, column), *others = np.argwhere(bad).tolist()
+        cell, places = cells[row, column], [f"{frame.index[r]}, {frame.columns[c]}" for r, c in others]
+        also = f"; also in {few(places)}" if places else ""
         comma = "; write decimals with a point" if re.fullmatch(r"[+-]?\d+,\d+", cell) else ""
         raise ValueError(
-            f"{frame.index[row]}, {frame.columns[column]}: got {repr(cell) if cell.strip() else 'a gap'}, expected "
-            f"{_wanted(whole, low, high)} ({bad.sum()} of {bad.size} cells are wrong){comma}"
-            f"{_then(hint)}"
+            f"{frame.index[row]}, {frame.columns[column]}: got "
+            f"{repr(cell) if cell.strip() else 'a gap'}, expected {_wanted(whole, low, high)}"
+            f"{also}{comma}{_then(hint)}"
         )
     return values
 
