@@ -278,3 +278,15 @@ def test_emoset_takes_the_object_or_else_the_scene(tmp_path):
         D.emoset(folder)
     annotation = json.loads((folder / "annotation/train1.json").read_text())
     assert annotation["object"] == ["Snake"]
+
+
+def test_emoset_tells_of_pictures_without_a_noun(tmp_path):
+    folder = D.write_fixture("emoset", tmp_path)
+    (folder / "annotation/test2.json").write_text(json.dumps({"object": [], "scene": None}))
+    with pytest.warns(UserWarning, match="object or a scene: got 8 of 9, without image/test2.jpg"):
+        assert len(D.emoset(folder, min_pictures=1)) == 8
+    (folder / "annotation/test2.json").write_text(json.dumps({"object": "Mountain"}))
+    assert len(D.emoset(folder, min_pictures=1)) == 9
+    (folder / "annotation/test2.json").write_text('{"object": ["Moun')
+    with pytest.raises(ValueError, match="test2.json, line 1: got .*, expected whole JSON"):
+        D.emoset(folder, min_pictures=1)

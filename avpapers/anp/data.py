@@ -373,7 +373,8 @@ def mit_states(
             if len(line.split(" ")) != 2:
                 raise ValueError(f"{where}: got {line!r}, expected `adjective noun`")
             for file in files_of(folder / "images" / line, PICTURE_SUFFIXES):
-                rows.append((*line.split(), split, file.relative_to(folder).as_posix()))
+                adjective, noun = line.split()
+                rows.append((adjective, noun, split, file.relative_to(folder).as_posix()))
         check_once([*places.values(), *lines.values()], [*places, *lines], "the pair")
         places |= lines
     listed, seen = list(places.values()), {f"{a} {n}" for a, n, *_ in rows}

@@ -52,7 +52,7 @@ def _flat(picture: Image.Image, background: str) -> Image.Image:
     if clear is None and picture.mode not in ("RGBA", "LA", "PA", "RGBa", "La"):
         return picture.convert("RGB")
     picture = picture.convert("RGBA")
-    if picture.getextrema()[3] == (255, 255):
+    if picture.getchannel("A").getextrema() == (255, 255):
         return picture.convert("RGB")
     ground = Image.new("RGBA", picture.size, background)
     return Image.alpha_composite(ground, picture).convert("RGB")
@@ -67,9 +67,8 @@ def open_picture(
     from PIL import Image, ImageColor, ImageOps
 
     ImageColor.getrgb(background)
-    stored = isinstance(source, bytes)
     try:
-        with Image.open(io.BytesIO(source) if stored else source) as picture:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             width, height = picture.size
             if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
                 raise ValueError(
@@ -79,11 +78,10 @@ def open_picture(
             turned = ImageOps.exif_transpose(picture)
             return _flat(_eight_bits(turned, picture.format), background)
     except Exception as error:  # a damaged file raises errors of many kinds
-        name = "picture" if stored else Path(source).name
-        where = "" if stored else f" in {Path(source).parent}"
+        path = Path("picture" if isinstance(source, bytes) else source)
         raise ValueError(
-            f"{name}: got no readable picture{where} ({error}), expected one; fetch it again, or "
-            "drop it from the list"
+            f"{path.name}: got no readable picture in {path.parent} ({error}), expected one; "
+            "fetch it again, or drop it from the list"
         ) from error
 
 # %% ../../nbs/core/pictures.ipynb #40579060

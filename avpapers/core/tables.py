@@ -283,7 +283,10 @@ def as_numbers(
     bad |= whole & ~gap & (np.floor(values) != values)
     if bad.any():
         (row, column), *others = np.argwhere(bad).tolist()
-        cell, places = cells[row, column], [f"{frame.index[r]}, {frame.columns[c]}" for r, c in others]
+        cell, places = (
+            cells[row, column],
+            [f"{frame.index[r]}, {frame.columns[c]}" for r, c in others],
+        )
         also = f"; also in {few(places)}" if places else ""
         comma = "; write decimals with a point" if re.fullmatch(r"[+-]?\d+,\d+", cell) else ""
         raise ValueError(
