@@ -1,6 +1,7 @@
 "Adjective-noun pairs: relevance, Shapley shares, splits without leaks, checks of lists."
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -179,16 +180,25 @@ def test_wrong_requests_raise(drawn, call, message):
         ("mtvso", "train.txt", "a.jpg 0 1 1", "got pair 0, expected"),
         ("mtvso", "test.txt", "train/c.jpg 1 1 1", "expected one split"),
         ("mit_states", "compositional-split-natural/val_pairs.txt", "ancient", "adjective noun"),
-        ("emoset", "train.json", "[]", ""),
+        ("mit_states", "compositional-split-natural/val_pairs.txt", "wet coat", "'wet coat' again"),
+        (
+            "mtvso",
+            "mtvso_anplabels.txt",
+            "cute_cat\ndim_night",
+            "line 2: got 'dim_night', expected",
+        ),
+        ("mtvso", "mtvso_nounlabels.txt", "cat\nnight\ncat", "line 3: got the name 'cat' again"),
+        ("mtvso", "train.txt", "train/c.jpg 1 1 1\n" * 2, "line 2: got the picture 'train/c.jpg'"),
+        ("mtvso", "train.txt", " \n", "train.txt: got no lines"),
+        ("emoset", "train.json", "[]", "train.json: got no entries"),
+        ("emoset", "val.json", '[["awe"]]', "val.json, entry 1: got"),
+        ("emoset", "val.json", '[["awe", ', "val.json, line 1: got .*, expected whole JSON"),
     ],
 )
 def test_damaged_lists(name, file, text, message, tmp_path):
     folder = D.write_fixture(name, tmp_path)
     (folder / file).write_text(text)
     load = getattr(D, name)
-    if not message:
-        assert len(load(folder, min_pictures=1)) == 6
-        return
     with pytest.raises(ValueError, match=message):
         load(folder)
 
@@ -208,6 +218,58 @@ def test_missing_files(name, file, tmp_path):
         getattr(D, name)(folder)
 
 
+@pytest.mark.parametrize("name", ["mtvso", "mit_states", "emoset"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_of_another_editor(name, encoding, tmp_path):
+    folder = D.write_fixture(name, tmp_path)
+    load = partial(D.emoset, min_pictures=1) if name == "emoset" else getattr(D, name)
+    whole = load(folder)
+    for file in [*folder.rglob("*.txt"), *folder.rglob("*.json")]:
+        text = file.read_text().replace("\n", "\r\n")
+        file.write_bytes(text.encode(encoding))
+    again = load(folder)
+    assert again.files == whole.files and again.adjectives == whole.adjectives
+    assert torch.equal(again.pair, whole.pair)
+
+
+def test_suffixes_of_another_letter_case(tmp_path):
+    folder = D.write_fixture("mit_states", tmp_path / "a")
+    (folder / "images/ancient bear/0.jpg").rename(folder / "images/ancient bear/0.JPEG")
+    (folder / "images/ancient bear/1.jpg").rename(folder / "images/ancient bear/1.Png")
+    (folder / "images/ancient bear/._1.jpg").touch()
+    data = D.mit_states(folder)
+    assert data.files[:2] == ("images/ancient bear/0.JPEG", "images/ancient bear/1.Png")
+    assert len(data) == 8
+    folder = D.write_fixture("mtvso", tmp_path / "b")
+    (folder / "test/a b.jpg").rename(folder / "test/a b.JPG")
+    assert D.mtvso(folder).files[3] == "test/a b.JPG"
+
+
+def test_pictures_that_are_gone_are_counted(tmp_path):
+    folder = D.write_fixture("mtvso", tmp_path / "a")
+    for part in ("train", "test"):
+        (folder / part / "d.jpg").unlink()
+    with pytest.warns(UserWarning) as told:
+        data = D.mtvso(folder)
+    assert len(data) == 4 and len(data.pairs) == 3 and data.pair.tolist() == [0, 1] * 2
+    assert "got 4 of 6, without train/d.jpg, test/d.jpg" in str(told[0].message)
+    assert "pairs with pictures: got 2 of 3, without dark_cat" in str(told[1].message)
+    with pytest.raises(FileNotFoundError, match="got 4 of 6, .* expected 70% of them"):
+        D.mtvso(folder, most_missing=0.3)
+    folder = D.write_fixture("mit_states", tmp_path / "b")
+    (folder / "images/wet coat").rename(folder / "images/Wet coat")
+    with pytest.raises(
+        FileNotFoundError, match="pairs with pictures: got 3 of 4, without wet coat"
+    ):
+        D.mit_states(folder)
+    with pytest.warns(UserWarning, match="without wet coat; going on"):
+        assert len(D.mit_states(folder, most_missing=0.25)) == 6
+    folder = D.write_fixture("emoset", tmp_path / "c")
+    (folder / "image/train1.jpg").unlink()
+    with pytest.raises(FileNotFoundError, match="got 8 of 9, without image/train1.jpg"):
+        D.emoset(folder, min_pictures=1)
+
+
 def test_emoset_takes_the_object_or_else_the_scene(tmp_path):
     folder = D.write_fixture("emoset", tmp_path)
     data = D.emoset(folder, min_pictures=1)
@@ -216,3 +278,15 @@ def test_emoset_takes_the_object_or_else_the_scene(tmp_path):
         D.emoset(folder)
     annotation = json.loads((folder / "annotation/train1.json").read_text())
     assert annotation["object"] == ["Snake"]
+
+
+def test_emoset_tells_of_pictures_without_a_noun(tmp_path):
+    folder = D.write_fixture("emoset", tmp_path)
+    (folder / "annotation/test2.json").write_text(json.dumps({"object": [], "scene": None}))
+    with pytest.warns(UserWarning, match="object or a scene: got 8 of 9, without image/test2.jpg"):
+        assert len(D.emoset(folder, min_pictures=1)) == 8
+    (folder / "annotation/test2.json").write_text(json.dumps({"object": "Mountain"}))
+    assert len(D.emoset(folder, min_pictures=1)) == 9
+    (folder / "annotation/test2.json").write_text('{"object": ["Moun')
+    with pytest.raises(ValueError, match="test2.json, line 1: got .*, expected whole JSON"):
+        D.emoset(folder, min_pictures=1)

@@ -322,26 +322,42 @@ def edited(old, new, count=1):
 
 DAMAGE = {
     "column": (edited("Triumph", "Victory"), ValueError, "expected Triumph too"),
-    "label": (edited("0.50", ""), ValueError, r"\[00000\], split Train: got no Horror"),
-    "no number": (edited("0.50", "high"), ValueError, "Horror: got 'high', expected a number"),
+    "label": (
+        edited("0.50", ""),
+        ValueError,
+        "line 2, Horror: got a gap, .* only test rows may be blind",
+    ),
+    "no number": (
+        edited("0.50", "high"),
+        ValueError,
+        "data_info.csv, line 2, Horror: got 'high', expected a finite number",
+    ),
     "range": (edited("0.50", "1.2"), ValueError, "emotion: got .*, expected 0 to 1"),
     "split": (
         edited("Val", "Dev"),
         ValueError,
-        r"\[00006\], Split: got 'Dev', expected Train, Val or Test",
+        r"line 8, Split: got 'Dev', expected Train, Val or Test",
     ),
     "leak": (
         edited("Speaker_7", "Speaker_1"),
         ValueError,
         "got 'Speaker_1' in 'train' and in 'validation'",
     ),
-    "twice": (edited("[00005]", "[00004]"), ValueError, r"got File_ID \[00004\] twice"),
+    "twice": (
+        edited("[00005]", "[00004]"),
+        ValueError,
+        "line 7: got File_ID '00004' again, .* line 6",
+    ),
     "wav": (
         lambda r: (r / "wav/00004.wav").unlink(),
         FileNotFoundError,
-        "without 1 of 12 sound files, the first is wav/00004.wav",
+        "got 11 of 12, without wav/00004.wav, expected all",
     ),
-    "csv": (lambda r: (r / "data_info.csv").unlink(), FileNotFoundError, "without data_info.csv"),
+    "csv": (
+        lambda r: (r / "data_info.csv").unlink(),
+        FileNotFoundError,
+        "data_info.csv: got no such file",
+    ),
     "empty": (lambda r: (r / "data_info.csv").write_text(""), ValueError, "got no rows"),
 }
 
@@ -352,6 +368,84 @@ def test_hume_damage(kind, hume):
     damage(hume)
     with pytest.raises(error, match=message):
         D.hume_vb(hume)
+
+
+SAME_SET = {
+    "mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "wide": lambda text: text.encode("utf-16"),
+    "tabs": lambda text: text.replace(",", "\t").encode(),
+    "blanks around": lambda text: text.replace("Speaker_7", " Speaker_7 ").encode(),
+    "ids without zeros": lambda text: text.replace("[00003]", "3").encode(),
+}
+
+
+@pytest.mark.parametrize("kind", SAME_SET)
+def test_the_same_table_written_otherwise(kind, hume):
+    first, file = D.hume_vb(hume), hume / "data_info.csv"
+    file.write_bytes(SAME_SET[kind](file.read_text()))
+    again = D.hume_vb(hume)
+    assert again.files == first.files and again.speaker == first.speaker
+    assert again.checksum == first.checksum
+
+
+SILENT = {
+    "id of another row": (edited("[00003]", " 2"), "line 5: got File_ID '00002' again, .* line 4"),
+    "code": (edited(",2,USA", ",2.5,USA"), "line 4, Country: got '2.5', expected a whole number"),
+    "two names": (edited(",3,Venezuela", ",3,Peru"), "got 'Venezuela' for code 3, expected Peru"),
+    "one name": (edited("USA", "China", 9), "expected one code for each country"),
+    "infinite": (edited("21.5", "inf"), "line 3, Age: got 'inf', expected a finite number"),
+    "decimal comma": (edited("21.5", '"21,5"'), "Age: got '21,5', .* with a point"),
+    "cut": (edited("21.5", "21,5"), "line 3: got 17 cells, expected 16"),
+}
+
+
+@pytest.mark.parametrize("kind", SILENT)
+def test_hume_faults_that_look_like_data(kind, hume):
+    damage, message = SILENT[kind]
+    damage(hume)
+    with pytest.raises(ValueError, match=message):
+        D.hume_vb(hume)
+
+
+def test_hume_without_text_encoding(hume):
+    text = (hume / "data_info.csv").read_text().replace("Speaker_7", "Zo\xeb")
+    (hume / "data_info.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="data_info.csv, line 9: got bytes that are not utf-8"):
+        D.hume_vb(hume)
+
+
+def test_gaps_in_features_move_nothing(hume):
+    data, folder = D.hume_vb(hume), hume / "feats/eGeMAPS"
+    for k in range(12):
+        file = folder / f"{k:05d}.csv"
+        head, row = file.read_text().splitlines()
+        cells = row.split(",")
+        cells[k + 1] = "NA" if k % 2 else ""
+        file.write_text(f"{head}\n{','.join(cells)}\n")
+    with pytest.raises(
+        ValueError, match=r"00000.csv, line 2, f0: got a gap, .* also in 00001.csv, line 2, f1,"
+    ):
+        D.hume_features(data, hume)
+
+
+def test_sounds_without_people_are_told(tmp_path):
+    root = D.write_fixture("vocal_sound", tmp_path)
+    whole = D.vocal_sound(root)
+    for file in sorted((root / "audio_16k").glob("f0001*")):
+        file.rename(file.with_name(file.name.replace("f0001", "f0099")))
+    (root / "audio_16k/f0000_0_sigh.wav").rename(root / "audio_16k/f0000_0_sigh.WAV")
+    with pytest.warns(UserWarning) as told:
+        data = D.vocal_sound(root)
+    assert len(data) == len(whole) - 2 and data.files[1].endswith(".WAV")
+    assert [("f0099" in str(w.message), "f0001" in str(w.message)) for w in told] == [
+        (True, False),
+        (False, True),
+    ]
+    people = json.loads((root / "meta/tr_meta.json").read_text())
+    people[3][2] = "old"
+    (root / "meta/tr_meta.json").write_text(json.dumps(people))
+    with pytest.raises(ValueError, match="tr_meta.json, entry 4, age: got 'old'"):
+        D.vocal_sound(root)
 
 
 def test_a_damaged_wav_is_named(hume):
@@ -365,10 +459,12 @@ def test_hume_features(hume):
     data = D.hume_vb(hume)
     x = D.hume_features(data, hume)
     assert x.shape == (12, 88) and x[3, 4] == pytest.approx(math.sin(7), abs=1e-4)
-    with pytest.raises(FileNotFoundError, match="no feats/ComParE/00000.csv"):
+    with pytest.raises(FileNotFoundError, match="got 0 of 12, without feats/ComParE/00000.csv"):
         D.hume_features(data, hume, "ComParE")
     (hume / "feats/eGeMAPS/00001.csv").write_text("file,a\nx,1\n")
-    with pytest.raises(ValueError, match="files of 1 to 88 values"):
+    with pytest.raises(
+        ValueError, match="00001.csv, line 2: got 1 rows of the columns file, a, expected"
+    ):
         D.hume_features(data, hume)
 
 
@@ -405,12 +501,17 @@ def test_vocal_sound(tmp_path):
     assert data.age[:2].isnan().all() and data.age[2] == 21
     people = json.loads((root / "meta/te_meta.json").read_text())
     (root / "meta/te_meta.json").write_text(json.dumps([["f0001", *people[0][1:]]]))
-    with pytest.raises(ValueError, match="speaker f0001, in train already"):
+    with pytest.raises(
+        ValueError, match="entry 1: got speaker 'f0001' again, .* tr_meta.json, entry 2"
+    ):
         D.vocal_sound(root)
     (root / "meta/te_meta.json").write_text("[")
-    with pytest.raises(ValueError, match="te_meta.json: got .*, expected whole JSON"):
+    with pytest.raises(ValueError, match="te_meta.json, line 1: got .*, expected whole JSON"):
         D.vocal_sound(root)
     (root / "meta/te_meta.json").write_text("[]")
+    with pytest.raises(ValueError, match="te_meta.json: got no people"):
+        D.vocal_sound(root)
+    (root / "meta/te_meta.json").write_text(json.dumps(people))
     (root / "audio_16k/f0001_hum.wav").write_bytes(b"")
     with pytest.raises(ValueError, match="f0001_hum.wav, expected SPEAKER_NUMBER_KIND"):
         D.vocal_sound(root)
@@ -437,6 +538,12 @@ def test_vivae(tmp_path):
     )
     (root / "core/S01_joy_low_01.wav").write_bytes(b"")
     with pytest.raises(ValueError, match="S01_joy_low_01.wav, expected one such as"):
+        D.vivae(root)
+    (root / "core/S01_joy_low_01.wav").unlink()
+    (root / "full").mkdir()
+    (root / "full/s01_ANGER_low_01.WAV").write_bytes(b"")
+    (root / "core/S01_anger_low_01.wav").touch()
+    with pytest.raises(ValueError, match="got the sound .s01_anger_low_01. again"):
         D.vivae(root)
     with pytest.raises(FileNotFoundError, match="without wav files"):
         D.vivae(tmp_path / "nowhere")

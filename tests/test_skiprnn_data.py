@@ -334,7 +334,7 @@ def test_checksum_notices_another_label_or_input(root, kind):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_missing_folder(kind, tmp_path):
-    with pytest.raises(FileNotFoundError, match="root"):
+    with pytest.raises(FileNotFoundError, match="root: no|got no such file"):
         LOADERS[kind](tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -453,7 +453,7 @@ IMDB, UCF, CHARADES, MNIST = "imdb", "ucf101", "charades", "mnist"
             CHARADES,
             lambda r: edit(r / "Charades_v1_train.csv", "actions", "deeds"),
             ValueError,
-            "missing columns.*actions",
+            "Charades_v1_train.csv: got columns .* expected actions too",
         ),
         (
             CHARADES,
@@ -585,3 +585,81 @@ def test_what_needs_nothing_works_offline(tmp_path, monkeypatch):
         len(D.sequential_digits().train) == 1258
         and D.DATASETS["adding"].get() == "nothing to fetch"
     )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(("root", "kind"), [(k, k) for k in (UCF, CHARADES)], indirect=["root"])
+def test_lists_of_another_editor(root, kind, encoding):
+    first = LOADERS[kind](root).checksum
+    for file in [*root.rglob("*.txt"), *root.rglob("*.csv")]:
+        text = file.read_text().replace("\n", "\r\n")
+        file.write_bytes(text.encode(encoding))
+    (feature := next(root.rglob("*.npy"))).rename(feature.with_suffix(".NPY"))
+    assert LOADERS[kind](root).checksum == first
+
+
+@of("imdb")
+def test_reviews_of_another_editor(root):
+    first = D.imdb(root).checksum
+    file = root / "train/neg/0_2.txt"
+    file.with_name("0_2.TXT").write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    with pytest.raises(ValueError, match="got the review '0_2' again"):
+        D.imdb(root)
+    file.unlink()
+    assert D.imdb(root).checksum == first
+    file.with_name("0_2.TXT").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(ValueError, match="0_2.TXT, line 1: got bytes that are not utf-8"):
+        D.imdb(root)
+
+
+@pytest.mark.parametrize(
+    ("root", "kind", "name", "change", "error", "says"),
+    [
+        (
+            UCF,
+            UCF,
+            "ucfTrainTestlist/trainlist01.txt",
+            lambda rows: [*rows, "", rows[0]],
+            ValueError,
+            r"trainlist01.txt, line 14: got the clip 'v_Biking_g02_c01' again",
+        ),
+        (
+            UCF,
+            UCF,
+            "ucfTrainTestlist/classInd.txt",
+            lambda rows: [*rows, "4 Biking"],
+            ValueError,
+            "classInd.txt, line 4: got the class 'Biking' again",
+        ),
+        (
+            UCF,
+            UCF,
+            "ucfTrainTestlist/testlist01.txt",
+            lambda rows: [r.replace("g01", "g07") for r in rows[:2]],
+            FileNotFoundError,
+            "features of listed clips: got 0 of 2, without v_Biking_g07_c01.npy, v_Div",
+        ),
+        (
+            CHARADES,
+            CHARADES,
+            "Charades_v1_train.csv",
+            lambda rows: [*rows, " " + rows[2]],
+            ValueError,
+            "Charades_v1_train.csv, line 8: got id 'B0001' again, .* line 3 already",
+        ),
+        (
+            CHARADES,
+            CHARADES,
+            "Charades_v1_test.csv",
+            lambda rows: [r.replace("S1t", "") for r in rows],
+            ValueError,
+            "Charades_v1_test.csv, line 3, subject: got a gap",
+        ),
+    ],
+    indirect=["root"],
+)
+def test_lists_that_repeat_or_have_gaps(root, kind, name, change, error, says):
+    rows = (root / name).read_text().splitlines()
+    (root / name).write_text("\n".join(change(rows)) + "\n")
+    with pytest.raises(error, match=says):
+        LOADERS[kind](root)

@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import io
 import math
 import os
 import pickle
@@ -758,9 +759,69 @@ def test_cifar10h_runs_no_code(root):
         D.cifar10h(root)
 
 
+TABLES = {
+    "ferplus": ("fer2013new.csv", "fer2013.csv"),
+    "cremad": ("finishedResponses.csv",),
+    "goemotions": ("goemotions_1.csv", "goemotions_3.csv"),
+}
+
+
+def resaved(text, separator=","):
+    rows = csv.reader(text.splitlines())
+    stream = io.StringIO()
+    csv.writer(stream, delimiter=separator).writerows(rows)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("root", "kind"), [(k, k) for k in TABLES], indirect=["root"])
+def test_tables_of_another_editor(root, kind):
+    first = LOADERS[kind](root).checksum
+    written = {root / name: (root / name).read_text() for name in TABLES[kind]}
+    for encoding, separator in (("utf-8-sig", ";"), ("utf-16", "\t")):
+        for file, text in written.items():
+            file.write_bytes(resaved(text, separator).encode(encoding))
+        assert LOADERS[kind](root).checksum == first
+
+
+@pytest.mark.parametrize(("root", "kind"), [(k, k) for k in TABLES], indirect=["root"])
+def test_a_table_appended_to_itself(root, kind):
+    for name in TABLES[kind]:
+        head, *rows = (root / name).read_text().splitlines()
+        (root / name).write_text("\n".join([head, *rows, *rows]) + "\n")
+    with pytest.raises(ValueError, match=r"line \d+: got the .* again, expected it once"):
+        LOADERS[kind](root)
+
+
+@of("goemotions")
+def test_a_file_that_is_there_twice(root):
+    (root / "goemotions_3.csv").write_text((root / "goemotions_1.csv").read_text())
+    with pytest.raises(ValueError, match="goemotions_3.csv, line 2: got the row .*goemotions_1"):
+        D.goemotions(root)
+
+
+@of("ferplus")
+def test_a_name_of_two_faces_is_told(root):
+    edit(root / "fer2013new.csv", "fer0000001.png", "fer0000000.png")
+    with pytest.warns(UserWarning, match=r"got 1 names in several rows \(fer0000000.png\)"):
+        d = D.ferplus(root)
+    assert len(d) == 11 and d.items[:2] == ("fer0000000.png",) * 2
+
+
+@of("cremad")
+def test_one_answer_more_is_not_a_repeat(root):
+    "Two raters may agree in all but their number."
+    rows = pd.read_csv(root / "finishedResponses.csv")
+    rows.loc[len(rows)] = rows.iloc[0].to_dict() | {"localid": 99}
+    rows.to_csv(root / "finishedResponses.csv", index=True)
+    assert D.cremad(root).votes.sum() == 24 * 5 + 1
+    pd.concat([rows, rows[:1]], ignore_index=True).to_csv(root / "finishedResponses.csv")
+    with pytest.raises(ValueError, match="got the row .* it is in finishedResponses.csv, line 2"):
+        D.cremad(root)
+
+
 @pytest.mark.parametrize("kind", LOADERS)
 def test_missing_folder(kind, tmp_path):
-    with pytest.raises(FileNotFoundError, match="folder.*get it from"):
+    with pytest.raises(FileNotFoundError, match="got no such file.*get it from"):
         LOADERS[kind](tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()
 
@@ -784,11 +845,11 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             FER,
             lambda r: edit(r / "fer2013.csv", r"\d+ ", ""),
             ValueError,
-            "row 2: got 2303 .*expected 2304",
+            "line 2: got 2303 .*expected 2304",
         ),
-        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "256 "), ValueError, "row 2"),
-        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "-4 "), ValueError, "row 2"),
-        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "x "), ValueError, "row 2"),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "256 "), ValueError, "line 2"),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "-4 "), ValueError, "line 2"),
+        (FER, FER, lambda r: edit(r / "fer2013.csv", r"\d+ ", "x "), ValueError, "line 2"),
         (
             FER,
             FER,
@@ -801,7 +862,7 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             FER,
             lambda r: edit(r / "fer2013.csv", ",PublicTest", ",PrivateTest"),
             ValueError,
-            "differ from row 8",
+            "differ from .*line 8",
         ),
         (
             FER,
@@ -815,28 +876,28 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             FER,
             lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,-1"),
             ValueError,
-            "row 2: got votes",
+            "line 2, neutral: got",
         ),
         (
             FER,
             FER,
             lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,0.5"),
             ValueError,
-            "row 2: got votes",
+            "line 2, neutral: got",
         ),
         (
             FER,
             FER,
             lambda r: edit(r / "fer2013new.csv", r"png,\d", "png,"),
             ValueError,
-            "row 2: got votes",
+            "line 2, neutral: got",
         ),
         (
             FER,
             FER,
             lambda r: os.truncate(r / "fer2013new.csv", 0),
             ValueError,
-            "expected a readable CSV",
+            "got no rows, .*get it from",
         ),
         (
             FER,
@@ -857,21 +918,21 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             CREMA,
             lambda r: edit(r / "finishedResponses.csv", r"XX,1,[A-Z]", "XX,1,Q"),
             ValueError,
-            "row 2: got respEmo 'Q'",
+            "line 2: got respEmo 'Q'",
         ),
         (
             CREMA,
             CREMA,
             lambda r: edit(r / "finishedResponses.csv", "1001_IEO_ANG_XX", "1001"),
             ValueError,
-            "row 2: got clipName",
+            "line 2: got clipName",
         ),
         (
             CREMA,
             CREMA,
             lambda r: edit(r / "finishedResponses.csv", ",3000,1,", ",3000,4,"),
             ValueError,
-            "row 2: got queryType",
+            "line 2: got queryType",
         ),
         (
             GO,
@@ -887,13 +948,19 @@ FER, CREMA, GO, CIFAR = "ferplus", "cremad", "goemotions", "cifar10h"
             ValueError,
             "expected .*pride",
         ),
-        (GO, GO, lambda r: edit(r / "goemotions_1.csv", r",\d\n", ",2\n"), ValueError, "0 or 1"),
+        (
+            GO,
+            GO,
+            lambda r: edit(r / "goemotions_1.csv", r",\d\n", ",2\n"),
+            ValueError,
+            "from 0 to 1",
+        ),
         (
             GO,
             GO,
             lambda r: edit(r / "goemotions_1.csv", "False", "maybe"),
             ValueError,
-            "example_very_unclear.*maybe",
+            "goemotions_1.csv, line 3: got example_very_unclear .maybe",
         ),
         (
             GO,

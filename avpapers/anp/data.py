@@ -17,7 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.pictures import PICTURE_SUFFIXES
 from ..core.random import seeded_generator
+from avpapers.core.tables import (
+    check_once,
+    files_of,
+    listed_files,
+    read_json,
+    read_lines,
+    warn_missing,
+)
 from ..data.sources import Dataset, by_hand
 from ..data.drawings import CHECKSUM, Drawings, anp_graph, drawings
 from ..data.rendering import ADJECTIVES, compose, draw_nuisances
@@ -283,27 +292,49 @@ def set_into_corner(
 def mtvso(
     # holds mtvso_adjlabels.txt, mtvso_nounlabels.txt, mtvso_anplabels.txt, train.txt, test.txt
     folder: str | Path,
+    *,
+    most_missing: float = 0.5,  # share of the listed pictures that may be gone, 0 to 1
 ) -> PairSet:  # files, no pictures; stand_in is False
     "The list of MT-VSO pictures with their pairs, in the layout that the authors' code reads."
-    adjectives, nouns, anps = (
-        _lines(Path(folder) / f"mtvso_{k}labels.txt") for k in ("adj", "noun", "anp")
-    )
-    words = [p.split("_", 1) for p in anps]
-    where = {(adjectives.index(a), nouns.index(n)): k for k, (a, n) in enumerate(words)}
-    rows = [(*row, s) for s in ("train", "test") for row in _mtvso_rows(Path(folder), s, where)]
+    folder = Path(folder)
+    adjectives, nouns = (_names(folder / f"mtvso_{k}labels.txt") for k in ("adj", "noun"))
+    pairs = _mtvso_pairs(folder / "mtvso_anplabels.txt", adjectives, nouns)
+    rows = [(*row, s) for s in ("train", "test") for row in _mtvso_rows(folder, s, pairs)]
+    named = {k: f"{adjectives[a]}_{nouns[n]}" for k, (a, n) in enumerate(pairs)}
+    rows = _there(folder, rows, [named[k] for _, k, _ in rows], most_missing)
     files, pair, split = (tuple(column) for column in zip(*rows, strict=True))
-    names = (tuple(adjectives), tuple(nouns), torch.tensor(list(where)))
+    names = (tuple(adjectives), tuple(nouns), torch.tensor(pairs))
     data = PairSet("mtvso", *names, torch.tensor(pair), split, files, files=files)
     return check(replace(data, stand_in=False))
 
 # %% ../../nbs/anp/01_data.ipynb #be99854a
-def _mtvso_rows(
-    folder: Path, part: str, where: dict[tuple[int, int], int]
-) -> list[tuple[str, int]]:
+def _names(file: Path) -> list[str]:
+    "Names of a list, each once."
+    lines = read_lines(file)
+    check_once(lines.values(), lines, "the name")
+    return list(lines.values())
+
+
+def _mtvso_pairs(file: Path, adjectives: list[str], nouns: list[str]) -> list[tuple[int, int]]:
+    "Adjective and noun of each pair."
+    lines, pairs = read_lines(file), []
+    for where, line in lines.items():
+        adjective, _, noun = line.partition("_")
+        if adjective not in adjectives or noun not in nouns:
+            raise ValueError(
+                f"{where}: got {line!r}, expected `adjective_noun` with words of "
+                "mtvso_adjlabels.txt and mtvso_nounlabels.txt"
+            )
+        pairs.append((adjectives.index(adjective), nouns.index(noun)))
+    check_once(lines.values(), lines, "the pair")
+    return pairs
+
+# %% ../../nbs/anp/01_data.ipynb #00e266d0
+def _mtvso_rows(folder: Path, part: str, pairs: list[tuple[int, int]]) -> list[tuple[str, int]]:
     "Files and pairs of one list."
-    rows = []
-    for number, line in enumerate(_lines(folder / f"{part}.txt"), start=1):
-        at = f"{part}.txt, line {number}"
+    rows, lines = [], read_lines(folder / f"{part}.txt")
+    where = {pair: k for k, pair in enumerate(pairs)}
+    for at, line in lines.items():
         try:
             name, *labels = line.rsplit(maxsplit=3)
             k, n, a = map(int, labels)
@@ -312,35 +343,43 @@ def _mtvso_rows(
         if where.get((a, n)) != k:
             raise ValueError(f"{at}: got pair {k}, expected the pair of adjective {a} and noun {n}")
         rows.append((name, k))
+    check_once((name for name, _ in rows), lines, "the picture")
     return rows
 
-# %% ../../nbs/anp/01_data.ipynb #00e266d0
-def _lines(file: Path) -> list[str]:
-    "Lines with something in them, of a file that must be there."
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"folder: got {file.parent} without {file.name}, expected the layout of the data page"
-        )
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+# %% ../../nbs/anp/01_data.ipynb #01537c38
+def _there(
+    folder: Path, rows: list[tuple], pairs: Sequence[object], most_missing: float
+) -> list[tuple]:
+    "Rows of which the first entry is a file that is there; the pair of each row is only for messages."
+    names = [row[0] for row in rows]
+    found = listed_files(folder, names, "listed pictures", most_missing=most_missing)
+    left = {p for p, name in zip(pairs, names, strict=True) if name in found}
+    lost = [p for p in dict.fromkeys(pairs) if p not in left]
+    warn_missing(lost, len(left) + len(lost), "pairs with pictures", most=1)
+    return [(found[row[0]], *row[1:]) for row in rows if row[0] in found]
 
 # %% ../../nbs/anp/01_data.ipynb #17ab5e4f
 def mit_states(
     # holds images/ADJECTIVE NOUN/*.jpg and compositional-split-natural/{train,val,test}_pairs.txt
     folder: str | Path,
+    *,
+    most_missing: float = 0.1,  # share of the listed pairs that may have no picture, 0 to 1
 ) -> PairSet:  # files, no pictures
     "States and objects of MIT-States; the pairs of the test are new combinations of known words."
-    folder, rows = Path(folder), []
+    folder, rows, places = Path(folder), [], dict[str, str]()
     for part, split in {"train": "train", "val": "validation", "test": "test"}.items():
-        for line in _lines(folder / "compositional-split-natural" / f"{part}_pairs.txt"):
-            if len(line.split()) != 2:
-                raise ValueError(f"{part}_pairs.txt: got {line!r}, expected `adjective noun`")
-            for file in sorted((folder / "images" / line).glob("*.jpg")):
-                rows.append((*line.split(), split, file.relative_to(folder).as_posix()))
-    if not rows:
-        raise FileNotFoundError(
-            f"folder: got {folder} without pictures below images/, expected some of the listed "
-            "pairs"
-        )
+        lines = read_lines(folder / "compositional-split-natural" / f"{part}_pairs.txt")
+        for where, line in lines.items():
+            if len(line.split(" ")) != 2:
+                raise ValueError(f"{where}: got {line!r}, expected `adjective noun`")
+            for file in files_of(folder / "images" / line, PICTURE_SUFFIXES):
+                adjective, noun = line.split()
+                rows.append((adjective, noun, split, file.relative_to(folder).as_posix()))
+        check_once([*places.values(), *lines.values()], [*places, *lines], "the pair")
+        places |= lines
+    listed, seen = list(places.values()), {f"{a} {n}" for a, n, *_ in rows}
+    gone = [pair for pair in listed if pair not in seen]
+    warn_missing(gone, len(listed), "listed pairs with pictures", most=most_missing)
     return _from_words("mit states", rows)
 
 # %% ../../nbs/anp/01_data.ipynb #f0b37868
@@ -358,15 +397,23 @@ def emoset(
     folder: str | Path,  # holds train.json, val.json, test.json, image/ and annotation/
     *,
     min_pictures: int = 100,  # of a pair, to be kept
+    most_missing: float = 0.1,  # share of the listed pictures that may be gone, 0 to 1
 ) -> PairSet:  # files, no pictures
     "Emotions and objects of EmoSet-118K."
-    folder, rows = Path(folder), []
+    folder, rows, places = Path(folder), [], []
     for part, split in {"train": "train", "val": "validation", "test": "test"}.items():
-        for emotion, picture, annotation in json.loads("".join(_lines(folder / f"{part}.json"))):
-            about = json.loads("".join(_lines(folder / annotation)))
-            noun = (about.get("object") or [about.get("scene")])[0]
-            if noun:
-                rows.append((emotion, str(noun).lower(), split, picture))
+        for where, entry in _emoset_list(folder / f"{part}.json").items():
+            emotion, picture, annotation = entry
+            about = read_json(folder / annotation)
+            found = about.get("object") or about.get("scene") or ""
+            noun = found[0] if isinstance(found, list) else found
+            rows.append((picture, emotion, noun.lower(), split))
+            places.append(where)
+    check_once((row[0] for row in rows), places, "the picture")
+    rows = _there(folder, rows, [f"{a} {n}" for _, a, n, _ in rows], most_missing)
+    nameless = [row[0] for row in rows if not row[2]]
+    warn_missing(nameless, len(rows), "pictures with an object or a scene", most=1)
+    rows = [(a, n, split, picture) for picture, a, n, split in rows if n]
     counts = Counter((a, n) for a, n, *_ in rows)
     kept = [r for r in rows if counts[r[0], r[1]] >= min_pictures]
     if not kept:
@@ -375,6 +422,18 @@ def emoset(
             f"{max(counts.values(), default=0)}, the pictures of the most frequent pair"
         )
     return _from_words("emoset", kept)
+
+# %% ../../nbs/anp/01_data.ipynb #5f98558d
+def _emoset_list(file: Path) -> dict[str, list[str]]:
+    "Place and content of each entry."
+    listed = read_json(file)
+    if not isinstance(listed, list) or not listed:
+        raise ValueError(f"{file.name}: got no entries, expected [emotion, picture, annotation]")
+    entries = {f"{file.name}, entry {k}": entry for k, entry in enumerate(listed, 1)}
+    for where, entry in entries.items():
+        if not isinstance(entry, list) or len(entry) != 3:
+            raise ValueError(f"{where}: got {entry!r}, expected [emotion, picture, annotation]")
+    return entries
 
 # %% ../../nbs/anp/01_data.ipynb #3b550005
 def with_fusion_split(
@@ -417,10 +476,15 @@ def _fixture_mtvso() -> dict[str, str]:
         "mtvso_anplabels.txt": "cute_cat\ndark_night\ndark_cat",
     }
     lines = ["a b.jpg 0 0 0", "c.jpg 1 1 1", "d.jpg 2 0 1"]
-    return labels | {
-        "train.txt": "\n".join(f"train/{x}" for x in lines),
-        "test.txt": "\n".join(f"test/{x}" for x in lines),
-    }
+    pictures = {f"{part}/{x[:-6]}": "" for part in ("train", "test") for x in lines}
+    return (
+        labels
+        | pictures
+        | {
+            "train.txt": "\n".join(f"train/{x}" for x in lines),
+            "test.txt": "\n".join(f"test/{x}" for x in lines),
+        }
+    )
 
 # %% ../../nbs/anp/01_data.ipynb #c555663f
 def _fixture_states() -> dict[str, str]:
@@ -441,6 +505,7 @@ def _fixture_emoset() -> dict[str, str]:
         for k, (e, n) in enumerate([("awe", "Mountain"), ("fear", "Snake"), ("awe", "Mountain")]):
             about = {"emotion": e, "object": [n] if k else [], "scene": n}
             files[f"annotation/{part}{k}.json"] = json.dumps(about)
+            files[f"image/{part}{k}.jpg"] = ""
             listed.append([e, f"image/{part}{k}.jpg", f"annotation/{part}{k}.json"])
         files[f"{part}.json"] = json.dumps(listed)
     return files

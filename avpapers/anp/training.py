@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .model import ANPNet, Fusion, Tower, head_tower, without_meaning
+from ..core.pictures import open_picture
 from ..core.random import seeded_globals
 from ..core.training import History, ShuffledBatches, fit
 
@@ -189,17 +190,9 @@ def read_pictures(
     num_threads: int = 8,  # that read
 ) -> Float[Tensor, "B 3 H W"]:
     "Pictures from files; one that cannot be read is named."
-    from PIL import Image, UnidentifiedImageError
 
     def read(name: str) -> Tensor:
-        try:
-            with Image.open(Path(folder) / name) as picture:
-                return transform(picture.convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise ValueError(
-                f"files: got {name} in {folder}, expected a picture ({error}); fetch it again, "
-                "or drop it from the list"
-            ) from error
+        return transform(open_picture(Path(folder) / name))
 
     with ThreadPoolExecutor(num_threads) as pool:
         return torch.stack(list(pool.map(read, files)))

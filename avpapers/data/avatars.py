@@ -5,7 +5,6 @@
 # %% ../../nbs/data/avatars.ipynb #e72c3755
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..core.files import cached_arrays
+from ..core.pictures import open_picture
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,8 +146,6 @@ def _drawing_packages():
 # %% ../../nbs/data/avatars.ipynb #e935fba0
 def _draw(face: dict[str, str], size: int) -> np.ndarray:
     "(size, size, 3) picture of one face."
-    from PIL import Image
-
     package, renderer = _drawing_packages()
     parts = {_ARGUMENTS.get(c, c): getattr(package, _PARTS[c])[name] for c, name in face.items()}
     drawing = package.Avatar(
@@ -161,12 +159,8 @@ def _draw(face: dict[str, str], size: int) -> np.ndarray:
         raise ValueError(
             "python-avatars: got another canvas, expected 264 x 280; install version 1.4.1"
         )
-    png = Image.open(
-        io.BytesIO(bytes(renderer.svg_to_bytes(svg_string=head, width=size, height=size)))
-    ).convert("RGBA")
-    return np.asarray(
-        Image.alpha_composite(Image.new("RGBA", png.size, "white"), png).convert("RGB")
-    )
+    png = bytes(renderer.svg_to_bytes(svg_string=head, width=size, height=size))
+    return np.asarray(open_picture(png))
 
 # %% ../../nbs/data/avatars.ipynb #c6ab2c42
 _KEPT = {"made_by": "avpapers.data.avatars", "packages": ("python-avatars", "resvg-py", "pillow")}

@@ -5,7 +5,6 @@
 # %% ../../nbs/exvo/01_data.ipynb #7891f1b1
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -22,6 +21,17 @@ from torch import Tensor
 
 from ..core.audio import load_audio, pad_waves
 from ..core.random import seeded_generator
+from avpapers.core.tables import (
+    as_numbers,
+    check_once,
+    few,
+    files_of,
+    listed_files,
+    number_columns,
+    read_json,
+    read_table,
+    warn_missing,
+)
 from ..data import voices as recorded
 from ..data.sources import by_hand, generated
 from ..data.voices import check_groups
@@ -578,100 +588,65 @@ def hume_vb(
 ) -> Bursts:  # files, no waves; test rows have nan, country -1
     "The labels of HUME-VB, in the layout of the ExVo competition."
     folder = Path(folder)
-    rows = _read_csv(folder / "data_info.csv", _HUME_COLUMNS)
-    for r in rows:
-        if r["Split"] not in _HUME_SPLITS:
-            raise ValueError(
-                f"data_info.csv, {r['File_ID']}, Split: got {r['Split']!r}, "
-                "expected Train, Val or Test"
-            )
-    split = tuple(_HUME_SPLITS[r["Split"]] for r in rows)
-
-    def number(row: dict[str, str], column: str) -> float:
-        return _number(row, column, blind=row["Split"] == "Test")
-
-    emotion = torch.tensor([[number(r, e) for e in EMOTIONS] for r in rows])
-    codes = [number(r, "Country") for r in rows]
-    known = {
-        int(c): r["Country_string"]
-        for c, r in sorted(zip(codes, rows, strict=True), key=lambda p: p[0])
-        if not math.isnan(c)
-    }
-    country = torch.tensor([-1 if math.isnan(c) else list(known).index(int(c)) for c in codes])
-    files = _present(folder, [f"wav/{_bare(r['File_ID'])}.wav" for r in rows])
-    speaker = tuple(r["Subject_ID"] or f"unknown {r['File_ID']}" for r in rows)
-    age = torch.tensor([number(r, "Age") for r in rows])
+    rows = read_table(
+        folder / "data_info.csv",
+        required=_HUME_COLUMNS,
+        key=("File_ID",),
+        normalize=_bare,
+        filled=("Split",),
+    )
+    for where, name in rows["Split"].items():
+        if name not in _HUME_SPLITS:
+            raise ValueError(f"{where}, Split: got {name!r}, expected Train, Val or Test")
+    emotion, age = _labels(rows, [*EMOTIONS]), _labels(rows, ["Age"])[:, 0]
+    country, countries = _hume_countries(rows)
+    files = listed_files(folder, [f"wav/{i}.wav" for i in rows["File_ID"]], "listed sounds")
+    people = zip(rows["Subject_ID"].str.strip(), rows["File_ID"], strict=True)
     return check(
         Bursts(
             "hume-vb",
             emotion,
             country,
-            tuple(known.values()),
+            countries,
             age,
-            speaker,
-            split,
-            files=files,
+            tuple(name or f"unknown {i}" for name, i in people),
+            tuple(_HUME_SPLITS[s] for s in rows["Split"]),
+            files=tuple(files.values()),
             checksum=_label_checksum("hume-vb", emotion, country, age),
             stand_in=False,
         )
     )
 
 # %% ../../nbs/exvo/01_data.ipynb #c60ca5e4
-def _read_csv(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    "Rows of a csv file that must have these columns and no id twice."
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"folder: got {file.parent} without {file.name}, expected the layout of the set"
-        )
-    with open(file, encoding="utf-8-sig", newline="") as f:
-        rows = list(csv.DictReader(f))
-    if not rows:
-        raise ValueError(f"{file.name}: got no rows, expected a header and one row per burst")
-    if missing := [c for c in columns if c not in rows[0]]:
-        raise ValueError(
-            f"{file.name}: got columns {', '.join(map(str, rows[0]))}, expected "
-            f"{', '.join(missing)} too"
-        )
-    seen: set[str] = set()
-    for r in rows:
-        if r[columns[0]] in seen:
-            raise ValueError(
-                f"{file.name}: got {columns[0]} {r[columns[0]]} twice, expected it once"
-            )
-        seen.add(r[columns[0]])
-    return rows
-
-# %% ../../nbs/exvo/01_data.ipynb #14fa7661
-def _number(row: Mapping[str, str], column: str, *, blind: bool) -> float:
-    "The value; nan is allowed where labels are blind."
-    text = (row[column] or "").strip()
-    try:
-        value = float(text or "nan")
-    except ValueError:
-        raise ValueError(f"{row['File_ID']}, {column}: got {text!r}, expected a number") from None
-    if math.isnan(value) and not blind:
-        raise ValueError(
-            f"{row['File_ID']}, split {row['Split']}: got no {column}, expected "
-            "a number; only test rows may be blind"
-        )
-    return value
-
-
 def _bare(file_id: str) -> str:
     "`[00001]` -> `00001`, as files are named."
-    return file_id.strip().removeprefix("[").removesuffix("]")
+    name = file_id.strip().removeprefix("[").removesuffix("]").strip()
+    return name.zfill(5) if name.isdigit() else name
 
-# %% ../../nbs/exvo/01_data.ipynb #399d7559
-def _present(folder: Path, files: Sequence[str]) -> tuple[str, ...]:
-    "The files, all of which must be there."
-    gone = [f for f in files if not (folder / f).is_file()]
-    if gone:
-        raise FileNotFoundError(
-            f"folder: got {folder.name} without {len(gone)} of {len(files)} "
-            f"sound files, the first is {gone[0]}, expected all; unpack the set "
-            "again"
-        )
-    return tuple(files)
+
+def _labels(rows: pd.DataFrame, columns: list[str], *, whole: bool = False) -> Tensor:
+    "Numbers of some columns; nan where labels are blind."
+    known = rows.loc[rows["Split"] != "Test", columns]
+    as_numbers(known, whole=whole, hint="only test rows may be blind")
+    return torch.tensor(as_numbers(rows[columns], gaps=True, whole=whole), dtype=torch.float32)
+
+# %% ../../nbs/exvo/01_data.ipynb #14fa7661
+def _hume_countries(rows: pd.DataFrame) -> tuple[Int[Tensor, "N"], tuple[str, ...]]:
+    "Country of each row, -1 where blind, and the names in the order of their codes."
+    codes, named = _labels(rows, ["Country"], whole=True)[:, 0].tolist(), dict[int, str]()
+    for where, code, name in zip(rows.index, codes, rows["Country_string"].str.strip()):
+        if math.isnan(code):
+            continue
+        if not name or named.setdefault(int(code), name) != name:
+            raise ValueError(
+                f"{where}, Country_string: got {name!r} for code {code:g}, expected "
+                f"{named.get(int(code), 'a name')} as in other rows"
+            )
+    order = sorted(named)
+    if len(set(named.values())) < len(order):
+        raise ValueError(f"data_info.csv: got {named}, expected one code for each country")
+    country = torch.tensor([-1 if math.isnan(c) else order.index(int(c)) for c in codes])
+    return country, tuple(named[c] for c in order)
 
 # %% ../../nbs/exvo/01_data.ipynb #8138938b
 VOCAL_SOUND_KINDS = ("laughter", "sigh", "cough", "throatclearing", "sneeze", "sniff")
@@ -684,39 +659,28 @@ def vocal_sound(
 ) -> Bursts:  # files, no waves; no emotions, but kinds
     "VocalSound: kinds of burst, age and country."
     folder = Path(folder)
-    people: dict[str, tuple[Any, ...]] = {}  # speaker -> split, gender, age, country
-    for part, split in {"tr": "train", "val": "validation", "te": "test"}.items():
-        for row in _read_json(folder / "meta" / f"{part}_meta.json"):
-            if not isinstance(row, list) or len(row) < 4:
-                raise ValueError(
-                    f"{part}_meta.json: got {row!r}, expected rows [speaker, gender, "
-                    "age, country, language, health]"
-                )
-            if row[0] in people:
-                raise ValueError(
-                    f"{part}_meta.json: got speaker {row[0]}, in {people[row[0]][0]} "
-                    "already, expected each speaker in one split"
-                )
-            people[row[0]] = (split, *row[1:4])
-    listed = [(f, *_vocal_name(f.stem)) for f in sorted((folder / "audio_16k").glob("*.wav"))]
-    found = [(f, s, k) for f, s, k in listed if s in people]
+    people = _people(folder)
+    where = dict(zip(people["speaker"], range(len(people))))
+    sounds = files_of(folder / "audio_16k", (".wav",))
+    check_once((f.stem for f in sounds), (f.name for f in sounds), "the sound")
+    listed = [(f, *_vocal_name(f.stem)) for f in sounds]
+    found = [(f, where[s], k) for f, s, k in listed if s in where]
     if not found:
         raise FileNotFoundError(
-            f"folder: got {folder.name} without any audio_16k/*.wav of the "
-            "people in meta/, expected their sounds"
+            f"folder: got {folder.name} without any audio_16k/*.wav of the people in meta/, "
+            "expected their sounds"
         )
-    counts: dict[str, int] = {}
-    for split, _, _, country in people.values():
-        counts[country] = counts.get(country, 0) + (split == "train")
+    heard = {people["speaker"].iloc[i] for _, i, _ in found}
+    strangers = [f.name for f, s, _ in listed if s not in where]
+    silent = [s for s in people["speaker"] if s not in heard]
+    warn_missing(strangers, len(listed), "sounds of people who are in meta/", most=1)
+    warn_missing(silent, len(people), "people with sounds", most=1)
+    countries = people.loc[people["country"] != "", ["country", "split"]]
+    counts = {c: int((s == "train").sum()) for c, s in countries.groupby("country")["split"]}
     kept = tuple(sorted(sorted(counts, key=lambda c: (-counts[c], c))[:num_countries]))
-
-    def column(k: int) -> list[Any]:
-        return [people[s][k] for _, s, _ in found]
-
-    age, country = (
-        torch.tensor([_years(a) for a in column(2)]),
-        torch.tensor([kept.index(c) if c in kept else -1 for c in column(3)]),
-    )
+    known = people.iloc[[i for _, i, _ in found]]
+    age = torch.tensor(as_numbers(known[["age"]], gaps=True)[:, 0], dtype=torch.float32)
+    country = torch.tensor([kept.index(c) if c in kept else -1 for c in known["country"]])
     kind = torch.tensor([VOCAL_SOUND_KINDS.index(k) for *_, k in found])
     return check(
         Bursts(
@@ -725,28 +689,38 @@ def vocal_sound(
             country,
             kept,
             age,
-            tuple(s for _, s, _ in found),
-            tuple(column(0)),
+            tuple(known["speaker"]),
+            tuple(known["split"]),
             files=tuple(f"audio_16k/{f.name}" for f, *_ in found),
             checksum=_label_checksum("vocalsound", country, age, kind),
-            sex=tuple(column(1)),
+            sex=tuple(known["sex"]),
             kind=kind,
             kinds=VOCAL_SOUND_KINDS,
         )
     )
 
 # %% ../../nbs/exvo/01_data.ipynb #91ef3244
-def _read_json(file: Path) -> Any:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"folder: got {file.parent} without {file.name}, expected the layout of the set"
-        )
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file.name}: got {error}, expected whole JSON; fetch it again"
-        ) from error
+def _people(folder: Path) -> pd.DataFrame:
+    "Split, speaker, sex, age and country of each person; the index is the place."
+    import pandas as pd
+
+    rows = {}
+    for part, split in {"tr": "train", "val": "validation", "te": "test"}.items():
+        file = f"{part}_meta.json"
+        for number, row in enumerate(listed := read_json(folder / "meta" / file), 1):
+            if not isinstance(row, list) or len(row) < 4:
+                raise ValueError(
+                    f"{file}, entry {number}: got {row!r}, expected [speaker, gender, age, "
+                    "country, language, health]"
+                )
+            cells = ("" if cell is None else str(cell).strip() for cell in row[:4])
+            rows[f"{file}, entry {number}"] = (split, *cells)
+        if not listed:
+            raise ValueError(f"{file}: got no people, expected at least one")
+    columns = ["split", "speaker", "sex", "age", "country"]
+    people = pd.DataFrame(list(rows.values()), index=list(rows), columns=columns, dtype=str)
+    check_once(people["speaker"], people.index, "speaker")
+    return people
 
 # %% ../../nbs/exvo/01_data.ipynb #87576d5f
 def _vocal_name(stem: str) -> tuple[str, str]:
@@ -759,14 +733,6 @@ def _vocal_name(stem: str) -> tuple[str, str]:
         )
     return parts[0], parts[2]
 
-# %% ../../nbs/exvo/01_data.ipynb #4906ad68
-def _years(value: Any) -> float:
-    "An age, or nan for a gap."
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
 # %% ../../nbs/exvo/01_data.ipynb #98c47ebd
 VIVAE_EMOTIONS = ("achievement", "anger", "fear", "pain", "pleasure", "surprise")
 VIVAE_LEVELS = {"low": 0.25, "moderate": 0.5, "strong": 0.75, "peak": 1.0}
@@ -777,7 +743,7 @@ def vivae(
     folder: str | Path,  # holds the wav files, at any depth
 ) -> Bursts:  # files, no waves; no country, no age
     "VIVAE: graded intensity of six feelings."
-    files = sorted(Path(folder).rglob("*.wav"))
+    files = files_of(folder, (".wav",), deep=True)
     if not files:
         raise FileNotFoundError(
             f"folder: got {Path(folder).name} without wav files, expected those of the set"
@@ -790,7 +756,8 @@ def vivae(
             f"{', '.join(VIVAE_EMOTIONS)} and a level of "
             f"{', '.join(VIVAE_LEVELS)}"
         )
-    parts = [m.groups() for f in files if (m := _VIVAE.match(f.stem))]
+    check_once((f.stem.lower() for f in files), map(str, files), "the sound")
+    parts = [m.groups() for f in files if (m := _VIVAE.match(f.stem.upper()))]
     speakers = sorted({p[0] for p in parts})
     if len(speakers) < 5:
         raise ValueError(
@@ -876,25 +843,19 @@ def hume_features(
     name: str = "eGeMAPS",  # folder of the features
 ) -> Float[Tensor, "N D"]:  # numbers; columns of text, such as a file name, are left out
     "One row of functionals per burst."
-    found = []
-    for file in (Path(folder) / "feats" / name / f"{Path(f).stem}.csv" for f in data.files):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"folder: got no feats/{name}/{file.name}, expected a file of features per burst"
-            )
-        with open(file, encoding="utf-8", newline="") as f:
-            rows = list(csv.reader(f))
-        if len(rows) != 2:
+    import pandas as pd
+
+    names = [f"feats/{name}/{Path(f).stem}.csv" for f in data.files]
+    files = listed_files(folder, names, "files of features").values()
+    tables = [read_table(Path(folder) / file) for file in files]
+    for table in tables:
+        if len(table) != 1 or list(table) != list(tables[0]):
             raise ValueError(
-                f"feats/{name}/{file.name}: got {len(rows)} rows, expected a header and one row"
+                f"{table.index[0]}: got {len(table)} rows of the columns {few(table)}, expected "
+                f"one row of {few(tables[0])}, as in {tables[0].index[0]}"
             )
-        found.append([v for v in map(_years, rows[1]) if not math.isnan(v)])
-    if len({len(row) for row in found}) > 1:
-        raise ValueError(
-            f"feats/{name}: got files of {min(map(len, found))} to "
-            f"{max(map(len, found))} values, expected as many in each"
-        )
-    return torch.tensor(found)
+    rows = pd.concat(tables)
+    return torch.tensor(as_numbers(rows[number_columns(rows)]), dtype=torch.float32)
 
 # %% ../../nbs/exvo/01_data.ipynb #4a0c2639
 def submission_frame(

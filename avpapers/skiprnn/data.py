@@ -5,7 +5,6 @@
 # %% ../../nbs/skiprnn/01_data.ipynb #6bc306e7
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import io
@@ -24,6 +23,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from avpapers.core.tables import (
+    check_once,
+    files_of,
+    listed_files,
+    read_lines,
+    read_table,
+    read_text,
+)
 from ..core.files import DataUnavailableError, cache_dir, fetch_url, is_offline
 from ..data.archives import extract, load_array, load_object_array, read_member
 from ..data.sources import WHEELS, Dataset, by_hand, generated, package_wheel
@@ -651,16 +658,17 @@ def _reviews(folder: Path) -> _Texts:
     "(words, class) of every review of train or test."
     found = []
     for label, name in enumerate(("neg", "pos")):
-        if not (files := sorted((folder / name).glob("*.txt"))):
+        if not (files := files_of(folder / name, (".txt",))):
             raise FileNotFoundError(
                 f"root: no reviews in {folder / name}. Expected files like 0_9.txt: unpack "
                 "aclImdb_v1.tar.gz and give the folder aclImdb, or leave root out to download it"
             )
+        check_once((f.stem for f in files), map(str, files), "the review")
         found += [(_review_words(file, label), label) for file in files]
     return found
 
 # %% ../../nbs/skiprnn/01_data.ipynb #0a509560
-_REVIEW_NAME = re.compile(r"(\d+)_(\d+)\.txt")
+_REVIEW_NAME = re.compile(r"(\d+)_(\d+)\.txt", re.I)
 
 
 def _review_words(file: Path, label: int) -> list[str]:
@@ -672,7 +680,7 @@ def _review_words(file: Path, label: int) -> list[str]:
         raise ValueError(
             f"{file.parent.name}/{file.name}: rating {name[2]} is out of range: 1 to 4 in neg, 7 to 10 in pos"
         )
-    if not (text := words(file.read_text(encoding="utf-8").replace("<br />", " "))):
+    if not (text := words(read_text(file).replace("<br />", " "))):
         raise ValueError(
             f"{file.parent.name}/{file.name} holds no words: a damaged copy? Unpack the archive again"
         )
@@ -707,8 +715,6 @@ def imdb(
 # %% ../../nbs/skiprnn/01_data.ipynb #826a45ae
 def _frame_features(file: Path, every: int, max_steps: int | None) -> Tensor:
     "(T, D) float32 from one clip's file."
-    if not file.is_file():
-        raise FileNotFoundError(f"no features for {file.stem}: expected an array (T, D) in {file}")
     try:
         array = load_array(file.read_bytes())
     except (ValueError, EOFError) as error:
@@ -728,19 +734,13 @@ def _clip_block(
 ) -> tuple[Tensor, Tensor]:
     "Padded features of clips, and their lengths."
     _check_at_least("every", every, 1)
-    clips = [_frame_features(folder / f"{name}.npy", every, max_steps) for name in names]
+    files = listed_files(folder, [f"{name}.npy" for name in names], "features of listed clips")
+    clips = [_frame_features(folder / file, every, max_steps) for file in files.values()]
     if len(widths := {x.shape[1] for x in clips}) > 1:
         raise ValueError(
             f"features: clips have different widths {sorted(widths)}; expected one network for all"
         )
     return _pad(clips)
-
-# %% ../../nbs/skiprnn/01_data.ipynb #472b3a68
-def _lines(file: Path, hint: str) -> list[str]:
-    "Lines that are not empty."
-    if not file.is_file():
-        raise FileNotFoundError(f"root: {file.name} is not in {file.parent}. {hint}")
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
 
 # %% ../../nbs/skiprnn/01_data.ipynb #ff2b4e67
 _UCF_HINT = "Put the official list files into ucfTrainTestlist and one .npy a clip into features"
@@ -749,21 +749,22 @@ _UCF_CLIP = re.compile(r"(\w+)/(v_\w+_(g\d+)_c\d+)\.avi(?:\s+(\d+))?")
 
 def _ucf_list(root: Path, name: str, classes: dict[str, int]) -> list[tuple[str, int, str]]:
     "(clip, class, group) of each line."
-    rows = []
-    for line in _lines(root / "ucfTrainTestlist" / name, _UCF_HINT):
+    rows, lines = [], read_lines(root / "ucfTrainTestlist" / name, hint=_UCF_HINT)
+    for where, line in lines.items():
         if not (m := _UCF_CLIP.fullmatch(line)):
             raise ValueError(
-                f"{name}: cannot read {line!r}; expected a line like Biking/v_Biking_g08_c01.avi 11"
+                f"{where}: cannot read {line!r}; expected a line like Biking/v_Biking_g08_c01.avi 11"
             )
         if m[1] not in classes:
             raise ValueError(
-                f"{name}: unknown class {m[1]!r}; classInd.txt has {', '.join(list(classes)[:5])}, ..."
+                f"{where}: unknown class {m[1]!r}; classInd.txt has {', '.join(list(classes)[:5])}, ..."
             )
         if m[4] and int(m[4]) != classes[m[1]] + 1:
             raise ValueError(
-                f"{name}: label {m[4]} of {m[2]} is wrong; classInd.txt says {classes[m[1]] + 1}"
+                f"{where}: label {m[4]} of {m[2]} is wrong; classInd.txt says {classes[m[1]] + 1}"
             )
         rows.append((m[2], classes[m[1]], f"{m[1]}/{m[3]}"))
+    check_once((clip for clip, *_ in rows), lines, "the clip")
     return rows
 
 # %% ../../nbs/skiprnn/01_data.ipynb #ebc119fc
@@ -790,9 +791,9 @@ def ucf101_features(
     root = Path(root)
     if split not in (1, 2, 3):
         raise ValueError(f"split: got {split}, expected 1, 2 or 3")
-    names = [
-        line.split()[1] for line in _lines(root / "ucfTrainTestlist" / "classInd.txt", _UCF_HINT)
-    ]
+    lines = read_lines(root / "ucfTrainTestlist" / "classInd.txt", hint=_UCF_HINT)
+    names = [line.split()[-1] for line in lines.values()]
+    check_once(names, lines, "the class")
     classes = {name: i for i, name in enumerate(names)}
     train, test = (
         _ucf_list(root, f"{part}list0{split}.txt", classes) for part in ("train", "test")
@@ -845,23 +846,14 @@ def charades_targets(
     return targets
 
 # %% ../../nbs/skiprnn/01_data.ipynb #f040f077
-_CHARADES_COLUMNS = ("id", "subject", "actions")
+_CHARADES_HINT = "unpack Charades.zip there, and put one .npy a video into features"
 
 
 def _charades_rows(root: Path, part: str) -> list[dict[str, str]]:
-    name = f"Charades_v1_{part}.csv"
-    if not (root / name).is_file():
-        raise FileNotFoundError(
-            f"root: {name} is not in {root}. Unpack Charades.zip there, and put one .npy a video "
-            "into features"
-        )
-    with open(root / name, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if missing := set(_CHARADES_COLUMNS) - set(reader.fieldnames or ()):
-            raise ValueError(
-                f"{name}: missing columns {sorted(missing)}; found {reader.fieldnames}"
-            )
-        return list(reader)
+    "Id, person and actions of each video."
+    file, filled = root / f"Charades_v1_{part}.csv", ("id", "subject")
+    needed = {"required": ("actions",), "filled": filled, "hint": _CHARADES_HINT}
+    return read_table(file, key=("id",), **needed).to_dict("records")
 
 # %% ../../nbs/skiprnn/01_data.ipynb #25660eb2
 def _charades_split(root: Path, rows: list[dict[str, str]], every: int) -> Split:
@@ -883,10 +875,8 @@ def charades_features(
 ) -> SequenceData:  # targets (N, T, 157), 1 where an action is going on
     "Videos of Charades as frame features with labels at each step (Table 3)."
     root = Path(root)
-    names = [
-        line.split(" ", 1)
-        for line in _lines(root / "Charades_v1_classes.txt", "Unpack Charades.zip there")
-    ]
+    lines = read_lines(root / "Charades_v1_classes.txt", hint=_CHARADES_HINT)
+    names = [(line.split(maxsplit=1) + [""])[:2] for line in lines.values()]
     if [code for code, _ in names] != [f"c{i:03d}" for i in range(CHARADES_CLASSES)]:
         raise ValueError(
             f"Charades_v1_classes.txt must list c000 to c156 in order; it has {len(names)} lines"

