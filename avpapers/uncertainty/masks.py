@@ -23,24 +23,31 @@ from ..core.random import seeded_generator
 __all__ = ['structural_copy', 'Site', 'SitesChanged', 'Masks', 'DropoutOn', 'kept_units', 'switched_on', 'logits_of',
            'plain_loop']
 
-# %% ../../nbs/uncertainty/07_masks.ipynb #2becb2a2
+# %% ../../nbs/uncertainty/07_masks.ipynb #f6ca0253
 def _moved(value: Any, copies: dict[int, nn.Module], depth: int = 3) -> Any:
     "The value with modules replaced by their copies; containers are new, tensors are shared."
-    if isinstance(value, nn.Module):
-        return copies.get(id(value), value)
-    if isinstance(value, types.MethodType) and id(value.__self__) in copies:
+    kind = type(value)
+    if kind in _CONTAINERS:
+        # a vocabulary or another large table holds no modules
+        if not depth or len(value) > 1000:
+            return value
+        if not value:
+            return kind()
+        if kind in (list, tuple):
+            return kind([_moved(v, copies, depth - 1) for v in value])
+        return kind([(k, _moved(v, copies, depth - 1)) for k, v in value.items()])
+    if kind is types.MethodType and id(value.__self__) in copies:
         return types.MethodType(value.__func__, copies[id(value.__self__)])
-    if isinstance(value, functools.partial):
+    if kind is functools.partial:
         moved = _moved(value.args, copies), _moved(value.keywords, copies)
         return functools.partial(_moved(value.func, copies), *moved[0], **moved[1])
-    # a vocabulary or another large table holds no modules
-    if not depth or not isinstance(value, (list, tuple, dict)) or len(value) > 1000:
-        return value
-    if type(value) in (list, tuple):
-        return type(value)(_moved(v, copies, depth - 1) for v in value)
-    if type(value) in (dict, OrderedDict):
-        return type(value)((k, _moved(v, copies, depth - 1)) for k, v in value.items())
-    return value
+    return copies.get(id(value), value) if isinstance(value, nn.Module) else value
+
+
+_CONTAINERS = {list, tuple, dict, OrderedDict}
+
+# %% ../../nbs/uncertainty/07_masks.ipynb #303c8e08
+_VALUES = {bool, int, float, str, type(None), Tensor, nn.Parameter, torch.dtype, torch.device}
 
 # %% ../../nbs/uncertainty/07_masks.ipynb #a86b56e5
 def _own_buffers(
@@ -54,7 +61,7 @@ def _own_buffers(
         for name, b in module._buffers.items()
     }
 
-# %% ../../nbs/uncertainty/07_masks.ipynb #fba5d3e0
+# %% ../../nbs/uncertainty/07_masks.ipynb #f4c99292
 def structural_copy(
     model: nn.Module,
     training: Collection[str],  # names of the modules to switch to training mode; others: eval
@@ -75,11 +82,11 @@ def structural_copy(
             copies[id(module)] = copies[id(module._modules["_orig_mod"])]
     for name, module in named.items():
         if "_orig_mod" not in module._modules:
-            values = {k: _moved(v, copies) for k, v in module.__dict__.items()}
-            on = name in training
+            values, on = copies[id(module)].__dict__, name in training
+            for key, value in module.__dict__.items():
+                values[key] = value if type(value) in _VALUES else _moved(value, copies)
             values |= {"training": on, "_compiled_call_impl": None}
             values["_buffers"] = _own_buffers(module, on, clones)
-            copies[id(module)].__dict__.update(values)
     return copies[id(model)]
 
 # %% ../../nbs/uncertainty/07_masks.ipynb #c310847b
@@ -282,7 +289,7 @@ def _alpha_dropout(x: Tensor, p: float, keep: Tensor) -> Tensor:
 def _written(mode: DropoutOn, x: Tensor, out: Tensor) -> Tensor:
     return x.copy_(out) if isinstance(mode.at, int) else out
 
-# %% ../../nbs/uncertainty/07_masks.ipynb #3d68ad01
+# %% ../../nbs/uncertainty/07_masks.ipynb #fe8092c4
 def _raw(mode: DropoutOn, func: Callable, *args, **kwargs) -> Tensor:
     "`torch.rand` and relatives, `bernoulli` and relatives."
     if kwargs.get("generator") is not None:
@@ -292,15 +299,18 @@ def _raw(mode: DropoutOn, func: Callable, *args, **kwargs) -> Tensor:
         empty = torch.empty if func is torch.rand else torch.empty_like
         like = empty(*args, **kwargs)
         numbers = _numbers(mode, like, None, "random")
-        return torch.full_like(like, 0.5) if numbers is None else numbers.to(like.dtype)
+        if numbers is None:
+            return torch.full_like(like, 0.5)
+        return numbers.to(like.dtype).expand(like.shape).clone()
     x, p = args[0], args[1] if len(args) > 1 else kwargs.get("p")
     if p is None:
         p = 0.5 if func is Tensor.bernoulli_ else x
     numbers = _numbers(mode, x, None, "random")
-    hits = torch.ones_like(x) if numbers is None else (numbers < p).to(x.dtype).expand(x.shape)
-    if func is Tensor.bernoulli_:
-        return x.copy_(hits) if numbers is None else _written(mode, x, hits)
-    return hits.clone()
+    if numbers is None:
+        hits = torch.ones_like(x)
+        return x.copy_(hits) if func is Tensor.bernoulli_ else hits
+    hits = (numbers < p).to(x.dtype).expand(x.shape).clone()  # a forward may write into it
+    return _written(mode, x, hits) if func is Tensor.bernoulli_ else hits
 
 # %% ../../nbs/uncertainty/07_masks.ipynb #a12ff3e1
 def _attend(

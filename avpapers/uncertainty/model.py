@@ -187,7 +187,7 @@ class MCDropout(nn.Module):
         parts = self.passes.outputs(self.model, args, kwargs)
         return _concatenate([_decomposed(self, out) for out in parts])
 
-# %% ../../nbs/uncertainty/02_model.ipynb #c04cdf7c
+# %% ../../nbs/uncertainty/02_model.ipynb #76d52d99
 def mc_dropout(
     # any classifier with dropout; returns logits (N, K), an object with `.logits` or a dictionary
     model: nn.Module,
@@ -211,7 +211,9 @@ def mc_dropout(
     "Add uncertainty to a trained classifier, unchanged (Section 3 of [@ghandeharioun2019])."
     settings = Settings(num_samples, masks, seed, max_bytes, method, batch_dim, tuple(shared))
     _check_settings(model, settings, heteroscedastic, logit_draws)
-    return MCDropout(model, settings, heteroscedastic=heteroscedastic, logit_draws=logit_draws)
+    return MCDropout(
+        model, settings, heteroscedastic=heteroscedastic, logit_draws=logit_draws
+    )
 
 # %% ../../nbs/uncertainty/02_model.ipynb #a132d7be
 def _check_settings(

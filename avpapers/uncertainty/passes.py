@@ -351,7 +351,7 @@ def _proven(copied: nn.Module, plan: Plan, call: Call, asked: Settings) -> bool:
     found = run(copied, plan, call, masks[0])[0]
     return agree(found, plain_loop(copied, call, masks[1])[0])
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #0aa71e00
+# %% ../../nbs/uncertainty/08_passes.ipynb #8e60541e
 def _can_be_cut(copied: nn.Module, plan: Plan, call: Call, asked: Settings) -> bool:
     if plan.sites is None or any(site.order == "unknown" for site in plan.sites):
         return False
@@ -365,7 +365,7 @@ def _can_be_cut(copied: nn.Module, plan: Plan, call: Call, asked: Settings) -> b
     )
     return agree(alone, pair[:, :1])
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #dccbfc75
+# %% ../../nbs/uncertainty/08_passes.ipynb #f22df639
 def make_plan(model: nn.Module, call: Call, asked: Settings) -> Plan:
     "Examine a model on one to three items of a call."
     device = next(v.device for v in call.leaves if isinstance(v, Tensor))
@@ -412,11 +412,11 @@ def _find_sites(
         return None, modes[0]
     return tuple(_site(*x) for x in zip(*(m.seen for m in modes), strict=True)), modes[0]
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #cf51900c
+# %% ../../nbs/uncertainty/08_passes.ipynb #c8ccc7d4
 def _method(copied: nn.Module, plan: Plan, call: Call, asked: Settings) -> str:
     "The first method that is proven equal to the loop."
     can_thin = asked.masks == "shared" and _is_plain_chain(copied, plan, call)
-    offered = ["thin"] * can_thin + ["vmap"] * (not plan.foreign)
+    offered = [] if plan.foreign else ["thin"] * can_thin + ["vmap"]
     if asked.method != "auto":
         if asked.method == "loop":
             return "loop"
@@ -506,7 +506,7 @@ def shared_leaves(model: nn.Module, call: Call, shared: tuple[str | int, ...]) -
             )
     return frozenset(found)
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #a2c3aa7c
+# %% ../../nbs/uncertainty/08_passes.ipynb #435e0e24
 def configuration(model: nn.Module) -> tuple:
     "Everything in the modules that may decide how the model is run."
     plain = (bool, int, float, str)
@@ -523,7 +523,7 @@ def configuration(model: nn.Module) -> tuple:
         for m in model.modules()
     )
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #381e54e4
+# %% ../../nbs/uncertainty/08_passes.ipynb #a4f2d5bf
 def _kind(call: Call) -> tuple:
     tensors = [v for v in call.leaves if isinstance(v, Tensor) and v.ndim]
     n = len(tensors[0])
@@ -610,12 +610,13 @@ def _chunks(
     for start in range(0, n, rows):
         yield start, call.take(slice(start, start + rows))
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #5841fa6f
+# %% ../../nbs/uncertainty/08_passes.ipynb #25d9bda2
 def _all_equal(parts: list[Tensor]) -> bool:
+    "Whether all passes agree up to rounding, for every item."
     for found in parts:
-        apart = (found - found[:1])[1:]
-        if not (apart == 0).all() and float(apart.nan_to_num(1.0).abs().max()) > 4 * torch.finfo(
-            found.dtype
-        ).eps * float(found.nan_to_num(0.0, 0.0, 0.0).abs().max()):
-            return False
+        size = float(found[0].nan_to_num(0.0, 0.0, 0.0).abs().max())
+        limit = 4 * torch.finfo(found.dtype).eps * size
+        for other in found[1:]:  # the first that differs decides
+            if not torch.allclose(other, found[0], rtol=0, atol=limit):
+                return False
     return True
