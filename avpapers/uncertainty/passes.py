@@ -351,9 +351,9 @@ def _proven(copied: nn.Module, plan: Plan, call: Call, asked: Settings) -> bool:
     found = run(copied, plan, call, masks[0])[0]
     return agree(found, plain_loop(copied, call, masks[1])[0])
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #8e60541e
+# %% ../../nbs/uncertainty/08_passes.ipynb #e1190e4e
 def _can_be_cut(copied: nn.Module, plan: Plan, call: Call, asked: Settings) -> bool:
-    if plan.sites is None or any(site.order == "unknown" for site in plan.sites):
+    if _has_unknown_site(plan.sites):
         return False
     pair, alone = (
         plain_loop(
@@ -365,7 +365,7 @@ def _can_be_cut(copied: nn.Module, plan: Plan, call: Call, asked: Settings) -> b
     )
     return agree(alone, pair[:, :1])
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #f22df639
+# %% ../../nbs/uncertainty/08_passes.ipynb #3d5bcea9
 def make_plan(model: nn.Module, call: Call, asked: Settings) -> Plan:
     "Examine a model on one to three items of a call."
     device = next(v.device for v in call.leaves if isinstance(v, Tensor))
@@ -394,7 +394,13 @@ def _examined(model: nn.Module, call: Call, asked: Settings) -> Plan:
     )
     if not plan.whole and not foreign and not _can_be_cut(copied, plan, part, asked):
         plan = replace(plan, whole=True)
+    if axes is not None and asked.masks == "shared" and _has_unknown_site(sites):
+        _warn_site()
     return replace(plan, method=_method(copied, plan, part, asked))
+
+
+def _has_unknown_site(sites: tuple[Site, ...] | None) -> bool:
+    return sites is None or any(site.order == "unknown" for site in sites)
 
 
 def _items(call: Call, axes: tuple[int | None, ...]) -> int:
@@ -485,6 +491,15 @@ def _warn_whole() -> None:
         stacklevel=8,
     )
 
+# %% ../../nbs/uncertainty/08_passes.ipynb #a7b47623
+def _warn_site() -> None:
+    warnings.warn(
+        "mc_dropout: the items were not found in a tensor that is dropped, so there every "
+        "element has a mask of its own and the whole batch is run at once; each item alone has "
+        "the right distribution",
+        stacklevel=8,
+    )
+
 # %% ../../nbs/uncertainty/08_passes.ipynb #b5f0e564
 def shared_leaves(model: nn.Module, call: Call, shared: tuple[str | int, ...]) -> frozenset[int]:
     "Indices of the leaves of these arguments."
@@ -506,7 +521,7 @@ def shared_leaves(model: nn.Module, call: Call, shared: tuple[str | int, ...]) -
             )
     return frozenset(found)
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #435e0e24
+# %% ../../nbs/uncertainty/08_passes.ipynb #d33204ed
 def configuration(model: nn.Module) -> tuple:
     "Everything in the modules that may decide how the model is run."
     plain = (bool, int, float, str)
@@ -523,7 +538,7 @@ def configuration(model: nn.Module) -> tuple:
         for m in model.modules()
     )
 
-# %% ../../nbs/uncertainty/08_passes.ipynb #a4f2d5bf
+# %% ../../nbs/uncertainty/08_passes.ipynb #1014ea59
 def _kind(call: Call) -> tuple:
     tensors = [v for v in call.leaves if isinstance(v, Tensor) and v.ndim]
     n = len(tensors[0])
