@@ -187,7 +187,7 @@ class MCDropout(nn.Module):
         parts = self.passes.outputs(self.model, args, kwargs)
         return _concatenate([_decomposed(self, out) for out in parts])
 
-# %% ../../nbs/uncertainty/02_model.ipynb #a6662eba
+# %% ../../nbs/uncertainty/02_model.ipynb #e8250691
 def mc_dropout(
     # any classifier with dropout; returns logits (N, K), an object with `.logits` or a dictionary
     model: nn.Module,
@@ -204,8 +204,7 @@ def mc_dropout(
     # "thin", "vmap" or "loop"; "auto": the first that is proven equal to the loop
     method: str = "auto",
     batch_dim: int | None = None,  # axis of the items in the arguments; None: found by comparison
-    # arguments that are the same for all items, by name or position; None of the rest is cut
-    # unless one item alone gives what it gives in a batch
+    # arguments that are the same for all items, by name or position; others are compared
     shared: tuple[str | int, ...] = (),
 ) -> MCDropout:  # call it like the model: `mc_dropout(model)(x).mutual_information`
     "Add uncertainty to a trained classifier, unchanged (Section 3 of [@ghandeharioun2019])."
