@@ -225,7 +225,7 @@ _BERNOULLI = {torch.bernoulli, Tensor.bernoulli, Tensor.bernoulli_}
 _NOISE = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_, Tensor.uniform_}
 _RECURRENT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
 
-# %% ../../nbs/uncertainty/07_masks.ipynb #067afbad
+# %% ../../nbs/uncertainty/07_masks.ipynb #f45b3142
 class DropoutOn(TorchFunctionMode):
     "Inside, dropout that is switched on takes its masks from ours."
 
@@ -242,14 +242,10 @@ class DropoutOn(TorchFunctionMode):
         self.inputs: dict[str, Tensor] = {}  # first input of each module that is run
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in _KINDS:
-            return _drop(self, func, *args, **kwargs)
-        if func in _SPECIAL:
-            return _SPECIAL[func](self, func, *args, **kwargs)
-        if func in _NOISE:
-            self.callers.append((self.running[-1] if self.running else "", "noise"))
-        out = func(*args, **kwargs)
+        treatment = _TREATMENTS.get(func)
+        if treatment is not None:
+            return treatment(self, func, *args, **(kwargs or {}))
+        out = func(*args, **kwargs) if kwargs else func(*args)
         if self.calls and isinstance(out, Tensor):
             self.largest = max(self.largest, out.numel())
         return out
@@ -403,8 +399,15 @@ def _recur(mode: DropoutOn, func: Callable, *args) -> tuple:
         last.append(end)
     return (x, *(torch.cat(h) for h in zip(*last, strict=True)))
 
-# %% ../../nbs/uncertainty/07_masks.ipynb #d8e0f823
-_SPECIAL: dict[Callable, Callable] = {
+# %% ../../nbs/uncertainty/07_masks.ipynb #23fa8321
+def _noted(mode: DropoutOn, func: Callable, *args, **kwargs) -> Tensor:
+    mode.callers.append((mode.running[-1] if mode.running else "", "noise"))
+    return func(*args, **kwargs)
+
+
+_TREATMENTS: dict[Callable, Callable] = {
+    **dict.fromkeys(_KINDS, _drop),
+    **dict.fromkeys(_NOISE, _noted),
     **dict.fromkeys(_UNIFORM | _BERNOULLI, _raw),
     **dict.fromkeys(_RECURRENT, _recur),
     F.scaled_dot_product_attention: _attend,

@@ -187,7 +187,7 @@ class MCDropout(nn.Module):
         parts = self.passes.outputs(self.model, args, kwargs)
         return _concatenate([_decomposed(self, out) for out in parts])
 
-# %% ../../nbs/uncertainty/02_model.ipynb #e8250691
+# %% ../../nbs/uncertainty/02_model.ipynb #78575cd5
 def mc_dropout(
     # any classifier with dropout; returns logits (N, K), an object with `.logits` or a dictionary
     model: nn.Module,
