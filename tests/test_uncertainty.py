@@ -23,6 +23,7 @@ from avpapers.uncertainty import model as M
 from avpapers.uncertainty import performance as P
 from avpapers.uncertainty import training as T
 from avpapers.uncertainty.claims import paper
+from avpapers.uncertainty.masks import DropoutOn, Masks
 from avpapers.uncertainty.model import decompose, mc_dropout
 
 
@@ -234,7 +235,7 @@ def test_against_every_mask_there_is():
 )
 def test_thinned_equals_mapped(model):
     x = normal(11, 6)
-    assert M._layers(model) is not None
+    assert mc_dropout(model, 30).path(x) == "thin"
     thin, mapped = (
         mc_dropout(model, 30, method=m, max_bytes=b).sample(x)
         for m, b in (("thin", 20_000), ("vmap", None))
@@ -252,8 +253,8 @@ def test_thinning_is_not_used_where_it_could_be_wrong():
 
     normed = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.BatchNorm1d(8), nn.Linear(8, 2))
     hidden = nn.Sequential(Noisy(), nn.Linear(6, 8), nn.Dropout(0.2), nn.Linear(8, 2))
-    for model in (hooked, Residual(), normed, hidden, nn.Sequential(nn.Linear(6, 2))):
-        assert M._layers(model) is None
+    for model in (hooked, Residual(), normed, hidden):
+        assert mc_dropout(model.eval()).path(normal(3, 6)) == "vmap"
     with pytest.raises(ValueError, match="chain of layers"):
         mc_dropout(normed, method="thin")
     with pytest.raises(ValueError, match="shared"):
@@ -267,17 +268,17 @@ def test_thinning_is_not_used_where_it_could_be_wrong():
 )
 def test_channel_dropout_drops_channels(kind, shape):
     layer, x = kind(0.5), torch.ones(shape)
-    with M._DropoutOn(seeded_generator(0), True):
-        out = layer.eval()(x).flatten(2)
+    with DropoutOn(Masks(2, 0), 1):
+        out = layer(x).flatten(2)
     assert ((out == 0).all(2) | (out == 2).all(2)).all() and 0 < (out == 0).float().mean() < 1
 
 
 def test_alpha_dropout_keeps_mean_and_variance():
     x = normal(1, 200_000, seed=1)
-    with M._DropoutOn(seeded_generator(0), True):
+    with DropoutOn(Masks(1, 0), 0):
         out, on_zeros = (
-            nn.AlphaDropout(0.3).eval()(x),
-            F.alpha_dropout(torch.zeros(1, 1000), 0.3, training=False),
+            nn.AlphaDropout(0.3)(x),
+            F.alpha_dropout(torch.zeros(1, 1000), 0.3, training=True),
         )
     assert out.mean().item() == pytest.approx(0, abs=0.02) and out.std().item() == pytest.approx(
         1, abs=0.02
@@ -305,8 +306,8 @@ def test_attention_drops_and_batch_norm_does_not_move():
             u = mc_dropout(model, 30, masks=masks)(normal(3, 4, 8))
             assert (u.mutual_information > 1e-7).all()
     causal = torch.ones(4, 4, dtype=torch.bool).tril()
-    q, k, v = normal(3, 2, 4, 8).unbind(0) if False else (normal(2, 4, 8, seed=s) for s in range(3))
-    with M._DropoutOn(seeded_generator(0), False):
+    q, k, v = (normal(2, 4, 8, seed=s) for s in range(3))
+    with DropoutOn(Masks(1, 0), 0):
         ours = F.scaled_dot_product_attention(q, k, v, attn_mask=causal, dropout_p=1e-12)
     torch.testing.assert_close(ours, F.scaled_dot_product_attention(q, k, v, is_causal=True))
 

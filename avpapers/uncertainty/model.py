@@ -5,22 +5,16 @@
 # %% ../../nbs/uncertainty/02_model.ipynb #648d3b9f
 from __future__ import annotations
 
-import math
-import types
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from ..core.random import seeded_generator
 from ..core.registry import ModelCard, register_model
+from .passes import Passes, Settings, arguments, chain_of
 
 # %% auto #0
 __all__ = ['Uncertainty', 'decompose', 'MCDropout', 'mc_dropout', 'BoundLogVariance', 'StochasticLogitHead',
@@ -70,11 +64,11 @@ def decompose(
     "Decompose predictive uncertainty over S stochastic forward passes (Kendall and Gal; BALD)."
     _check_logits(logits, log_variance, noise)
     # (K, S, N): sums over few classes vectorize over items
-    z = logits.float().permute(2, 0, 1).contiguous()
+    z = (logits if logits.dtype == torch.float64 else logits.float()).permute(2, 0, 1).contiguous()
     probs, expected = _passes_of(z, log_variance, noise)
     mean, mean_z, expected = probs.mean(1), z.mean(1), expected.mean(0)
     total, epistemic = _entropy(mean), _spread(probs, mean).sum(0)
-    logit_variance = _spread(z, mean_z).mean(0)
+    logit_variance, over_classes = _logit_spreads(z, mean_z)
     return Uncertainty(
         mean.T.contiguous(),
         mean_z.T.contiguous(),
@@ -84,8 +78,8 @@ def decompose(
         aleatoric_variance=1 - mean.square().sum(0) - epistemic,
         epistemic_variance=epistemic,
         logit_variance=logit_variance,
-        released_epistemic=logit_variance + mean_z.var(0, correction=0),
-        learned_variance=None if log_variance is None else log_variance.float().exp().mean(0),
+        released_epistemic=logit_variance + over_classes,
+        learned_variance=None if log_variance is None else log_variance.to(z.dtype).exp().mean(0),
         num_samples=len(logits),
     )
 
@@ -95,7 +89,7 @@ def _passes_of(
 ) -> tuple[Tensor, Tensor]:
     "Probabilities (K, S, N) of each pass, and their entropies (S, N)."
     if noise is not None and log_variance is not None:
-        sigma = (0.5 * log_variance.float()).exp()  # sigma = exp(v/2)
+        sigma = (0.5 * log_variance.to(z.dtype)).exp()  # sigma = exp(v/2)
         probs = sum((z + sigma * e[:, None, None]).softmax(0) for e in noise) / len(noise)
         return probs, _entropy(probs)
     log_probs = z.log_softmax(0)
@@ -111,6 +105,17 @@ def _spread(values: Tensor, mean: Tensor) -> Tensor:
     "Variance over passes of (K, S, N); on this layout faster than torch.var."
     return (values - mean[:, None]).square_().mean(1)
 
+# %% ../../nbs/uncertainty/02_model.ipynb #621e1264
+def _logit_spreads(z: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    "Variance of the logits (K, S, N) over passes, mean over classes; and of their mean over classes."
+    possible = mean.isfinite()
+    if possible.all():
+        return _spread(z, mean).mean(0), mean.var(0, correction=0)
+    count, hidden = possible.sum(0), ~possible
+    z, mean = z.masked_fill(hidden[:, None], 0.0), mean.masked_fill(hidden, 0.0)
+    apart = (mean - mean.sum(0) / count).masked_fill(hidden, 0.0)
+    return _spread(z, mean).sum(0) / count, apart.square().sum(0) / count
+
 # %% ../../nbs/uncertainty/02_model.ipynb #e34dd7a6
 def _check_logits(logits: Tensor, log_variance: Tensor | None, noise: Tensor | None) -> None:
     if logits.ndim != 3 or logits.shape[2] < 2 or not logits.shape[0]:
@@ -125,189 +130,66 @@ def _check_logits(logits: Tensor, log_variance: Tensor | None, noise: Tensor | N
         )
     if noise is not None and log_variance is None:
         raise ValueError("noise: got noise without log_variance, expected both")
+    if not logits.sum().isfinite():
+        _check_infinite(logits)
+
+# %% ../../nbs/uncertainty/02_model.ipynb #4b00fc6e
+def _check_infinite(logits: Tensor) -> None:
     if logits.isnan().any():
         bad = logits.isnan().any(-1).any(0).nonzero()[:3, 0].tolist()
         raise ValueError(
             f"logits: got NaN, first in items {bad}, expected numbers; look for NaN in the "
             "input or the weights"
         )
-
-# %% ../../nbs/uncertainty/02_model.ipynb #1bcd39b0
-def _mask(x: Tensor, p: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    "1/(1-p) with probability 1-p, else 0."
-    keep = torch.rand(shape, generator=generator, device=x.device) >= p
-    return keep.to(x.dtype) / (1 - p) if p < 1 else keep.to(x.dtype)
-
-# %% ../../nbs/uncertainty/02_model.ipynb #8caa7ea0
-def _alpha_dropout(x: Tensor, p: float, mask: Tensor) -> Tensor:
-    "Alpha dropout: the dropped units go to SELU's lower limit, and mean and variance are kept."
-    limit, keep = -1.7580993408473766, (mask > 0).to(x.dtype)
-    scale = ((1 - p) * (1 + p * limit**2)) ** -0.5
-    return (x * keep + limit * (1 - keep)) * scale - scale * p * limit
-
-# %% ../../nbs/uncertainty/02_model.ipynb #69d13b16
-# function -> how many axes behind the item get their own draw; None: all
-_KINDS: dict[Callable, int | None] = {
-    F.dropout: None,
-    torch.dropout: None,
-    F.dropout1d: 1,
-    F.dropout2d: 1,
-    F.dropout3d: 1,
-    F.alpha_dropout: None,
-    F.feature_alpha_dropout: 1,
-}
-
-# %% ../../nbs/uncertainty/02_model.ipynb #b901bed8
-class _DropoutOn(TorchFunctionMode):
-    "Inside, dropout draws masks from our generator, whatever the model's mode."
-
-    def __init__(self, generator: torch.Generator, independent: bool):
-        super().__init__()
-        self.generator, self.independent = generator, independent
-        # dropout calls seen; the largest tensor after the first of them
-        self.calls, self.largest = (0, 1)
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in _KINDS:
-            return _drop(self, func, *args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return _attend(self, *args, **kwargs)
-        if func is F.multi_head_attention_forward:
-            with self:
-                return _attention_body(*args, **kwargs)
-        out = func(*args, **kwargs)
-        if self.calls and isinstance(out, Tensor):
-            self.largest = max(self.largest, out.numel())
-        return out
-
-# %% ../../nbs/uncertainty/02_model.ipynb #d0d65dcf
-def _drop(
-    mode: _DropoutOn,
-    func: Callable,
-    input: Tensor,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-) -> Tensor:
-    "What `func(input, p)` would return in training, with our mask."
-    if p == 0:
-        return input
-    mode.calls += 1
-    own = _KINDS[func]
-    shape = [n if own is None or i <= own else 1 for i, n in enumerate(input.shape)]
-    if not mode.independent:
-        shape[0] = 1
-    mask = _mask(input, p, tuple(shape), mode.generator)
-    alpha = func in (F.alpha_dropout, F.feature_alpha_dropout)
-    return _alpha_dropout(input, p, mask) if alpha else input * mask
-
-# %% ../../nbs/uncertainty/02_model.ipynb #06042c7b
-def _attend(
-    mode: _DropoutOn,
-    query,
-    key,
-    value,
-    attn_mask=None,
-    dropout_p=0.0,
-    is_causal=False,
-    scale=None,
-    enable_gqa=False,
-):
-    "softmax(Q K^T / sqrt(D)) with dropout, times V."
-    if dropout_p == 0:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+    out = logits == -torch.inf
+    wrong = (logits == torch.inf).any(-1) | out.all(-1) | (out != out[:1]).any(-1)
+    if wrong.any():
+        raise ValueError(
+            f"logits: got infinite ones, first in items {wrong.any(0).nonzero()[:3, 0].tolist()}, "
+            "expected finite ones, or -inf for a class in all passes but not for all classes; "
+            "bound the logits"
         )
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    return _drop(mode, F.dropout, _masked(scores, attn_mask).softmax(-1), dropout_p) @ value
 
-# %% ../../nbs/uncertainty/02_model.ipynb #ab983662
-def _masked(scores: Tensor, attn_mask: Tensor | None) -> Tensor:
-    if attn_mask is None:
-        return scores
-    if attn_mask.dtype == torch.bool:
-        return scores.masked_fill(~attn_mask, -torch.inf)
-    return scores + attn_mask
-
-# %% ../../nbs/uncertainty/02_model.ipynb #c097a386
-_forward = F.multi_head_attention_forward
-_attention_body = types.FunctionType(
-    _forward.__code__,
-    {**_forward.__globals__, "has_torch_function": lambda _: False},
-    "_attention_body",
-    _forward.__defaults__,
-)
-
-# %% ../../nbs/uncertainty/02_model.ipynb #676c77f7
-def _is_attention(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
-    return isinstance(module, nn.MultiheadAttention) or "attention" in name or "attn" in name
-
-# %% ../../nbs/uncertainty/02_model.ipynb #c9b377dc
-@contextmanager
-def _dropout_only(model: nn.Module) -> Iterator[None]:
-    "The model in eval, its attention layers in train; all flags as before on leaving."
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in before:
-            recurrent = isinstance(module, nn.RNNBase) and module.dropout > 0
-            module.training = _is_attention(module) or recurrent
-        yield
-    finally:
-        for module, flag in before:
-            module.training = flag
-
-# %% ../../nbs/uncertainty/02_model.ipynb #bd9b8085
+# %% ../../nbs/uncertainty/02_model.ipynb #de3d30c7
 class MCDropout(nn.Module):
     "A classifier that runs several passes with different units dropped; made by `mc_dropout`."
 
     def __init__(
-        self,
-        model: nn.Module,
-        num_samples: int,
-        heteroscedastic: bool,
-        masks: str,
-        logit_draws: int,
-        seed: int,
-        max_bytes: int | None,
-        method: str,
+        self, model: nn.Module, settings: Settings, *, heteroscedastic: bool, logit_draws: int
     ):
         super().__init__()
-        self.model, self.num_samples, self.heteroscedastic = model, num_samples, heteroscedastic
-        self.masks, self.logit_draws, self.seed, self.max_bytes, self.method = (
-            masks,
-            logit_draws,
-            seed,
-            max_bytes,
-            method,
-        )
-        # shapes of one row -> how to run it, and its largest tensor
-        self.known: dict[tuple, tuple[str, int]] = {}
+        self.model, self.settings = model, settings
+        self.heteroscedastic, self.logit_draws = heteroscedastic, logit_draws
+        self.passes = Passes(settings)  # remembers how each kind of input is run
+
+    @property
+    def num_samples(self) -> int:
+        "S, passes."
+        return self.settings.num_samples
 
     def extra_repr(self) -> str:
         sizes = f"num_samples={self.num_samples}, heteroscedastic={self.heteroscedastic}"
-        return f"{sizes}, masks={self.masks!r}"
+        return f"{sizes}, masks={self.settings.masks!r}"
+
+    def path(self, *args, **kwargs) -> str:
+        'How such a call is run: "thin", "vmap" or "loop".'
+        with torch.no_grad():
+            return self.passes.plan(self.model, arguments(args, kwargs)).method
 
     @torch.no_grad()
     def sample(self, *args, **kwargs) -> Float[Tensor, "S N C"]:
         "The model's outputs, pass by pass; C is K, and one more with a learned variance."
-        return torch.cat([_passes(self, *part) for part in _parts(self, args, kwargs)], 1)
+        return torch.cat(self.passes.outputs(self.model, args, kwargs), 1)
 
     @torch.no_grad()
     def forward(self, *args, **kwargs) -> Uncertainty:
         "Prediction and uncertainty of each item; arguments are those of the model."
-        parts = [_parts_of_doubt(self, _passes(self, *part)) for part in _parts(self, args, kwargs)]
-        return _concatenate(parts)
+        parts = self.passes.outputs(self.model, args, kwargs)
+        return _concatenate([_decomposed(self, out) for out in parts])
 
-# %% ../../nbs/uncertainty/02_model.ipynb #1b4ce5c7
+# %% ../../nbs/uncertainty/02_model.ipynb #78575cd5
 def mc_dropout(
-    # any classifier with dropout; returns logits (N, K), or an object with `.logits`
+    # any classifier with dropout; returns logits (N, K), an object with `.logits` or a dictionary
     model: nn.Module,
     num_samples: int = 50,  # S, passes; the released code takes 10 (D5)
     *,
@@ -319,34 +201,41 @@ def mc_dropout(
     seed: int = 0,  # of masks and draws; the same seed gives the same result
     # memory for the stochastic part; None: 16 MiB on a CPU (near its cache), 1 GiB on a GPU
     max_bytes: int | None = None,
-    # "thin", "vmap" or "loop" (below); "auto": the first that can run this model
+    # "thin", "vmap" or "loop"; "auto": the first that is proven equal to the loop
     method: str = "auto",
+    batch_dim: int | None = None,  # axis of the items in the arguments; None: found by comparison
+    # arguments that are the same for all items, by name or position; others are compared
+    shared: tuple[str | int, ...] = (),
 ) -> MCDropout:  # call it like the model: `mc_dropout(model)(x).mutual_information`
     "Add uncertainty to a trained classifier, unchanged (Section 3 of [@ghandeharioun2019])."
-    settings = (num_samples, heteroscedastic, masks, logit_draws, seed, max_bytes, method)
-    _check_settings(model, *settings)
-    return MCDropout(model, *settings)
+    settings = Settings(num_samples, masks, seed, max_bytes, method, batch_dim, tuple(shared))
+    _check_settings(model, settings, heteroscedastic, logit_draws)
+    return MCDropout(model, settings, heteroscedastic=heteroscedastic, logit_draws=logit_draws)
 
-# %% ../../nbs/uncertainty/02_model.ipynb #95f3513b
+# %% ../../nbs/uncertainty/02_model.ipynb #a132d7be
 def _check_settings(
-    model: nn.Module,
-    num_samples: int,
-    heteroscedastic: bool,
-    masks: str,
-    logit_draws: int,
-    seed: int,
-    max_bytes: int | None,
-    method: str,
+    model: nn.Module, asked: Settings, heteroscedastic: bool, logit_draws: int
 ) -> None:
-    integers = {"num_samples": (num_samples, 2), "logit_draws": (logit_draws, 0), "seed": (seed, 0)}
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model: got {type(model).__name__}, expected a torch module")
+    integers = {
+        "num_samples": (asked.num_samples, 2),
+        "logit_draws": (logit_draws, 0),
+        "seed": (asked.seed, 0),
+        "max_bytes": (1 if asked.max_bytes is None else asked.max_bytes, 1),
+        "batch_dim": (0 if asked.batch_dim is None else asked.batch_dim, 0),
+    }
     for name, (value, least) in integers.items():
-        if not isinstance(value, int) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name}: got {value!r}, expected an integer of at least {least}")
-    if masks not in ("shared", "independent"):
-        raise ValueError(f"masks: got {masks!r}, expected 'shared' or 'independent'")
-    if method not in ("auto", "thin", "vmap", "loop"):
-        raise ValueError(f"method: got {method!r}, expected 'auto', 'thin', 'vmap' or 'loop'")
-    if method == "thin" and (masks != "shared" or _layers(model) is None):
+    choices = {
+        "masks": (asked.masks, ("shared", "independent")),
+        "method": (asked.method, ("auto", "thin", "vmap", "loop")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name}: got {value!r}, expected one of {allowed}")
+    if asked.method == "thin" and (asked.masks != "shared" or chain_of(model) is None):
         raise ValueError(
             "method: got 'thin', expected masks='shared' and a model that is a chain of "
             "layers (nn.Sequential) from its first dropout on"
@@ -357,205 +246,15 @@ def _check_settings(
             "variance; there is no other noise to draw"
         )
 
-# %% ../../nbs/uncertainty/02_model.ipynb #922382d4
-def _rows_of(args: tuple, kwargs: dict) -> int:
-    "N, from the first tensor among the arguments."
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Tensor) and value.ndim:
-            return len(value)
-    raise ValueError(
-        "mc_dropout: got no tensor among the model's arguments, expected one with a batch axis"
-    )
-
-# %% ../../nbs/uncertainty/02_model.ipynb #4e5177a4
-def _take_rows(args: tuple, kwargs: dict, rows: slice, n: int) -> tuple[tuple, dict]:
-    "The same arguments for some of the items; what has no batch axis is handed on."
-
-    def cut(v):
-        return v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == n else v
-
-    return tuple(map(cut, args)), {k: cut(v) for k, v in kwargs.items()}
-
-# %% ../../nbs/uncertainty/02_model.ipynb #ef5e3a08
-def _parts(asked: MCDropout, args: tuple, kwargs: dict) -> Iterator[tuple[tuple, dict, str]]:
-    "Arguments for as many rows at a time as memory allows, and how to run them."
-    n = _rows_of(args, kwargs)
-    if not n:
-        raise ValueError("mc_dropout: got an empty batch, expected at least one item")
-    device = next(
-        (v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor)), torch.device("cpu")
-    )
-    one_row = _take_rows(args, kwargs, slice(0, 1), n)
-    shapes = tuple(
-        tuple(v.shape) for v in (*one_row[0], *one_row[1].values()) if isinstance(v, Tensor)
-    )
-    if shapes not in asked.known:
-        asked.known[shapes] = _probe(asked, *one_row)
-    method, largest = asked.known[shapes]
-    budget = asked.max_bytes or (2**24 if device.type == "cpu" else 2**30)
-    at_once = 1 if method == "loop" else asked.num_samples
-    rows = max(1, min(n, budget // (4 * largest * at_once)))
-    for start in range(0, n, rows):
-        yield *_take_rows(args, kwargs, slice(start, start + rows), n), method
-
-# %% ../../nbs/uncertainty/02_model.ipynb #59285740
-def _probe(asked: MCDropout, args: tuple, kwargs: dict) -> tuple[str, int]:
-    "Two passes over one row: how to run, and the largest tensor behind the first dropout."
-    method = asked.method
-    if method == "auto":
-        method = "thin" if asked.masks == "shared" and _layers(asked.model) else "vmap"
-    try:
-        _, mode = _run(asked, args, kwargs, method, 2)
-    except RuntimeError as error:
-        if asked.method != "auto" or method != "vmap":
-            raise
-        method = "loop"
-        warnings.warn(
-            "mc_dropout: passes are run one by one, since this model cannot be mapped over "
-            f"samples ({str(error).splitlines()[0][:120]})",
-            stacklevel=4,
-        )
-        _, mode = _run(asked, args, kwargs, method, 2)
-    if not mode.calls and not _has_recurrent_dropout(asked.model):
-        raise ValueError(
-            "mc_dropout: got a model that called no dropout with p > 0, so all passes would "
-            "be equal, expected at least one; give it nn.Dropout layers (and train it with "
-            "them), or set their p"
-        )
-    return method, mode.largest
-
-# %% ../../nbs/uncertainty/02_model.ipynb #644a2e39
-def _has_recurrent_dropout(model: nn.Module) -> bool:
-    return any(isinstance(m, nn.RNNBase) and m.dropout > 0 for m in model.modules())
-
-# %% ../../nbs/uncertainty/02_model.ipynb #e82388f4
-_POINTWISE = (
-    nn.ReLU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Tanh,
-    nn.Sigmoid,
-    nn.ELU,
-    nn.LeakyReLU,
-    nn.Hardswish,
-    nn.Identity,
-    nn.Softplus,
-)
-
-# %% ../../nbs/uncertainty/02_model.ipynb #cd8778e7
-def _layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]] | None:
-    "The layers before and from the first dropout of a chain that can be thinned; else None."
-    chain, todo = [], [model]
-    while todo:
-        module = todo.pop(0)
-        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-            todo = [*module, *todo]
-        else:
-            chain.append(module)
-    first = next((i for i, m in enumerate(chain) if isinstance(m, nn.Dropout) and m.p > 0), None)
-    if first is None or len(chain) == 1 or any(_has_hooks(m) for m in (model, *chain[first:])):
-        return None
-    before = any(_may_drop(m) for part in chain[:first] for m in part.modules())
-    plain = all(
-        type(m) in (nn.Linear, nn.Dropout, *_POINTWISE) or getattr(m, "per_item", False)
-        for m in chain[first:]
-    )
-    return (chain[:first], chain[first:]) if plain and not before else None
-
-# %% ../../nbs/uncertainty/02_model.ipynb #daea58ba
-def _may_drop(module: nn.Module) -> bool:
-    "Could this module call dropout? Known leaf layers cannot; others may in their own forward."
-    safe = (
-        nn.Linear,
-        nn.Flatten,
-        nn.modules.conv._ConvNd,
-        nn.modules.batchnorm._NormBase,
-        nn.LayerNorm,
-        nn.Sequential,
-        *_POINTWISE,
-    )
-    return not isinstance(module, safe) and not getattr(module, "per_item", False)
-
-# %% ../../nbs/uncertainty/02_model.ipynb #4766d9f4
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-# %% ../../nbs/uncertainty/02_model.ipynb #b6af3685
-def _thinned(
-    parts: tuple[list[nn.Module], list[nn.Module]], x: Tensor, num_samples: int, mode: _DropoutOn
-) -> Tensor:
-    "All passes of a chain: once up to the first dropout, then through thinned weights."
-    for layer in parts[0]:
-        x = layer(x)
-    x = x.expand(num_samples, *x.shape)
-    mask, mode.largest = None, x[0].numel()
-    for layer in parts[1]:
-        if isinstance(layer, nn.Dropout):
-            fresh = _mask(x, layer.p, (num_samples, 1, x.shape[-1]), mode.generator)
-            mask, mode.calls = fresh if mask is None else mask * fresh, mode.calls + (layer.p > 0)
-        elif isinstance(layer, nn.Linear):
-            weight = layer.weight if mask is None else layer.weight * mask
-            weight = weight.expand(num_samples, -1, -1).transpose(1, 2)
-            x = x @ weight if layer.bias is None else torch.baddbmm(layer.bias, x, weight)
-            mask, mode.largest = None, max(mode.largest, x[0].numel())
-        elif isinstance(layer, nn.ReLU) and x.stride(0):
-            x = x.relu_()  # our own product: no second copy
-        else:
-            x = layer(x)
-    return x if mask is None else x * mask
-
-# %% ../../nbs/uncertainty/02_model.ipynb #46c1a28e
-def _run(
-    asked: MCDropout, args: tuple, kwargs: dict, method: str, num_samples: int
-) -> tuple[Tensor, _DropoutOn]:
-    "Outputs of some passes, (S, N, C), and the mode that watched them."
-    device = next(v.device for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-    mode = _DropoutOn(
-        seeded_generator(asked.seed, stream="masks", device=device), asked.masks == "independent"
-    )
-
-    def once(_=None) -> Tensor:
-        return _logits(asked.model(*args, **kwargs))
-
-    chain = _layers(asked.model) if method == "thin" else None
-    with _dropout_only(asked.model), nullcontext() if chain else mode:
-        if chain:
-            out = _thinned(chain, args[0], num_samples, mode)
-        elif method == "vmap":
-            out = torch.vmap(once, randomness="different")(torch.empty(num_samples, device=device))
-        else:
-            out = torch.stack([once() for _ in range(num_samples)])
-    if out.ndim != 3:
-        raise ValueError(
-            f"mc_dropout: got shape {tuple(out.shape[1:])} from one pass of the model, "
-            "expected logits (N, K)"
-        )
-    return out, mode
-
-# %% ../../nbs/uncertainty/02_model.ipynb #3193ca54
-def _logits(out: Any) -> Tensor:
-    "The tensor of logits, also from a transformers output or a dictionary."
-    if isinstance(out, Tensor):
-        return out
-    if hasattr(out, "logits"):
-        return out.logits
-    raise ValueError(
-        f"mc_dropout: got {type(out).__name__} from the model, expected a tensor of logits or "
-        "an object with .logits"
-    )
-
-# %% ../../nbs/uncertainty/02_model.ipynb #ba7fd824
-def _passes(asked: MCDropout, args: tuple, kwargs: dict, method: str) -> Tensor:
-    return _run(asked, args, kwargs, method, asked.num_samples)[0]
-
-# %% ../../nbs/uncertainty/02_model.ipynb #90e5e945
-def _parts_of_doubt(asked: MCDropout, out: Tensor) -> Uncertainty:
+# %% ../../nbs/uncertainty/02_model.ipynb #053b5bbe
+def _decomposed(asked: MCDropout, out: Tensor) -> Uncertainty:
     "Outputs of all passes, decomposed."
     if not asked.heteroscedastic:
         return decompose(out)
     noise = None
     if asked.logit_draws:
-        generator = seeded_generator(asked.seed, stream="logit noise", device=out.device)
+        seed = asked.settings.seed
+        generator = seeded_generator(seed, stream="logit noise", device=out.device)
         noise = torch.randn(
             asked.logit_draws, out.shape[2] - 1, generator=generator, device=out.device
         )
