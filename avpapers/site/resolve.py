@@ -58,6 +58,7 @@ def read_bibliography(
         ) from error
 
 # %% ../../nbs/site/resolve.ipynb #f6bffbbf
+@functools.cache  # looking up the plugin takes pybtex 20 ms
 def _plain(latex):
     from pybtex.richtext import Text
 
