@@ -17,15 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from avpapers.suite.options import (
-    check_device,
-    check_gpu,
-    check_seeds,
-    read_seeds,
-    choose_experiments,
-    choose_papers,
-    papers_with,
-)
+from .suite.options import check_device, check_gpu, check_seeds, read_seeds
+from .suite.options import choose_experiments, choose_papers, papers_with
 
 # %% ../nbs/cli.ipynb #46019a28
 app = typer.Typer(

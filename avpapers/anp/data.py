@@ -19,14 +19,8 @@ from torch import Tensor
 
 from ..core.pictures import PICTURE_SUFFIXES
 from ..core.random import seeded_generator
-from avpapers.core.tables import (
-    check_once,
-    files_of,
-    listed_files,
-    read_json,
-    read_lines,
-    warn_missing,
-)
+from ..core.tables import check_once, files_of, listed_files, read_json, read_lines
+from ..core.tables import warn_missing
 from ..data.sources import Dataset, by_hand
 from ..data.drawings import CHECKSUM, Drawings, anp_graph, drawings
 from ..data.rendering import ADJECTIVES, compose, draw_nuisances

@@ -19,38 +19,13 @@ from torch import Tensor, nn
 
 from . import data as sets
 from .claims import paper
-from avpapers.anp.data import (
-    PairSet,
-    World,
-    drawn_pictures,
-    drawn_world,
-    set_into_corner,
-    with_fusion_split,
-)
-from avpapers.anp.model import (
-    BOUNDS,
-    Fusion,
-    LogLinear,
-    Tower,
-    adjective_to_noun_ratio,
-    codetection,
-    contributions,
-    equivalent_pairs,
-    in_top,
-    picture_tower,
-    product_rule,
-    shapley_shares,
-)
-from avpapers.anp.training import (
-    PictureBatches,
-    probabilities,
-    read_pictures,
-    train_free,
-    train_fusion,
-    train_net,
-    train_on,
-    train_tower,
-)
+from .data import PairSet, World, drawn_pictures, drawn_world, set_into_corner
+from .data import with_fusion_split
+from .model import BOUNDS, Fusion, LogLinear, Tower, adjective_to_noun_ratio
+from .model import codetection, contributions, equivalent_pairs, in_top, picture_tower
+from .model import product_rule, shapley_shares
+from .training import PictureBatches, probabilities, read_pictures, train_free
+from .training import train_fusion, train_net, train_on, train_tower
 from ..core.random import seeded_generator, seeded_globals
 from ..data.pretrained import picture_features
 from ..suite.run import Run

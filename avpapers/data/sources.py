@@ -16,16 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from avpapers.core.files import (
-    DataUnavailableError,
-    cache_dir,
-    check_sha256,
-    checksum,
-    fetch_advice,
-    fetch_once,
-    file_lock,
-    write_atomic,
-)
+from ..core.files import DataUnavailableError, cache_dir, check_sha256, checksum
+from ..core.files import fetch_advice, fetch_once, file_lock, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd

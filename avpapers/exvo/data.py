@@ -21,17 +21,8 @@ from torch import Tensor
 
 from ..core.audio import load_audio, pad_waves
 from ..core.random import seeded_generator
-from avpapers.core.tables import (
-    as_numbers,
-    check_once,
-    few,
-    files_of,
-    listed_files,
-    number_columns,
-    read_json,
-    read_table,
-    warn_missing,
-)
+from ..core.tables import as_numbers, check_once, few, files_of, listed_files, number_columns
+from ..core.tables import read_json, read_table, warn_missing
 from ..data import voices as recorded
 from ..data.sources import by_hand, generated
 from ..data.voices import check_groups

@@ -24,32 +24,12 @@ from ..data.voices import Voices, find_voices
 from . import data as sets
 from .claims import paper
 from .data import Bursts, burst_synth
-from avpapers.exvo.model import (
-    TASKS,
-    Conformer,
-    ConformerNet,
-    FunctionalsNet,
-    SpectrogramNet,
-    burst_classifier,
-    burst_resnet,
-    concordance,
-    functionals,
-    layer_means,
-    multitask_score,
-    score,
-)
-from avpapers.exvo.training import (
-    WEIGHTINGS,
-    Features,
-    Trained,
-    extract_features,
-    predict,
-    pretrain_conformer,
-    probe,
-    functional_features,
-    train_bursts,
-    train_side_by_side,
-)
+from .model import TASKS, Conformer, ConformerNet, FunctionalsNet, SpectrogramNet
+from .model import burst_classifier, burst_resnet, concordance, functionals
+from .model import layer_means, multitask_score, score
+from .training import WEIGHTINGS, Features, Trained, extract_features, predict
+from .training import pretrain_conformer, probe, functional_features, train_bursts
+from .training import train_side_by_side
 from ..suite.run import Run
 
 # %% auto #0

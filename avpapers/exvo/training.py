@@ -21,14 +21,8 @@ from ..core.audio import LogMel, length_mask, spec_augment
 from ..core.random import seeded_generator, seeded_globals
 from ..core.training import History, ShuffledBatches, cosine_schedule, fit
 from .data import Bursts
-from avpapers.exvo.model import (
-    TASKS,
-    Conformer,
-    GroupedEnsemble,
-    SpectrogramNet,
-    functionals,
-    score,
-)
+from .model import TASKS, Conformer, GroupedEnsemble, SpectrogramNet, functionals
+from .model import score
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'Features', 'extract_features', 'functional_features', 'task_losses', 'TaskWeights', 'constant_losses',

@@ -23,14 +23,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from avpapers.core.tables import (
-    check_once,
-    files_of,
-    listed_files,
-    read_lines,
-    read_table,
-    read_text,
-)
+from ..core.tables import check_once, files_of, listed_files, read_lines, read_table
+from ..core.tables import read_text
 from ..core.files import DataUnavailableError, cache_dir, fetch_url, is_offline
 from ..data.archives import extract, load_array, load_object_array, read_member
 from ..data.sources import WHEELS, Dataset, by_hand, generated, package_wheel

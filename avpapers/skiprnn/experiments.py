@@ -25,16 +25,8 @@ from ..core.training import ShuffledBatches
 from . import data as sets
 from .claims import paper
 from .model import SkipLSTM, multiply_adds_per_update, path_difference
-from avpapers.skiprnn.training import (
-    CELLS,
-    SequenceModel,
-    Variant,
-    count_updates,
-    policy_of,
-    predict,
-    score,
-    train,
-)
+from .training import CELLS, SequenceModel, Variant, count_updates, policy_of
+from .training import predict, score, train
 from ..suite.run import Run
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #bc82716c

@@ -20,13 +20,8 @@ from ..core.benchmark import speedup_row, time_interleaved, torch_threads
 from ..core.environment import describe_machine, package_versions
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
-from avpapers.skiprnn.model import (
-    SkipLSTM,
-    flatten_state,
-    multiply_adds_per_update,
-    read_state,
-    run_on_demand,
-)
+from .model import SkipLSTM, flatten_state, multiply_adds_per_update, read_state
+from .model import run_on_demand
 from ..suite.run import Run
 from .claims import paper
 

@@ -18,14 +18,8 @@ from typing import Any
 
 
 from .paper import Experiment, load_paper, standing_papers
-from avpapers.suite.records import (
-    Carried,
-    Record,
-    find_records,
-    read_record,
-    stale_reason,
-    write_record,
-)
+from .records import Carried, Record, find_records, read_record, stale_reason
+from .records import write_record
 from .run import config_of
 
 # %% ../../nbs/suite/carry.ipynb #01c3b540

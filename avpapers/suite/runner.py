@@ -532,13 +532,8 @@ class Bars(Lines):
 
     def begin(self, total: int) -> None:
         from rich.markup import escape
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn
 
         super().begin(total)
         self.progress = Progress(
