@@ -294,9 +294,8 @@ def _record_sources(tier: str | None, save: bool):
 
     if tier and save:
         raise ValueError(
-            f"save: got --save with --tier {tier}, expected one of them, since "
-            "only committed records make the ledger; "
-            f" do `avpapers reproduce --tier {tier} --save`"
+            f"save: got --save with --tier {tier}, expected one of them, since only committed "
+            f"records make the ledger;  do `avpapers reproduce --tier {tier} --save`"
         )
     if tier:
         return Workspace(find_project(), tier).records, (tier,)

@@ -127,9 +127,8 @@ def fetch_once(
         raise
     except OSError as error:
         raise DataUnavailableError(
-            f"{what}: got {error.strerror or error} at {target.parent}, "
-            "expected a folder to write to; free some space, or set "
-            "AVPAPERS_CACHE to a folder you may write to"
+            f"{what}: got {error.strerror or error} at {target.parent}, expected a folder to write "
+            "to; free some space, or set AVPAPERS_CACHE to a folder you may write to"
         ) from error
     return target
 
@@ -146,9 +145,8 @@ def _accept(found: Path, target: Path, sha256: str | None, what: str) -> None:
     got = checksum(found)
     if sha256 is not None and got != sha256:
         raise DataUnavailableError(
-            f"{what}: got checksum {got}, expected {sha256}, and did not keep "
-            "it; try again, and if it comes again look at the source, which "
-            "has changed, and at the pinned checksum"
+            f"{what}: got checksum {got}, expected {sha256}, and did not keep it; try again, and "
+            "if it comes again look at the source, which has changed, and at the pinned checksum"
         )
     if sha256 is None:
         found.with_name("note").write_text(got)
@@ -165,9 +163,8 @@ def fetch_advice(
 ) -> str:  # a message with the next step
     "Why a file could not be had, and what to do."
     return (
-        f"{what}: got none in the cache and could not fetch it ({reason}), expected the file; "
-        f"run once with a network, or put it at {target}, or set AVPAPERS_CACHE to a folder that "
-        "has it"
+        f"{what}: got none in the cache and could not fetch it ({reason}), expected the file; run "
+        f"once with a network, or put it at {target}, or set AVPAPERS_CACHE to a folder that has it"
     )
 
 # %% ../../nbs/core/files.ipynb #98e46f3c

@@ -168,18 +168,17 @@ def _open(path: Path):
         raise FileNotFoundError(f"path: got {path}, which is not there, expected a weight file")
     with open(path, "rb") as file:
         start = file.read(4)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or path.suffix in (
-        ".pt",
-        ".pth",
-        ".pkl",
-        ".bin",
-        ".ckpt",
-    ):
+    if start[:2] in (
+        b"PK",
+        b"\x80\x02",
+        b"\x80\x03",
+        b"\x80\x04",
+        b"\x80\x05",
+    ) or path.suffix in tuple(".pt .pth .pkl .bin .ckpt".split()):
         raise ValueError(
-            f"{path.name}: got pickled weights, which can run code when they "
-            "are read, expected safetensors; if you trust the file, load it "
-            "with torch.load(..., weights_only=True) and write it again with "
-            "save_weights"
+            f"{path.name}: got pickled weights, which can run code when they are read, expected "
+            "safetensors; if you trust the file, load it with torch.load(..., weights_only=True) "
+            "and write it again with save_weights"
         )
     try:
         return safe_open(path, framework="pt")
@@ -241,9 +240,8 @@ def _compare(stored: dict, own: dict, storage: dict, file: str) -> None:
             "; ".join(shapes[:5]),
         ]
         raise ValueError(
-            f"{file}: got weights of another model "
-            f"({'; '.join(p for p in parts if p)}), expected those of this one; "
-            "build the model with the arguments in read_card(path).config"
+            f"{file}: got weights of another model ({'; '.join(p for p in parts if p)}), expected "
+            "those of this one; build the model with the arguments in read_card(path).config"
         )
 
 # %% ../../nbs/core/registry.ipynb #117d7230

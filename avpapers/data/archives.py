@@ -148,9 +148,8 @@ def load_array(
         raise ValueError(f"{name}: got an array of objects ({dtype}), expected numbers or text")
     if len(data) - start != dtype.itemsize * math.prod(shape):
         raise ValueError(
-            f"{name}: got a header of {shape} of {dtype} and "
-            f"{len(data) - start} bytes behind it, expected a whole .npy file; "
-            "fetch it again"
+            f"{name}: got a header of {shape} of {dtype} and {len(data) - start} bytes behind it, "
+            "expected a whole .npy file; fetch it again"
         )
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)

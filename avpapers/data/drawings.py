@@ -211,9 +211,8 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
             arrays = {name: content[name] for name in content.files}
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise ValueError(
-            f"{file.name}: got a damaged file ({type(error).__name__}: "
-            f"{error}), expected a whole one; install avpapers again, or make "
-            "it by `build_drawings`"
+            f"{file.name}: got a damaged file ({type(error).__name__}: {error}), expected a whole "
+            "one; install avpapers again, or make it by `build_drawings`"
         ) from error
     if (got := arrays_checksum(arrays)) != CHECKSUM:
         raise ValueError(
@@ -441,9 +440,8 @@ def anp_graph(
     low, high = max(num_nouns, num_adjectives), num_nouns * num_adjectives
     if min(num_nouns, num_adjectives) < 1 or not low <= num_pairs <= high:
         raise ValueError(
-            f"num_pairs: got {num_pairs}, expected {low} to {high} for "
-            f"{num_nouns} nouns and {num_adjectives} adjectives, each used and "
-            "no pair twice"
+            f"num_pairs: got {num_pairs}, expected {low} to {high} for {num_nouns} nouns and "
+            f"{num_adjectives} adjectives, each used and no pair twice"
         )
     adjectives = _degrees(NOUNS_OF_ADJECTIVE, num_adjectives, num_pairs, num_nouns)
     nouns = _degrees(ADJECTIVES_OF_NOUN, num_nouns, num_pairs, num_adjectives)

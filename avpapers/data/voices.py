@@ -310,8 +310,7 @@ def voices(
     if not rows:
         raise DataUnavailableError(
             f"{pack}: got no recordings below {PACKS[pack].place} in "
-            f"{', '.join(str(r) for r in roots)}, expected at least one; fetch "
-            "the package again"
+            f"{', '.join(str(r) for r in roots)}, expected at least one; fetch the package again"
         )
     frame = without_copies(_table(pack, rows, roots))
     return Voices(
@@ -363,10 +362,9 @@ def _unpacked(name: str, fetch: bool) -> Path:
     "The package's tree in the cache."
     if not fetch and not (cache_dir() / "debian" / f"{name}.deb").is_file():
         raise DataUnavailableError(
-            f"Debian package {name}: got it neither installed nor in the cache, "
-            "expected one of them; call avpapers.data.voices.voices(...), "
-            "which fetches it on Debian, Ubuntu and Colab, or install it: "
-            f"apt-get install {name}"
+            f"Debian package {name}: got it neither installed nor in the cache, expected one of "
+            "them; call avpapers.data.voices.voices(...), which fetches it on Debian, Ubuntu and "
+            f"Colab, or install it: apt-get install {name}"
         )
     return debian_package(name)
 
@@ -424,17 +422,8 @@ def _fixture_hedgewars() -> dict[str, bytes]:
 
 # %% ../../nbs/data/voices.ipynb #2a1f2bde
 def _fixture_openarena() -> dict[str, bytes]:
-    events = (
-        "death1",
-        "drown",
-        "falling1",
-        "gasp",
-        "jump1",
-        "pain25_1",
-        "pain50_1",
-        "pain75_1",
-        "pain100_1",
-        "taunt",
+    events = tuple(
+        "death1 drown falling1 gasp jump1 pain25_1 pain50_1 pain75_1 pain100_1 taunt".split()
     )
     made = {
         f"sound/player/{v}/{e}.wav": _tone(20 * k + i, "WAV", 22_050)

@@ -110,19 +110,7 @@ class Bursts:
         return self.rows([s == split for s in self.split])
 
 # %% ../../nbs/exvo/01_data.ipynb #5c3f2fc6
-_BY_BURST = (
-    "emotion",
-    "country",
-    "age",
-    "speaker",
-    "split",
-    "waves",
-    "lengths",
-    "files",
-    "sex",
-    "kind",
-    "sound",
-)
+_BY_BURST = tuple("emotion country age speaker split waves lengths files sex kind sound".split())
 
 # %% ../../nbs/exvo/01_data.ipynb #07dcc40c
 def check(
@@ -148,9 +136,8 @@ def check(
         data.country.min() < -1 or data.country.max() >= len(data.countries)
     ):
         raise ValueError(
-            f"{data.name}, country: got {int(data.country.min())} to "
-            f"{int(data.country.max())}, expected -1 (unknown) to "
-            f"{len(data.countries) - 1}"
+            f"{data.name}, country: got {int(data.country.min())} to {int(data.country.max())}, "
+            f"expected -1 (unknown) to {len(data.countries) - 1}"
         )
     if (out := (data.age < 0) | (data.age > 120)).any():
         raise ValueError(
@@ -178,8 +165,7 @@ def _check_emotion(data: Bursts, e: Tensor) -> None:
     if e.nan_to_num(0).min() < 0 or e.nan_to_num(0).max() > 1:
         raise ValueError(
             f"{data.name}, emotion: got {float(e.nan_to_num(0).min()):.3g} to "
-            f"{float(e.nan_to_num(0).max()):.3g}, expected 0 to 1; divide "
-            "ratings by 100"
+            f"{float(e.nan_to_num(0).max()):.3g}, expected 0 to 1; divide ratings by 100"
         )
 
 # %% ../../nbs/exvo/01_data.ipynb #92389fee
@@ -306,18 +292,7 @@ _USUAL = {
 }
 
 # %% ../../nbs/exvo/01_data.ipynb #8df977e5
-_COLUMNS = (
-    "pitch",
-    "slope",
-    "melody",
-    "pace",
-    "depth",
-    "breath",
-    "tilt",
-    "length",
-    "attack",
-    "roughness",
-)
+_COLUMNS = tuple("pitch slope melody pace depth breath tilt length attack roughness".split())
 
 
 def _draw_kind(cue: tuple[Tensor, ...], generator: torch.Generator) -> Int[Tensor, "N"]:
@@ -742,10 +717,8 @@ def vivae(
     odd = [f.name for f in files if not _VIVAE.match(f.stem)]
     if odd:
         raise ValueError(
-            f"name: got {odd[0]}, expected one such as "
-            "S01_achievement_low_01.wav, with a feeling of "
-            f"{', '.join(VIVAE_EMOTIONS)} and a level of "
-            f"{', '.join(VIVAE_LEVELS)}"
+            f"name: got {odd[0]}, expected one such as S01_achievement_low_01.wav, with a feeling "
+            f"of {', '.join(VIVAE_EMOTIONS)} and a level of {', '.join(VIVAE_LEVELS)}"
         )
     check_once((f.stem.lower() for f in files), map(str, files), "the sound")
     parts = [m.groups() for f in files if (m := _VIVAE.match(f.stem.upper()))]

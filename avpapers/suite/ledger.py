@@ -176,18 +176,7 @@ def _strongest(found: list) -> tuple | None:
     return (tested or found or [None])[0]
 
 # %% ../../nbs/suite/ledger.ipynb #4ea384cc
-PERFORMANCE = (
-    "name",
-    "peer",
-    "ratio",
-    "low",
-    "high",
-    "bound",
-    "fraction_of_bound",
-    "device",
-    "threads",
-    "sizes",
-)
+PERFORMANCE = tuple("name peer ratio low high bound fraction_of_bound device threads sizes".split())
 
 
 def performance_rows(
