@@ -472,7 +472,7 @@ def new(
 records = typer.Typer(help="Run records: list, find stale ones, carry over.", no_args_is_help=True)
 app.add_typer(records, name="records")
 
-
+# %% ../nbs/cli.ipynb #dfccae03
 def _record_rows(papers: list[str] | None):
     "A line per committed record."
     from avpapers.suite.project import records_folder

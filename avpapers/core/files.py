@@ -242,6 +242,14 @@ def arrays_file(
     whole = json.dumps([key, fingerprint(made_by), versions])
     return cache_dir() / kind / f"{hashlib.sha256(whole.encode()).hexdigest()}.npz"
 
+# %% ../../nbs/core/files.ipynb #546575b2
+def _made_arrays(made: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    "Arrays that a file without pickles can hold."
+    found = {name: np.asarray(array) for name, array in made.items()}
+    if wrong := [n for n, a in found.items() if a.dtype.hasobject or n == "sha256"]:
+        raise ValueError(f"make: got {wrong}, expected arrays of numbers or text not named sha256")
+    return found
+
 # %% ../../nbs/core/files.ipynb #0597fe5f
 def cached_arrays(
     kind: str,  # folder in the cache: "features"
@@ -258,10 +266,6 @@ def cached_arrays(
         return found
     with file_lock(file):
         if (found := _load_arrays(file)) is None:
-            found = {name: np.asarray(array) for name, array in make().items()}
-            if wrong := [n for n, a in found.items() if a.dtype.hasobject or n == "sha256"]:
-                raise ValueError(
-                    f"make: got {wrong}, expected arrays of numbers or text not named sha256"
-                )
+            found = _made_arrays(make())
             _save_arrays(file, found, compress)
     return found

@@ -80,18 +80,22 @@ def extract(
             shutil.rmtree(part, ignore_errors=True)
     return folder
 
+# %% ../../nbs/data/archives.ipynb #68ad17f2
+def _check_path(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise ValueError(
+            f"{archive.name}: got a member that leaves its folder, {name!r}, "
+            "expected only members within it; nothing was unpacked"
+        )
+
 # %% ../../nbs/data/archives.ipynb #02a7f162
 def _check_members(
     archive: Path, sizes: dict[str, int], wanted: set[str] | None, max_bytes: int
 ) -> list[str]:
     "Names to unpack, after looking at every one of them."
     for name in sizes:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-            raise ValueError(
-                f"{archive.name}: got a member that leaves its folder, {name!r}, "
-                "expected only members within it; nothing was unpacked"
-            )
+        _check_path(archive, name)
     if wanted is not None and wanted - set(sizes):
         raise ValueError(
             f"members: got {sorted(wanted - set(sizes))}, expected names of "

@@ -36,13 +36,8 @@ def _download_set(name: str, into: Path) -> Path:
             f"{package}: got no npm on this machine, expected it to fetch the package; install "
             "Node.js, or use the drawings that come with avpapers: `drawings()`"
         )
-    done = subprocess.run(
-        [npm, "pack", "--silent", package],
-        cwd=into,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    pack = [npm, "pack", "--silent", package]
+    done = subprocess.run(pack, cwd=into, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     found = list(into.glob("*.tgz"))
     if done.returncode == 0 and found:
         return found[0]
@@ -111,7 +106,7 @@ _FX_NAMES = dict(
 """.split()
 )
 
-
+# %% ../../nbs/data/drawings_build.ipynb #a0212356
 def _plain(codepoint: str) -> str:
     "Lower case, without the mark that asks for a colored picture."
     return "-".join(part for part in codepoint.lower().split("-") if part != "fe0f")

@@ -63,9 +63,8 @@ def _encoder():
     tokenizer = Tokenizer.from_str(tokens.decode())
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.no_padding()
-    return onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"]
-    ), tokenizer
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session, tokenizer
 
 # %% ../../nbs/data/sentences.ipynb #822c90ed
 def _encode(tokens: list[list[int]]) -> np.ndarray:
