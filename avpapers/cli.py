@@ -38,7 +38,7 @@ def main() -> None:
         typer.secho(f"avpapers: {_sentence(error)}", fg="red", err=True)
         raise SystemExit(2) from None
 
-
+# %% ../nbs/cli.ipynb #4f9d8e50
 def _sentence(error: Exception) -> str:
     "An error as one line; the system's own say what they were about."
     if isinstance(error, OSError) and error.strerror:
@@ -83,7 +83,7 @@ def _tell_version(wanted: bool) -> None:
         typer.echo(f"avpapers {avpapers.__version__}")
         raise typer.Exit()
 
-
+# %% ../nbs/cli.ipynb #b94ff1df
 @app.callback()
 def options(
     version: Annotated[
@@ -551,7 +551,7 @@ def doctor() -> None:
 data = typer.Typer(help="Data sets: list them, or bring one into the cache.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-
+# %% ../nbs/cli.ipynb #382a62f8
 def _datasets():
     "Every data set of every paper and what they share: name -> what it is and how to get it."
     import importlib

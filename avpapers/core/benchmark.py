@@ -59,7 +59,7 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
-
+# %% ../../nbs/core/benchmark.ipynb #d87d218b
 def _repeat(call: Callable[[], Any], count: int) -> None:
     for _ in range(count):
         call()

@@ -90,7 +90,7 @@ def checksum(
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
+# %% ../../nbs/core/files.ipynb #9f402af4
 def check_sha256(
     sha256: str,  # with or without "sha256:" in front
 ) -> str:  # 64 lower-case digits

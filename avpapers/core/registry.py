@@ -135,7 +135,7 @@ def list_models(
     _discover()
     return sorted(name for name in _MODELS if fnmatch(name, pattern))
 
-
+# %% ../../nbs/core/registry.ipynb #81aaf134
 def model_card(
     name: str,  # of a registered model
 ) -> ModelCard:  # its card

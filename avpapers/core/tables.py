@@ -164,7 +164,7 @@ def _check_header(head: list[str], required: Sequence[str], name: str, hint: str
     if twice := sorted({c for c in head if c and head.count(c) > 1}):
         raise ValueError(f"{name}: got {few(twice)} as the name of several columns, expected one")
 
-
+# %% ../../nbs/core/tables.ipynb #ec28e556
 def _check_lengths(rows: dict[str, list[str]], width: int, hint: str) -> None:
     odd = [where for where, cells in rows.items() if len(cells) != width]
     if odd:

@@ -248,7 +248,7 @@ def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str, *_:
     made.parts = (tuple(shape), kind, "F" if order == "F" else "C", data)
     return made
 
-
+# %% ../../nbs/data/archives.ipynb #cf2fda7c
 class _Scalar:
     "A number of numpy: its type and its bytes."
 

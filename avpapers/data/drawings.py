@@ -301,7 +301,7 @@ _SENTIMENT = (
     "ebf7622e0b4c5edf084c2c3f2537b756574042784d906934b2ff3cfad3adea9b",
 )
 
-
+# %% ../../nbs/data/drawings.ipynb #9709535c
 def sentiment_counts() -> pd.DataFrame:  # one row per emoji: codepoint, negative, neutral, positive
     "How many labeled tweets with an emoji were negative, neutral, positive."
     import pandas as pd

@@ -77,7 +77,7 @@ OPEN_LICENSES = (
     "MIT",
 )  # naming the author is all they ask; no share-alike
 
-
+# %% ../../nbs/data/drawings_build.ipynb #73fa9c3a
 def _check_license(name: str, info: Mapping[str, Any]) -> None:
     said, ours = info["license"]["spdx"], VENDORS[name].license
     if said != ours or said not in OPEN_LICENSES:

@@ -130,7 +130,7 @@ def _ramp(color: Tensor, ends: Sequence[Sequence[float]]) -> Tensor:
     t = 2 * _lightness(color)
     return low + (middle - low) * t.clamp(max=1) + (high - middle) * (t - 1).clamp(min=0)
 
-
+# %% ../../nbs/data/rendering.ipynb #4964b940
 def _wide(field: Tensor, size: int) -> Tensor:
     "A coarse field at the size of the picture, smooth."
     return F.interpolate(field, (size, size), mode="bicubic", align_corners=True)

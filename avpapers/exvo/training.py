@@ -80,9 +80,8 @@ def extract_features(
     emotion = (
         data.emotion if data.emotion is not None else torch.full((len(data.country), 10), torch.nan)
     )
-    return Features(
-        mel, front.frame_lengths(data.lengths), emotion, data.country, data.age, data.speaker
-    )
+    known = emotion, data.country, data.age, data.speaker
+    return Features(mel, front.frame_lengths(data.lengths), *known)
 
 # %% ../../nbs/exvo/03_training.ipynb #fe1890dc
 def functional_features(features: Features) -> Features:

@@ -35,7 +35,7 @@ def install_cell(
     ]
     return "\n".join([*lines, f'    %pip install -q "{where}"'])
 
-
+# %% ../../nbs/site/badges.ipynb #4757ce3e
 def extras_of(
     notebook: str,  # path below `nbs/`
 ) -> Sequence[str]:  # what its paper declares; nothing for pages of no paper

@@ -201,7 +201,7 @@ def execute(
 # %% ../../nbs/suite/run.ipynb #c9352aeb
 KEEPS_CHECKPOINTS = ("night", "gpu", "paper")  # tiers long enough to be worth resuming
 
-
+# %% ../../nbs/suite/run.ipynb #963a446b
 def run_experiments(
     package: str,  # name of the paper
     *,
