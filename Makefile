@@ -9,6 +9,8 @@ JOBS   ?=
 BIN    := .venv/bin
 READY  := .venv/.ready
 export OMP_NUM_THREADS := 1
+# Dozens of processes import torch here: each would compile it again where the environment forbids to keep bytecode.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup reproduce test notebooks clean-check docs lab
 
