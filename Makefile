@@ -31,7 +31,7 @@ reproduce: $(READY)
 	@$(BIN)/avpapers reproduce $(PAPER) --tier $(TIER) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY)
-	@. $(BIN)/activate && TQDM_DISABLE=1 nbdev_test --n_workers 2 && TQDM_DISABLE=1 pytest -n 2
+	@. $(BIN)/activate && TQDM_DISABLE=1 nbdev_test --n_workers 2 && TQDM_DISABLE=1 pytest -n 2 --dist worksteal
 
 # The library equals the notebooks, and the notebooks are clean.
 clean-check: $(READY)

@@ -102,6 +102,7 @@ def test_unknown_parameter_is_refused():
         parameters_of(notebook("tier = 'smoke'\nlearning_rate = 1"))
 
 
+@pytest.mark.slow
 def test_failure_is_kept_and_stops_nothing(project, monkeypatch):
     "A notebook that raises, and a disk that is full for another: the rest is made, and only these two run again."
 
@@ -267,6 +268,7 @@ def test_time_limit_holds_for_the_whole_notebook():
     )
 
 
+@pytest.mark.slow
 def test_two_workers_one_killed(project):
     "Jobs on a cluster of two real worker processes with no shared folder; one is killed in mid-run, and all end well."
     pytest.importorskip("distributed")
@@ -372,6 +374,7 @@ def test_force_removes_what_the_jobs_had_made(project):
     assert "sum-smoke-seed0" not in left and {"sum-smoke-seed1", "sum-cpu-seed0"} <= left
 
 
+@pytest.mark.slow
 def test_killed_suite_ends_with_the_same_records(project, tmp_path):
     "kill -9 at random moments, then let it finish: the records are those of an undisturbed run."
     script, undisturbed = tmp_path / "driver.py", tmp_path / "undisturbed"
