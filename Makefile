@@ -9,6 +9,8 @@ JOBS   ?=
 BIN    := .venv/bin
 READY  := .venv/.ready
 export OMP_NUM_THREADS := 1
+# Dozens of processes import torch here: each would compile it again where the environment forbids to keep bytecode.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help setup reproduce test notebooks clean-check docs lab
 
@@ -29,7 +31,7 @@ reproduce: $(READY)
 	@$(BIN)/avpapers reproduce $(PAPER) --tier $(TIER) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(JOBS),--jobs $(JOBS))
 
 test: $(READY)
-	@. $(BIN)/activate && TQDM_DISABLE=1 nbdev_test --n_workers 2 && TQDM_DISABLE=1 pytest -n 2
+	@. $(BIN)/activate && TQDM_DISABLE=1 nbdev_test --n_workers 2 && TQDM_DISABLE=1 pytest -n 2 --dist worksteal
 
 # The library equals the notebooks, and the notebooks are clean.
 clean-check: $(READY)

@@ -17,15 +17,8 @@ from typing import Annotated, Any
 
 import typer
 
-from avpapers.suite.options import (
-    check_device,
-    check_gpu,
-    check_seeds,
-    read_seeds,
-    choose_experiments,
-    choose_papers,
-    papers_with,
-)
+from .suite.options import check_device, check_gpu, check_seeds, read_seeds
+from .suite.options import choose_experiments, choose_papers, papers_with
 
 # %% ../nbs/cli.ipynb #46019a28
 app = typer.Typer(
@@ -45,7 +38,7 @@ def main() -> None:
         typer.secho(f"avpapers: {_sentence(error)}", fg="red", err=True)
         raise SystemExit(2) from None
 
-
+# %% ../nbs/cli.ipynb #4f9d8e50
 def _sentence(error: Exception) -> str:
     "An error as one line; the system's own say what they were about."
     if isinstance(error, OSError) and error.strerror:
@@ -90,7 +83,7 @@ def _tell_version(wanted: bool) -> None:
         typer.echo(f"avpapers {avpapers.__version__}")
         raise typer.Exit()
 
-
+# %% ../nbs/cli.ipynb #b94ff1df
 @app.callback()
 def options(
     version: Annotated[
@@ -301,9 +294,8 @@ def _record_sources(tier: str | None, save: bool):
 
     if tier and save:
         raise ValueError(
-            f"save: got --save with --tier {tier}, expected one of them, since "
-            "only committed records make the ledger; "
-            f" do `avpapers reproduce --tier {tier} --save`"
+            f"save: got --save with --tier {tier}, expected one of them, since only committed "
+            f"records make the ledger;  do `avpapers reproduce --tier {tier} --save`"
         )
     if tier:
         return Workspace(find_project(), tier).records, (tier,)
@@ -480,7 +472,7 @@ def new(
 records = typer.Typer(help="Run records: list, find stale ones, carry over.", no_args_is_help=True)
 app.add_typer(records, name="records")
 
-
+# %% ../nbs/cli.ipynb #dfccae03
 def _record_rows(papers: list[str] | None):
     "A line per committed record."
     from avpapers.suite.project import records_folder
@@ -559,7 +551,7 @@ def doctor() -> None:
 data = typer.Typer(help="Data sets: list them, or bring one into the cache.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-
+# %% ../nbs/cli.ipynb #382a62f8
 def _datasets():
     "Every data set of every paper and what they share: name -> what it is and how to get it."
     import importlib

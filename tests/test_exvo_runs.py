@@ -243,6 +243,7 @@ def bursts_of(source, seed=0, **sizes):
     )
 
 
+@pytest.mark.slow
 def test_the_competitions_layout_runs_whole(competition, monkeypatch):
     monkeypatch.setenv("AVPAPERS_HUMEVB", str(competition))
     sizes = {

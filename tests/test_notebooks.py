@@ -58,7 +58,7 @@ def test_most_cells_are_short():
         lines(c["source"]) for n in NOTEBOOKS for c in cells(n) if c["cell_type"] == "code"
     )
     middle, most = sizes[len(sizes) // 2], sizes[len(sizes) * 9 // 10]
-    assert middle <= 9 and most <= 23, (middle, most)
+    assert middle <= 8 and most <= 20, (middle, most)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import nbformat
@@ -42,12 +43,11 @@ def notebook(*sources):
     return nbformat.v4.new_notebook(cells=cells, metadata=KERNEL)
 
 
-@pytest.fixture
-def project(tmp_path):
+def toy(root):
     "A project with one toy paper: an overview, an experiment, a results page."
-    folder = tmp_path / "nbs" / "toy"
+    folder = root / "nbs" / "toy"
     folder.mkdir(parents=True)
-    (tmp_path / "settings.ini").write_text("[DEFAULT]\n")
+    (root / "settings.ini").write_text("[DEFAULT]\n")
     nbformat.write(notebook("1 + 1"), folder / "00_overview.ipynb")
     parameters = 'tier = "smoke"\nseed = 0\nrecord_path = ""'
     nbformat.write(notebook(parameters, EXPERIMENT), folder / "04_experiments.ipynb")
@@ -55,7 +55,12 @@ def project(tmp_path):
     nbformat.write(
         notebook('tier = "smoke"\nrecord_path = ""', results), folder / "05_results.ipynb"
     )
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def project(tmp_path):
+    return toy(tmp_path)
 
 
 def states(project):
@@ -97,19 +102,30 @@ def test_unknown_parameter_is_refused():
         parameters_of(notebook("tier = 'smoke'\nlearning_rate = 1"))
 
 
-def test_failure_is_kept_and_stops_nothing(project):
+@pytest.mark.slow
+def test_failure_is_kept_and_stops_nothing(project, monkeypatch):
+    "A notebook that raises, and a disk that is full for another: the rest is made, and only these two run again."
+
+    def full(job, space, result, mark):
+        if job.key == "toy/00_overview":
+            raise OSError(28, "No space left on device", "x.json")
+        keep(job, space, result, mark)
+
     space = Workspace(project, "smoke")
     nbformat.write(notebook("print('before')", "1/0"), project / "nbs/toy/01_data.ipynb")
-    results = {r.key: r for r in run_all(plan(["toy"], space), space, workers=2)}
-    assert (
-        results["toy/01_data"].status == "failed"
-        and "ZeroDivisionError" in results["toy/01_data"].error
-    )
-    assert {r.status for k, r in results.items() if k != "toy/01_data"} == {"ok"}
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "keep", full)
+        results = {r.key: r for r in run_all(plan(["toy"], space), space, workers=2)}
+    failed, unkept = results.pop("toy/01_data"), results.pop("toy/00_overview")
+    assert failed.status == "failed" and "ZeroDivisionError" in failed.error
+    assert unkept.status == "failed" and "No space left" in unkept.error
+    assert len(results) == 2 and {r.status for r in results.values()} == {"ok"}
+    assert len(values(project)) == 1
     assert "before" in space.log("toy/01_data").read_text()
     assert "ZeroDivisionError" in (space.notebooks / "toy/01_data.ipynb").read_text()
     again = {r.key: r.status for r in run_all(plan(["toy"], space), space, workers=1)}
-    assert again["toy/01_data"] == "failed" and set(again.values()) == {"failed", "skipped"}
+    assert again.pop("toy/01_data") == "failed" and again.pop("toy/00_overview") == "ok"
+    assert set(again.values()) == {"skipped"}
 
 
 @pytest.mark.parametrize(
@@ -129,19 +145,6 @@ def test_a_damaged_state_means_not_done(project, text):
     keep(job, space, Result(job.key, "ok", notebook="{}"), "mark")
     space.state(job.key).write_text(text)
     assert not runner.is_done(job, space)
-
-
-def test_a_full_disk_fails_one_job_and_keeps_the_rest(project, monkeypatch):
-    def full(job, space, result, mark):
-        if job.key == "toy/00_overview":
-            raise OSError(28, "No space left on device", "x.json")
-        keep(job, space, result, mark)
-
-    monkeypatch.setattr(runner, "keep", full)
-    space = Workspace(project, "smoke")
-    results = {r.key: r for r in run_all(plan(["toy"], space), space, workers=2)}
-    assert "No space left" in results["toy/00_overview"].error and len(values(project)) == 1
-    assert [r.status for r in results.values()].count("ok") == 2
 
 
 @pytest.mark.parametrize("workers", [0, -1])
@@ -180,35 +183,60 @@ def refuses_strangers(port):
             return True
 
 
-def test_no_stranger_gets_in_while_the_suite_runs(project, recwarn):
+class Look(runner.Lines):
+    "Knocks at every port of the cluster while an experiment runs."
+
+    def __init__(self):
+        super().__init__()
+        self.answers = {}
+
+    def cell(self, event):
+        if event["cell"] == 2 and event["key"].startswith("toy/04"):
+            # the loop that calls here must stay free to answer
+            threading.Thread(target=self.knock).start()
+
+    def knock(self):
+        me = psutil.Process()
+        for process in (me, *me.children(recursive=True)):
+            if "ipykernel" not in " ".join(process.cmdline()):
+                for c in process.net_connections("inet"):
+                    if c.status == psutil.CONN_LISTEN:
+                        self.answers[c.laddr.port] = refuses_strangers(c.laddr.port)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "The toy paper after a run of all its notebooks, what its ports answered, and the warnings."
+    root, look = toy(tmp_path_factory.mktemp("finished")), Look()
+    space = Workspace(root, "smoke")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        results = run_all(plan(["toy"], space), space, workers=1, show=look)
+    assert {r.status for r in results} == {"ok"}
+    return root, look.answers, [str(w.message) for w in said]
+
+
+def test_no_stranger_gets_in_while_the_suite_runs(finished):
     """Every port of the cluster wants a certificate in mid-run.
 
     A kernel has one port more, the pipe for what its child processes print, which takes only messages with its secret.
     """
+    _, answers, said = finished
+    assert len(answers) >= 3 and all(answers.values()), answers  # scheduler, nanny, worker
+    assert not [text for text in said if "already in use" in text]
 
-    class Look(runner.Lines):
-        answers: dict = {}
 
-        def cell(self, event):
-            if event["cell"] == 2 and event["key"].startswith("toy/04"):
-                threading.Thread(
-                    target=self.knock
-                ).start()  # the loop that calls here must stay free to answer
-
-        def knock(self):
-            me = psutil.Process()
-            for process in (me, *me.children(recursive=True)):
-                if "ipykernel" not in " ".join(process.cmdline()):
-                    for c in process.net_connections("inet"):
-                        if c.status == psutil.CONN_LISTEN:
-                            self.answers[c.laddr.port] = refuses_strangers(c.laddr.port)
-
-    look, space = Look(), Workspace(project, "smoke")
-    run_all(plan(["toy"], space), space, workers=1, show=look)
-    assert len(look.answers) >= 3 and all(look.answers.values()), (
-        look.answers
-    )  # scheduler, nanny, worker
-    assert not [w for w in recwarn if "already in use" in str(w.message)]
+def test_second_run_does_nothing(finished):
+    root = finished[0]
+    space = Workspace(root, "smoke")
+    jobs, start = plan(["toy"], space), time.monotonic()
+    assert {r.status for r in run_all(jobs, space, workers=1)} == {"skipped"}
+    assert time.monotonic() - start < 2
+    nb = nbformat.read(root / "nbs/toy/00_overview.ipynb", 4)
+    nb.cells[0].source = "2 + 2"
+    nbformat.write(nb, root / "nbs/toy/00_overview.ipynb")
+    status = {r.key: r.status for r in run_all(jobs, space, workers=1)}
+    assert status.pop("toy/00_overview") == "ok" and set(status.values()) == {"skipped"}
 
 
 def test_a_client_without_the_certificate_is_refused():
@@ -240,6 +268,7 @@ def test_time_limit_holds_for_the_whole_notebook():
     )
 
 
+@pytest.mark.slow
 def test_two_workers_one_killed(project):
     "Jobs on a cluster of two real worker processes with no shared folder; one is killed in mid-run, and all end well."
     pytest.importorskip("distributed")
@@ -345,37 +374,33 @@ def test_force_removes_what_the_jobs_had_made(project):
     assert "sum-smoke-seed0" not in left and {"sum-smoke-seed1", "sum-cpu-seed0"} <= left
 
 
+@pytest.mark.slow
 def test_killed_suite_ends_with_the_same_records(project, tmp_path):
     "kill -9 at random moments, then let it finish: the records are those of an undisturbed run."
     script, undisturbed = tmp_path / "driver.py", tmp_path / "undisturbed"
     script.write_text(DRIVER)
     shutil.copytree(project / "nbs", undisturbed / "nbs")
     (undisturbed / "settings.ini").write_text("[DEFAULT]\n")
-    subprocess.run(
-        [sys.executable, script, undisturbed],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        timeout=200,
-    )
+
+    def start(root):
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen([sys.executable, script, root], **quiet)
+
+    assert start(undisturbed).wait(timeout=200) == 0
     moments = random.Random(0)
     for number in (signal.SIGKILL, signal.SIGTERM):
-        driver = subprocess.Popen(
-            [sys.executable, script, project], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(moments.uniform(4, 12))
+        done = len(states(project))
+        driver, deadline = start(project), time.monotonic() + 60
+        while len(states(project)) == done and time.monotonic() < deadline:
+            time.sleep(0.05)  # the first job of this round has ended, others are running
+        time.sleep(moments.uniform(0, 0.5))
+        assert driver.poll() is None, "the suite ended before it was killed"
         family = psutil.Process(driver.pid).children(recursive=True)
         driver.send_signal(number)
         driver.wait(timeout=60)
         gone, alive = psutil.wait_procs(family, timeout=40)
         assert not alive, "processes outlived the suite"
-    subprocess.run(
-        [sys.executable, script, project],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        timeout=200,
-    )
+    assert start(project).wait(timeout=200) == 0
     assert values(project) == values(undisturbed) and len(values(project)) == 3
     assert set(states(project).values()) == {"ok"} and len(states(project)) == 5
 
@@ -418,20 +443,6 @@ def test_a_failure_is_told_by_its_first_line(code, said):
     payload = {"key": "x", "parameters": {}, "inputs": {}, "limit_seconds": 60, "records": None}
     payload["notebook"] = nbformat.writes(notebook(code))
     assert said in runner.run_job(payload, lambda event: None)["error"]
-
-
-def test_second_run_does_nothing(project):
-    space = Workspace(project, "smoke")
-    jobs = plan(["toy"], space)
-    assert {r.status for r in run_all(jobs, space, workers=1)} == {"ok"}
-    start = time.monotonic()
-    assert {r.status for r in run_all(jobs, space, workers=1)} == {"skipped"}
-    assert time.monotonic() - start < 2
-    nb = nbformat.read(project / "nbs/toy/00_overview.ipynb", 4)
-    nb.cells[0].source = "2 + 2"
-    nbformat.write(nb, project / "nbs/toy/00_overview.ipynb")
-    status = {r.key: r.status for r in run_all(jobs, space, workers=1)}
-    assert status.pop("toy/00_overview") == "ok" and set(status.values()) == {"skipped"}
 
 
 def test_job_is_plain_data():

@@ -24,20 +24,22 @@ SCRIPT = textwrap.dedent("""
     from torch import nn
     from avpapers.core.random import seeded_generator, seeded_globals
     from avpapers.core.training import ShuffledBatches, cosine_schedule, fit
-    checkpoint, out, pause = Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3])
     torch.set_num_threads(1)
-    x = torch.randn(60, 4, generator=seeded_generator(0)); y = x.sum(1, keepdim=True)
-    with seeded_globals(0): net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
-    def step(model, batch):
-        time.sleep(pause)
-        return (model(batch[0]) - batch[1]).square().mean(), {}
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    history = fit(net, ShuffledBatches(x, y, batch_size=16), step=step, optimizer=optimizer,
-                  num_steps=120, clip=1.0, scheduler=cosine_schedule(optimizer, 120, warmup=10),
-                  ema_decay=0.9, checkpoint=checkpoint, checkpoint_every=7, log_every=10,
-                  device="cpu", progress=False)
-    loss = history.table.loss.tolist()
-    torch.save({"net": net.state_dict(), "ema": history.ema.state_dict(), "loss": loss}, out)
+    pause, pairs = float(sys.argv[1]), [Path(a) for a in sys.argv[2:]]
+    def run(checkpoint, out):
+        x = torch.randn(60, 4, generator=seeded_generator(0)); y = x.sum(1, keepdim=True)
+        with seeded_globals(0): net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+        def step(model, batch):
+            time.sleep(pause)
+            return (model(batch[0]) - batch[1]).square().mean(), {}
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+        history = fit(net, ShuffledBatches(x, y, batch_size=16), step=step, optimizer=optimizer,
+                      num_steps=120, clip=1.0, scheduler=cosine_schedule(optimizer, 120, warmup=10),
+                      ema_decay=0.9, checkpoint=checkpoint, checkpoint_every=7, log_every=10,
+                      device="cpu", progress=False)
+        loss = history.table.loss.tolist()
+        torch.save({"net": net.state_dict(), "ema": history.ema.state_dict(), "loss": loss}, out)
+    for checkpoint, out in zip(pairs[::2], pairs[1::2]): run(checkpoint, out)
 """)
 
 
@@ -50,17 +52,17 @@ def start(path, *args):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(tmp_path):
-    assert start(tmp_path, tmp_path / "whole.pt", tmp_path / "whole_out.pt", 0).wait() == 0
     checkpoint, out = tmp_path / "killed.pt", tmp_path / "killed_out.pt"
-    process, deadline = start(tmp_path, checkpoint, out, 0.02), time.time() + 60
+    whole, whole_out = tmp_path / "whole.pt", tmp_path / "whole_out.pt"
+    process, deadline = start(tmp_path, 0.02, checkpoint, out), time.time() + 60
     while time.time() < deadline and not checkpoint.exists():
         time.sleep(0.01)
     time.sleep(0.33)  # between two checkpoints, between two rows of the history
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not out.exists()
     assert 0 < torch.load(checkpoint, weights_only=True)["step"] < 120
-    assert start(tmp_path, checkpoint, out, 0).wait() == 0
-    whole, killed = (torch.load(p, weights_only=True) for p in (tmp_path / "whole_out.pt", out))
+    assert start(tmp_path, 0, checkpoint, out, whole, whole_out).wait() == 0
+    whole, killed = (torch.load(p, weights_only=True) for p in (whole_out, out))
     assert whole["loss"] == killed["loss"]
     for part in ("net", "ema"):
         assert all(torch.equal(whole[part][k], killed[part][k]) for k in whole[part])

@@ -19,14 +19,8 @@ from torch import Tensor
 
 from ..core.pictures import PICTURE_SUFFIXES
 from ..core.random import seeded_generator
-from avpapers.core.tables import (
-    check_once,
-    files_of,
-    listed_files,
-    read_json,
-    read_lines,
-    warn_missing,
-)
+from ..core.tables import check_once, files_of, listed_files, read_json, read_lines
+from ..core.tables import warn_missing
 from ..data.sources import Dataset, by_hand
 from ..data.drawings import CHECKSUM, Drawings, anp_graph, drawings
 from ..data.rendering import ADJECTIVES, compose, draw_nuisances
@@ -373,13 +367,11 @@ def mit_states(
             if len(line.split(" ")) != 2:
                 raise ValueError(f"{where}: got {line!r}, expected `adjective noun`")
             for file in files_of(folder / "images" / line, PICTURE_SUFFIXES):
-                adjective, noun = line.split()
-                rows.append((adjective, noun, split, file.relative_to(folder).as_posix()))
+                rows.append((*line.split(), split, file.relative_to(folder).as_posix()))
         check_once([*places.values(), *lines.values()], [*places, *lines], "the pair")
         places |= lines
-    listed, seen = list(places.values()), {f"{a} {n}" for a, n, *_ in rows}
-    gone = [pair for pair in listed if pair not in seen]
-    warn_missing(gone, len(listed), "listed pairs with pictures", most=most_missing)
+    gone = set(places.values()) - {f"{a} {n}" for a, n, *_ in rows}
+    warn_missing(sorted(gone), len(places), "listed pairs with pictures", most=most_missing)
     return _from_words("mit states", rows)
 
 # %% ../../nbs/anp/01_data.ipynb #f0b37868

@@ -19,38 +19,13 @@ from torch import Tensor, nn
 
 from . import data as sets
 from .claims import paper
-from avpapers.anp.data import (
-    PairSet,
-    World,
-    drawn_pictures,
-    drawn_world,
-    set_into_corner,
-    with_fusion_split,
-)
-from avpapers.anp.model import (
-    BOUNDS,
-    Fusion,
-    LogLinear,
-    Tower,
-    adjective_to_noun_ratio,
-    codetection,
-    contributions,
-    equivalent_pairs,
-    in_top,
-    picture_tower,
-    product_rule,
-    shapley_shares,
-)
-from avpapers.anp.training import (
-    PictureBatches,
-    probabilities,
-    read_pictures,
-    train_free,
-    train_fusion,
-    train_net,
-    train_on,
-    train_tower,
-)
+from .data import PairSet, World, drawn_pictures, drawn_world, set_into_corner
+from .data import with_fusion_split
+from .model import BOUNDS, Fusion, LogLinear, Tower, adjective_to_noun_ratio
+from .model import codetection, contributions, equivalent_pairs, in_top, picture_tower
+from .model import product_rule, shapley_shares
+from .training import PictureBatches, probabilities, read_pictures, train_free
+from .training import train_fusion, train_net, train_on, train_tower
 from ..core.random import seeded_generator, seeded_globals
 from ..data.pretrained import picture_features
 from ..suite.run import Run
@@ -82,9 +57,7 @@ class Config:
     num_epochs: int = 30  # passes over the pictures
     hidden: int = 64  # units of a tower on features
     fusion_hidden: int = 128  # units of the fusion
-    backbone: str = (
-        "efficientnet_lite0"  # the frozen network, or with `tuned` the towers themselves
-    )
+    backbone: str = "efficientnet_lite0"  # frozen; with `tuned`, the towers themselves
     matched: str = ""  # with `tuned`, the backbone that is as large as two towers
     tuned: bool = False  # whole networks are trained on pictures, as in the paper
     lr: float = 1e-3  # learning rate
@@ -616,18 +589,18 @@ def keep_pictures(study: Study, nets: Nets, frame: pd.DataFrame, count: int = 4)
     chosen = dict.fromkeys([*order[:count], *order[::-1][:count][::-1]])
     rows = [int(frame.index[(frame["pair"] == p) & frame["pair_5"]][0]) for p in chosen]
     pictures, (adjective, noun) = study.pictures("test", rows), (p[rows] for p in nets.says["test"])
-    relevance = {
-        b: contributions(nets.fusion, adjective, noun, data.pair[rows][:, None], bounds=b)[:, 0]
-        for b in BOUNDS
-    }
+    explain = partial(contributions, nets.fusion, adjective, noun, data.pair[rows][:, None])
+    relevance = {b: explain(bounds=b)[:, 0] for b in BOUNDS}
     maps = occlusion(study, nets, pictures, (data.adjective[rows], data.noun[rows]))
     shown = []
     for i, row in enumerate(rows):
         top = {b: _largest_parts(r[i, :num], r[i, num:], data) for b, r in relevance.items()}
         top["says"] = _largest_parts(adjective[i], noun[i], data)
         kept = {"pair": study_name(study, int(data.pair[row]))} | _kept_pixels(pictures[i])
-        kept |= {"ratio": float(frame["probability"][row])}
-        kept |= {"released": float(frame["released"][row])}
+        kept |= {
+            "ratio": float(frame["probability"][row]),
+            "released": float(frame["released"][row]),
+        }
         kept |= {"gains": [float(frame[f"gain_{part}"][row]) for part in PARTS[:2]], "top": top}
         shown.append(kept | {"maps": [_rounded_map(m[i]) for m in maps]})
     study.run.record.extras["pictures"] = shown
@@ -688,6 +661,8 @@ PHOTOGRAPHS: dict[str, Any] = {  # what the paper does not say (epochs) is ours
     "matched": "resnet101.a1_in1k",
     "photographs": True,
 }
+
+# %% ../../nbs/anp/04_experiments.ipynb #c5d748ac
 PAIRS = {
     "smoke": Config(
         num_nouns=8,
@@ -783,27 +758,21 @@ class Columns(nn.Module):
 
 # %% ../../nbs/anp/04_experiments.ipynb #a70ce1b5
 def tune(
-    config: Config,
-    run: Run,
-    data: PairSet,
-    folder: Path,
-    part: str,
-    splits: Sequence[str],
-    backbone: str,
+    config: Config, run: Run, data: PairSet, root: Path, part: str, splits: Sequence[str], net: str
 ) -> Tower:
     "A whole network trained on pictures, as in the paper (section 3.1)."
     rows = [i for i, s in enumerate(data.split) if s in splits]
     sizes = {"adjective": len(data.adjectives), "noun": len(data.nouns), "pair": len(data.pairs)}
     with seeded_globals(run.seed, stream=part):
-        tower = picture_tower(sizes[part], backbone=backbone, pretrained=run.tier != "smoke")
+        tower = picture_tower(sizes[part], backbone=net, pretrained=run.tier != "smoke")
     batch_size, files = min(128, len(rows)), tuple(data.files[i] for i in rows)
     transform = timm_transform(config, training=True, normalized=True)
     labels = getattr(data, part)[rows]
-    batches = PictureBatches(folder, files, labels, transform, batch_size=batch_size)
+    batches = PictureBatches(root, files, labels, transform, batch_size=batch_size)
     num_steps = config.num_epochs * (len(rows) // batch_size)
     options: dict[str, Any] = {"lr": config.lr, "sgd": True, "progress": True}
     options |= {"seed": run.seed, "device": run.device}
-    checkpoint = run.checkpoint(f"{part} {backbone}")
+    checkpoint = run.checkpoint(f"{part} {net}")
     train_net(tower, batches, num_steps=num_steps, checkpoint=checkpoint, **options)
     return tower
 

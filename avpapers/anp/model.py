@@ -300,20 +300,24 @@ def _fusion_layers(
     zeros = parts[0].weight.new_zeros(size)
     return parts[0] if len(parts) == 3 else None, parts[-1], zeros, torch.ones_like(zeros)
 
+# %% ../../nbs/anp/02_model.ipynb #8b347f0a
+def _check_probabilities(name: str, p: Tensor, num: int) -> None:
+    if p.ndim != 2 or len(p) != num:
+        raise ValueError(f"{name}: got shape {tuple(p.shape)}, expected (B, classes)")
+    if not ((p >= 0) & (p <= 1)).all() or (p.sum(1) - 1).abs().max() > 1e-3:
+        raise ValueError(
+            f"{name}: got rows that are not probabilities, expected values from 0 to 1 that "
+            "sum to 1; pass logits through softmax first"
+        )
+
 # %% ../../nbs/anp/02_model.ipynb #6dc09765
 def _check_explained(
     adjective: Tensor, noun: Tensor, explained: Tensor, num_pairs: int, bounds: str
 ) -> None:
     if bounds not in BOUNDS:
         raise ValueError(f"bounds: got {bounds!r}, expected one of {BOUNDS}")
-    for name, p in (("adjective", adjective), ("noun", noun)):
-        if p.ndim != 2 or len(p) != len(adjective):
-            raise ValueError(f"{name}: got shape {tuple(p.shape)}, expected (B, classes)")
-        if not ((p >= 0) & (p <= 1)).all() or (p.sum(1) - 1).abs().max() > 1e-3:
-            raise ValueError(
-                f"{name}: got rows that are not probabilities, expected values from 0 to 1 that "
-                "sum to 1; pass logits through softmax first"
-            )
+    _check_probabilities("adjective", adjective, len(adjective))
+    _check_probabilities("noun", noun, len(adjective))
     if explained.ndim not in (1, 2) or len(explained) != len(adjective):
         raise ValueError(
             f"explained: got shape {tuple(explained.shape)}, expected ({len(adjective)},) or "

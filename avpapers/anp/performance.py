@@ -139,8 +139,7 @@ def with_zennit(
     from zennit.composites import NameMapComposite
     from zennit.rules import ZBox, ZPlus
 
-    layers = {"hidden": fusion.hidden, "relu": nn.ReLU(), "out": fusion.out}
-    net = nn.Sequential(OrderedDict(layers))
+    net = nn.Sequential(OrderedDict(hidden=fusion.hidden, relu=nn.ReLU(), out=fusion.out))
     low, high = -fusion.mean / fusion.std, (1 - fusion.mean) / fusion.std
     box = ZBox(low[None], high[None], zero_params="bias")
     rules = NameMapComposite([(["hidden"], box), (["out"], ZPlus(zero_params="bias"))])
@@ -150,10 +149,9 @@ def with_zennit(
         with torch.enable_grad(), rules.context(net) as changed:
             out = changed(u)
             p = out.softmax(1).detach()
-            found = []
-            for k in explained.T[..., None]:
-                start = torch.zeros_like(p).scatter(1, k, p.gather(1, k))
-                found.append(torch.autograd.grad(out, u, start, retain_graph=True)[0])
+            columns = explained.T[..., None]
+            starts = [torch.zeros_like(p).scatter(1, k, p.gather(1, k)) for k in columns]
+            found = [torch.autograd.grad(out, u, s, retain_graph=True)[0] for s in starts]
             return torch.stack(found, 1)
 
     return explain

@@ -30,6 +30,13 @@ def _step(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, dict]:
     *inputs, labels = batch
     return F.cross_entropy(model(*inputs), labels), {}
 
+# %% ../../nbs/anp/03_training.ipynb #e5c48634
+def _optimizer(net: nn.Module, lr: float, sgd: bool) -> torch.optim.Optimizer:
+    weights = [p for p in net.parameters() if p.requires_grad]
+    if sgd:
+        return torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=1e-4)
+    return torch.optim.Adam(weights, lr, fused=True)
+
 # %% ../../nbs/anp/03_training.ipynb #0d622b5a
 def train_net(
     net: nn.Module,  # trained in place; what it holds frozen stays
@@ -44,10 +51,7 @@ def train_net(
     progress: bool = False,  # a bar
 ) -> History:
     "Train a classifier by cross-entropy."
-    weights = [p for p in net.to(device).parameters() if p.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.Adam(weights, lr, fused=True)
-    if sgd:
-        optimizer = torch.optim.SGD(weights, lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = _optimizer(net.to(device), lr, sgd)
     options: dict[str, Any] = {"seed": seed, "device": device, "checkpoint": checkpoint}
     options |= {"num_steps": num_steps, "progress": progress}
     history = fit(net, batches, step=_step, optimizer=optimizer, **options)

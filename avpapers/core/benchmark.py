@@ -59,7 +59,7 @@ def _seconds(call: Callable[[], Any], device: str) -> float:
         torch.cuda.synchronize()
     return time.perf_counter() - start
 
-
+# %% ../../nbs/core/benchmark.ipynb #d87d218b
 def _repeat(call: Callable[[], Any], count: int) -> None:
     for _ in range(count):
         call()
@@ -104,13 +104,10 @@ class Case:
 
     def bound(self, times: Seconds) -> list[float] | None:
         "Least seconds of each round, or None if nothing is known of it."
-        if self.lower_bound is None:
+        given = self.lower_bound
+        if given is None:
             return None
-        return (
-            times[self.lower_bound]
-            if isinstance(self.lower_bound, str)
-            else self.lower_bound(times)
-        )
+        return times[given] if isinstance(given, str) else given(times)
 
 # %% ../../nbs/core/benchmark.ipynb #08729c13
 def time_case(
@@ -135,19 +132,10 @@ def speedup_row(
 ) -> dict[str, Any]:  # ratio with its interval, rounds, our median in milliseconds
     "A peer's time divided by ours, as a row."
     ratio = ratio_interval(theirs, ours, varies="rounds")
-    row = {
-        "name": name,
-        "peer": peer,
-        "ratio": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-        "rounds": len(ours),
-        "ours_ms": 1000 * median_high(ours),
-        **columns,
-    }
-    return (
-        row if bound is None else row | {"bound": bound, "fraction_of_bound": ratio.value / bound}
-    )
+    row: dict[str, Any] = {"name": name, "peer": peer, "ratio": ratio.value, "low": ratio.low}
+    row |= {"high": ratio.high, "rounds": len(ours), "ours_ms": 1000 * median_high(ours), **columns}
+    reached = {} if bound is None else {"bound": bound, "fraction_of_bound": ratio.value / bound}
+    return row | reached
 
 # %% ../../nbs/core/benchmark.ipynb #2eb7e8d9
 def speedup_rows(
@@ -195,14 +183,8 @@ def throughput_rows(
             how: dict[str, Any] = {"rounds": min(7, rounds), "device": device}
             seconds = median(time_interleaved({"ours": case.variants["ours"]}, **how)["ours"])
         name = f"{case.name}: {count} thread{'s' * (count > 1)}"
-        rows.append(
-            {
-                "name": name,
-                "case": case.name,
-                "threads": count,
-                "items_per_second": case.items_of("ours") / seconds,
-            }
-        )
+        row = {"name": name, "case": case.name, "threads": count}
+        rows.append(row | {"items_per_second": case.items_of("ours") / seconds})
     return rows
 
 # %% ../../nbs/core/benchmark.ipynb #b837cd53

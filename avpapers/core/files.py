@@ -90,7 +90,7 @@ def checksum(
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-
+# %% ../../nbs/core/files.ipynb #9f402af4
 def check_sha256(
     sha256: str,  # with or without "sha256:" in front
 ) -> str:  # 64 lower-case digits
@@ -127,9 +127,8 @@ def fetch_once(
         raise
     except OSError as error:
         raise DataUnavailableError(
-            f"{what}: got {error.strerror or error} at {target.parent}, "
-            "expected a folder to write to; free some space, or set "
-            "AVPAPERS_CACHE to a folder you may write to"
+            f"{what}: got {error.strerror or error} at {target.parent}, expected a folder to write "
+            "to; free some space, or set AVPAPERS_CACHE to a folder you may write to"
         ) from error
     return target
 
@@ -146,9 +145,8 @@ def _accept(found: Path, target: Path, sha256: str | None, what: str) -> None:
     got = checksum(found)
     if sha256 is not None and got != sha256:
         raise DataUnavailableError(
-            f"{what}: got checksum {got}, expected {sha256}, and did not keep "
-            "it; try again, and if it comes again look at the source, which "
-            "has changed, and at the pinned checksum"
+            f"{what}: got checksum {got}, expected {sha256}, and did not keep it; try again, and "
+            "if it comes again look at the source, which has changed, and at the pinned checksum"
         )
     if sha256 is None:
         found.with_name("note").write_text(got)
@@ -165,9 +163,8 @@ def fetch_advice(
 ) -> str:  # a message with the next step
     "Why a file could not be had, and what to do."
     return (
-        f"{what}: got none in the cache and could not fetch it ({reason}), expected the file; "
-        f"run once with a network, or put it at {target}, or set AVPAPERS_CACHE to a folder that "
-        "has it"
+        f"{what}: got none in the cache and could not fetch it ({reason}), expected the file; run "
+        f"once with a network, or put it at {target}, or set AVPAPERS_CACHE to a folder that has it"
     )
 
 # %% ../../nbs/core/files.ipynb #98e46f3c
@@ -245,6 +242,14 @@ def arrays_file(
     whole = json.dumps([key, fingerprint(made_by), versions])
     return cache_dir() / kind / f"{hashlib.sha256(whole.encode()).hexdigest()}.npz"
 
+# %% ../../nbs/core/files.ipynb #546575b2
+def _made_arrays(made: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    "Arrays that a file without pickles can hold."
+    found = {name: np.asarray(array) for name, array in made.items()}
+    if wrong := [n for n, a in found.items() if a.dtype.hasobject or n == "sha256"]:
+        raise ValueError(f"make: got {wrong}, expected arrays of numbers or text not named sha256")
+    return found
+
 # %% ../../nbs/core/files.ipynb #0597fe5f
 def cached_arrays(
     kind: str,  # folder in the cache: "features"
@@ -261,10 +266,6 @@ def cached_arrays(
         return found
     with file_lock(file):
         if (found := _load_arrays(file)) is None:
-            found = {name: np.asarray(array) for name, array in make().items()}
-            if wrong := [n for n, a in found.items() if a.dtype.hasobject or n == "sha256"]:
-                raise ValueError(
-                    f"make: got {wrong}, expected arrays of numbers or text not named sha256"
-                )
+            found = _made_arrays(make())
             _save_arrays(file, found, compress)
     return found

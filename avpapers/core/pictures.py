@@ -57,6 +57,14 @@ def _flat(picture: Image.Image, background: str) -> Image.Image:
     ground = Image.new("RGBA", picture.size, background)
     return Image.alpha_composite(ground, picture).convert("RGB")
 
+# %% ../../nbs/core/pictures.ipynb #24c51393
+def _check_pixels(width: int, height: int, most: int | None) -> None:
+    if width * height > (most or width * height):
+        raise ValueError(
+            f"got {width} x {height} pixels, expected at most {most}; "
+            "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+
 # %% ../../nbs/core/pictures.ipynb #5e985ef7
 def open_picture(
     source: str | Path | bytes,  # a file, or what is in it
@@ -69,12 +77,7 @@ def open_picture(
     ImageColor.getrgb(background)
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-            width, height = picture.size
-            if width * height > (Image.MAX_IMAGE_PIXELS or width * height):
-                raise ValueError(
-                    f"got {width} x {height} pixels, expected at most {Image.MAX_IMAGE_PIXELS}; "
-                    "scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
-                )
+            _check_pixels(*picture.size, Image.MAX_IMAGE_PIXELS)
             turned = ImageOps.exif_transpose(picture)
             return _flat(_eight_bits(turned, picture.format), background)
     except Exception as error:  # a damaged file raises errors of many kinds

@@ -64,28 +64,16 @@ def shades(
     return [tuple(rgb + (toward - rgb) * mix) for mix in np.linspace(0.55, 0, n)]
 
 # %% ../../nbs/core/plotting.ipynb #e54b7f84
+_INKED = "text.color axes.labelcolor axes.edgecolor xtick.color ytick.color axes.titlecolor".split()
 STYLE: dict[Any, Any] = {
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
+    **{f"{part}.facecolor": "none" for part in ("figure", "axes", "savefig")},
     "legend.framealpha": 0,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 9,
-    "axes.labelsize": 9,
-    "font.size": 9,
-    "legend.fontsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(_INKED, INK),
+    **dict.fromkeys(("axes.titlesize", "axes.labelsize", "font.size"), 9),
+    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 8),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "figure.figsize": (SIZES["single"], 2.4),
-    "figure.dpi": 100,
-    "savefig.dpi": 100,
+    **dict.fromkeys(("figure.dpi", "savefig.dpi"), 100),
     "figure.constrained_layout.use": True,
     "lines.linewidth": 1.5,
     "lines.markersize": 5,
@@ -276,9 +264,8 @@ def forest_plot(
     for i, r in enumerate(rows.itertuples()):
         _forest_row(ax, -i, r)
     ax.set(yticks=-np.arange(len(rows)), yticklabels=rows.claim, ylim=(0.6 - len(rows), 0.6))
-    ax.set_xlabel(
-        "metric" if scale == "value" else "distance from the paper's value (in tolerances)"
-    )
+    label = "metric" if scale == "value" else "distance from the paper's value (in tolerances)"
+    ax.set_xlabel(label)
     if scale == "tolerance":
         chance_line(ax, 0, label="the paper", along="y")
     return ax
@@ -301,30 +288,16 @@ def _forest_row(ax: Axes, y: int, r) -> None:
     "One claim at height y; what is missing is not drawn."
     ours, color = role("ours"), VERDICT_COLORS.get(r.verdict, INK)
     if np.isfinite([r.paper_value, r.tolerance]).all():
-        ax.barh(
-            y,
-            2 * r.tolerance,
-            left=r.paper_value - r.tolerance,
-            height=0.7,
-            color=INK,
-            alpha=0.2,
-            lw=0,
-        )
+        band: dict[str, Any] = {"height": 0.7, "color": INK, "alpha": 0.2, "lw": 0}
+        ax.barh(y, 2 * r.tolerance, left=r.paper_value - r.tolerance, **band)
     if np.isfinite([r.low, r.high]).all():
         ax.plot([r.low, r.high], [y, y], color=ours["color"])
     if np.isfinite(r.estimate):
         ax.plot(r.estimate, y, **ours)
     if np.isfinite(r.paper_value):
         ax.plot(r.paper_value, y, **role("paper"))
-    ax.annotate(
-        r.verdict,
-        (1.01, y),
-        xycoords=("axes fraction", "data"),
-        va="center",
-        color=color,
-        fontsize=8,
-        annotation_clip=False,
-    )
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
+    ax.annotate(r.verdict, (1.01, y), va="center", color=color, fontsize=8, **place)
 
 # %% ../../nbs/core/plotting.ipynb #0045558d
 def raster(
@@ -381,13 +354,9 @@ def heat_map(
         raise ValueError(f"values: got shape {v.shape}, expected (H, W)")
     ax = new_axes()[1] if ax is None else ax
     top = vmax if vmax is not None else (np.nanmax(np.abs(v)) or 1.0)
-    image = ax.imshow(
-        v,
-        cmap="RdBu_r" if signed else "viridis",
-        vmin=-top if signed else min(0, np.nanmin(v)),
-        vmax=top,
-        interpolation="nearest",
-    )
+    low = -top if signed else min(0, np.nanmin(v))
+    colors = "RdBu_r" if signed else "viridis"
+    image = ax.imshow(v, cmap=colors, vmin=low, vmax=top, interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label=label)
     ax.set(xticks=[], yticks=[])
     return ax

@@ -79,7 +79,17 @@ class ModelCard:
 # %% ../../nbs/core/registry.ipynb #c91eeac0
 _MODELS: dict[str, tuple[Callable[..., nn.Module], ModelCard]] = {}
 
+# %% ../../nbs/core/registry.ipynb #b00a2a9d
+def _check_free(build: Callable[..., nn.Module]) -> None:
+    known = _MODELS.get(build.__name__)
+    homes = {build.__module__} | ({known[0].__module__} if known else set())
+    if known and len({home for home in homes if "." in home}) > 1:
+        raise ValueError(
+            f"name: got {build.__name__!r}, already registered by {known[0].__module__}, "
+            "expected a new one; choose another name"
+        )
 
+# %% ../../nbs/core/registry.ipynb #ce7320f3
 def register_model(
     card: ModelCard,  # where the model comes from
 ) -> Callable:  # decorator for a function that builds the model
@@ -91,16 +101,8 @@ def register_model(
         )
 
     def register(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        name, known = build.__name__, _MODELS.get(build.__name__)
-        homes = {build.__module__} | ({known[0].__module__} if known else set())
-        if (
-            known and len({home for home in homes if "." in home}) > 1
-        ):  # a notebook may define a module's model again
-            raise ValueError(
-                f"name: got {name!r}, already registered by {known[0].__module__}, "
-                "expected a new one; choose another name"
-            )
-        _MODELS[name] = (build, card)
+        _check_free(build)
+        _MODELS[build.__name__] = (build, card)
         return build
 
     return register
@@ -133,7 +135,7 @@ def list_models(
     _discover()
     return sorted(name for name in _MODELS if fnmatch(name, pattern))
 
-
+# %% ../../nbs/core/registry.ipynb #81aaf134
 def model_card(
     name: str,  # of a registered model
 ) -> ModelCard:  # its card
@@ -159,6 +161,20 @@ def save_weights(
         save_model(model, str(part), metadata={"format": "pt", "card": card.to_json()})
     return path
 
+# %% ../../nbs/core/registry.ipynb #b0c03438
+_PICKLED = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+def _refuse_pickles(path: Path) -> None:
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start in _PICKLED or path.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
+        raise ValueError(
+            f"{path.name}: got pickled weights, which can run code when they are read, expected "
+            "safetensors; if you trust the file, load it with torch.load(..., weights_only=True) "
+            "and write it again with save_weights"
+        )
+
 # %% ../../nbs/core/registry.ipynb #7052fe63
 def _open(path: Path):
     "The file, or why it is not read."
@@ -166,21 +182,7 @@ def _open(path: Path):
 
     if not path.is_file():
         raise FileNotFoundError(f"path: got {path}, which is not there, expected a weight file")
-    with open(path, "rb") as file:
-        start = file.read(4)
-    if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or path.suffix in (
-        ".pt",
-        ".pth",
-        ".pkl",
-        ".bin",
-        ".ckpt",
-    ):
-        raise ValueError(
-            f"{path.name}: got pickled weights, which can run code when they "
-            "are read, expected safetensors; if you trust the file, load it "
-            "with torch.load(..., weights_only=True) and write it again with "
-            "save_weights"
-        )
+    _refuse_pickles(path)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
@@ -241,10 +243,18 @@ def _compare(stored: dict, own: dict, storage: dict, file: str) -> None:
             "; ".join(shapes[:5]),
         ]
         raise ValueError(
-            f"{file}: got weights of another model "
-            f"({'; '.join(p for p in parts if p)}), expected those of this one; "
-            "build the model with the arguments in read_card(path).config"
+            f"{file}: got weights of another model ({'; '.join(p for p in parts if p)}), expected "
+            "those of this one; build the model with the arguments in read_card(path).config"
         )
+
+# %% ../../nbs/core/registry.ipynb #0b27377e
+def _fetched(name: str, card: ModelCard) -> Path:
+    if not card.url:
+        raise ValueError(
+            f"pretrained: got True, expected False for {name!r}, which has no pretrained weights; "
+            f"train it ({card.paper}, notebook 03_training), or pass weights='file.safetensors'"
+        )
+    return fetch_url(card.url, card.sha256)
 
 # %% ../../nbs/core/registry.ipynb #117d7230
 def create_model(
@@ -257,13 +267,7 @@ def create_model(
     "Build a registered model, with weights if wanted."
     build, card = _entry(name)
     if pretrained and weights is None:
-        if not card.url:
-            raise ValueError(
-                f"pretrained: got True, expected False for {name!r}, which has no "
-                f"pretrained weights; train it ({card.paper}, notebook "
-                "03_training), or pass weights='file.safetensors'"
-            )
-        weights = fetch_url(card.url, card.sha256)
+        weights = _fetched(name, card)
     if weights is None:
         return build(**kwargs)
     stored = read_card(weights)
@@ -272,6 +276,6 @@ def create_model(
             f"{Path(weights).name}: got weights of {stored.paper!r}, expected "
             f"those of {card.paper!r}, the paper of {name!r}"
         )
-    model = build(**{**stored.config, **kwargs})
+    model = build(**stored.config | kwargs)
     load_weights(model, weights)
     return model

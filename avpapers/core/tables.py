@@ -53,6 +53,17 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
+# %% ../../nbs/core/tables.ipynb #b771b73a
+def _decoded(data: bytes, encoding: str, name: str, hint: str) -> str:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{name}, line {line}: got bytes that are not {encoding}, expected UTF-8, or UTF-16 "
+            f"with a byte order mark; save it as UTF-8{_then(hint)}"
+        ) from error
+
 # %% ../../nbs/core/tables.ipynb #dfadcc2f
 def read_text(
     path: str | Path,  # a text file
@@ -65,14 +76,7 @@ def read_text(
     name = Path(path).name
     data = existing_file(path, hint).read_bytes() if content is None else content
     marked = next((e for mark, e in _MARKS.items() if data.startswith(mark)), encoding)
-    try:
-        text = data.decode(marked)
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{name}, line {line}: got bytes that are not {marked}, expected UTF-8, or UTF-16 with "
-            f"a byte order mark; save it as UTF-8{_then(hint)}"
-        ) from error
+    text = _decoded(data, marked, name, hint)
     if "\0" in text:
         raise ValueError(
             f"{name}: got zero bytes, expected text; save it as UTF-8 (UTF-16 needs a byte order "
@@ -97,7 +101,7 @@ def read_lines(
         raise ValueError(f"{name}: got no lines, expected at least one{_then(hint)}")
     return found
 
-
+# %% ../../nbs/core/tables.ipynb #53358a9a
 def read_json(
     path: str | Path,  # a JSON file
     *,
@@ -160,7 +164,7 @@ def _check_header(head: list[str], required: Sequence[str], name: str, hint: str
     if twice := sorted({c for c in head if c and head.count(c) > 1}):
         raise ValueError(f"{name}: got {few(twice)} as the name of several columns, expected one")
 
-
+# %% ../../nbs/core/tables.ipynb #ec28e556
 def _check_lengths(rows: dict[str, list[str]], width: int, hint: str) -> None:
     odd = [where for where, cells in rows.items() if len(cells) != width]
     if odd:
@@ -196,7 +200,7 @@ def check_once(
             f"is in {rows[first[value]][1]} already ({len(again)} such repeats)"
         )
 
-
+# %% ../../nbs/core/tables.ipynb #629df50e
 def check_rows_once(
     frame: pd.DataFrame,  # as `read_table` gives
 ) -> None:
@@ -264,6 +268,19 @@ def _value(cell: str) -> float:
         return math.nan
     return float(cell) if _NUMBER.fullmatch(cell) else math.inf
 
+# %% ../../nbs/core/tables.ipynb #6bff4856
+def _refuse(frame: pd.DataFrame, bad: np.ndarray, wanted: str, hint: str) -> None:
+    "A `ValueError` for the first wrong cell, with the places of the others."
+    (row, column), *others = np.argwhere(bad).tolist()
+    cell = frame.iloc[row, column]
+    places = [f"{frame.index[r]}, {frame.columns[c]}" for r, c in others]
+    also = f"; also in {few(places)}" if places else ""
+    comma = "; write decimals with a point" if re.fullmatch(r"[+-]?\d+,\d+", cell) else ""
+    raise ValueError(
+        f"{frame.index[row]}, {frame.columns[column]}: got "
+        f"{repr(cell) if cell.strip() else 'a gap'}, expected {wanted}{also}{comma}{_then(hint)}"
+    )
+
 # %% ../../nbs/core/tables.ipynb #a957eade
 def as_numbers(
     frame: pd.DataFrame,  # text, as `read_table` gives; only the columns wanted
@@ -282,18 +299,7 @@ def as_numbers(
     bad = (gap & (not gaps)) | np.isinf(values) | (values < low) | (values > high)
     bad |= whole & ~gap & (np.floor(values) != values)
     if bad.any():
-        (row, column), *others = np.argwhere(bad).tolist()
-        cell, places = (
-            cells[row, column],
-            [f"{frame.index[r]}, {frame.columns[c]}" for r, c in others],
-        )
-        also = f"; also in {few(places)}" if places else ""
-        comma = "; write decimals with a point" if re.fullmatch(r"[+-]?\d+,\d+", cell) else ""
-        raise ValueError(
-            f"{frame.index[row]}, {frame.columns[column]}: got "
-            f"{repr(cell) if cell.strip() else 'a gap'}, expected {_wanted(whole, low, high)}"
-            f"{also}{comma}{_then(hint)}"
-        )
+        _refuse(frame, bad, _wanted(whole, low, high), hint)
     return values
 
 # %% ../../nbs/core/tables.ipynb #e3eea73b
@@ -346,6 +352,21 @@ def warn_missing(
             raise FileNotFoundError(f"{text}, expected {share} of them; {hint}")
         warnings.warn(f"{text}; going on without them", stacklevel=3)
 
+# %% ../../nbs/core/tables.ipynb #37dd1c6d
+def _folded(path: Path) -> str:
+    return path.stem + path.suffix.lower()
+
+
+def _on_disk(folder: Path, name: str, below: dict[Path, dict[str, str]]) -> str | None:
+    "Name of a listed file on the disk; `below` keeps the folders that were read."
+    path = folder / name
+    if path.is_file():
+        return name
+    if path.parent not in below:
+        below[path.parent] = {_folded(p): p.name for p in sorted(path.parent.glob("*"))}
+    other = below[path.parent].get(_folded(path))
+    return Path(name).with_name(other).as_posix() if other else None
+
 # %% ../../nbs/core/tables.ipynb #59e40c1b
 def listed_files(
     folder: str | Path,  # that the names are below
@@ -357,20 +378,7 @@ def listed_files(
 ) -> dict[str, str]:  # listed name -> name on the disk, of those that are there
     "Files of a list, with the suffix in any letter case."
     folder, below = Path(folder), dict[Path, dict[str, str]]()
-    found = {}
-    for name in names:
-        path = folder / name
-        if path.is_file():
-            found[name] = name
-            continue
-        if path.parent not in below:
-            below[path.parent] = {_folded(p): p.name for p in sorted(path.parent.glob("*"))}
-        if other := below[path.parent].get(_folded(path)):
-            found[name] = Path(name).with_name(other).as_posix()
+    found = {name: other for name in names if (other := _on_disk(folder, name, below))}
     gone = [name for name in names if name not in found]
     warn_missing(gone, len(names), what, most=most_missing, hint=hint)
     return found
-
-
-def _folded(path: Path) -> str:
-    return path.stem + path.suffix.lower()

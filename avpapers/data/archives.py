@@ -80,18 +80,22 @@ def extract(
             shutil.rmtree(part, ignore_errors=True)
     return folder
 
+# %% ../../nbs/data/archives.ipynb #68ad17f2
+def _check_path(archive: Path, name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise ValueError(
+            f"{archive.name}: got a member that leaves its folder, {name!r}, "
+            "expected only members within it; nothing was unpacked"
+        )
+
 # %% ../../nbs/data/archives.ipynb #02a7f162
 def _check_members(
     archive: Path, sizes: dict[str, int], wanted: set[str] | None, max_bytes: int
 ) -> list[str]:
     "Names to unpack, after looking at every one of them."
     for name in sizes:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-            raise ValueError(
-                f"{archive.name}: got a member that leaves its folder, {name!r}, "
-                "expected only members within it; nothing was unpacked"
-            )
+        _check_path(archive, name)
     if wanted is not None and wanted - set(sizes):
         raise ValueError(
             f"members: got {sorted(wanted - set(sizes))}, expected names of "
@@ -148,9 +152,8 @@ def load_array(
         raise ValueError(f"{name}: got an array of objects ({dtype}), expected numbers or text")
     if len(data) - start != dtype.itemsize * math.prod(shape):
         raise ValueError(
-            f"{name}: got a header of {shape} of {dtype} and "
-            f"{len(data) - start} bytes behind it, expected a whole .npy file; "
-            "fetch it again"
+            f"{name}: got a header of {shape} of {dtype} and {len(data) - start} bytes behind it, "
+            "expected a whole .npy file; fetch it again"
         )
     try:
         return np.load(io.BytesIO(data), allow_pickle=False)
@@ -245,7 +248,7 @@ def _from_buffer(data: Any, kind: _Type, shape: tuple[int, ...], order: str, *_:
     made.parts = (tuple(shape), kind, "F" if order == "F" else "C", data)
     return made
 
-
+# %% ../../nbs/data/archives.ipynb #cf2fda7c
 class _Scalar:
     "A number of numpy: its type and its bytes."
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
@@ -38,10 +38,8 @@ _EYES = "DEFAULT HAPPY SIDE SQUINT CLOSED CRY SURPRISED EYE_ROLL WINK"
 _SKINS = "PALE LIGHT YELLOW TANNED BROWN DARK_BROWN BLACK"
 _HAIR = (
     "NONE BOB BUN CAESAR CAESAR_SIDE_PART FRO LONG_NOT_TOO_LONG SHORT_CURLY SHORT_DREADS_1 "
-    "SHORT_FLAT SHORT_ROUND "
-    "SHORT_WAVED SIDES STRAIGHT_STRAND BRAIDS BUZZCUT CORNROWS ELVIS MOHAWK POMPADOUR QUIFF "
-    "TWIST_LONG_HAIR "
-    "FRIZZLE CURLY STRAIGHT_1"
+    "SHORT_FLAT SHORT_ROUND SHORT_WAVED SIDES STRAIGHT_STRAND BRAIDS BUZZCUT CORNROWS ELVIS MOHAWK "
+    "POMPADOUR QUIFF TWIST_LONG_HAIR FRIZZLE CURLY STRAIGHT_1"
 )
 
 # %% ../../nbs/data/avatars.ipynb #2528316d
@@ -90,6 +88,18 @@ def _check_names(column: str, names: Iterable[object]) -> None:
         if name not in ATTRIBUTES[column]:
             raise _near(column, name, ATTRIBUTES[column])
 
+# %% ../../nbs/data/avatars.ipynb #9d602bf8
+def _allowed(fixed: Mapping[str, str | Iterable[str]]) -> dict[str, tuple[str, ...]]:
+    "The names to choose from, by column."
+    allowed = ATTRIBUTES | {"facial_hair": ("NONE",), "accessory": ("NONE",)}
+    for column, names in fixed.items():
+        chosen = (names,) if isinstance(names, str) else tuple(names)
+        if not chosen:
+            raise ValueError(f"{column}: got none, expected at least one name")
+        _check_names(column, chosen)
+        allowed[column] = chosen
+    return allowed
+
 # %% ../../nbs/data/avatars.ipynb #ff468fa5
 def random_attributes(
     n: int,  # N, faces, at least 1
@@ -103,13 +113,7 @@ def random_attributes(
 
     if n < 1:
         raise ValueError(f"n: got {n}, expected at least 1")
-    allowed = ATTRIBUTES | {"facial_hair": ("NONE",), "accessory": ("NONE",)}
-    for column, names in fixed.items():
-        chosen = (names,) if isinstance(names, str) else tuple(names)
-        if not chosen:
-            raise ValueError(f"{column}: got none, expected at least one name")
-        _check_names(column, chosen)
-        allowed[column] = chosen
+    allowed = _allowed(fixed)
     pick = {
         c: torch.randint(len(names), (n,), generator=generator, device=generator.device).tolist()
         for c, names in allowed.items()

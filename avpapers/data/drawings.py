@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['VENDORS', 'SIZE', 'CHECKSUM', 'EMOJI_COLUMNS', 'NOUNS_OF_ADJECTIVE', 'ADJECTIVES_OF_NOUN', 'Vendor', 'Drawings',
+__all__ = ['SIZE', 'VENDORS', 'CHECKSUM', 'EMOJI_COLUMNS', 'NOUNS_OF_ADJECTIVE', 'ADJECTIVES_OF_NOUN', 'Vendor', 'Drawings',
            'drawings', 'check_split', 'split_by_vendor', 'split_by_codepoint', 'sentiment_counts', 'with_sentiment',
            'anp_graph']
 
@@ -45,66 +45,51 @@ class Vendor:
     license_url: str  # its text
     source: str  # the artists' own page
 
-
+# %% ../../nbs/data/drawings.ipynb #f6c5b5da
 _CC_BY = ("CC-BY-4.0", "https://creativecommons.org/licenses/by/4.0/")
-_NOTO = (
-    "Apache-2.0",
-    "https://github.com/googlefonts/noto-emoji/blob/main/svg/LICENSE",
-    "https://github.com/googlefonts/noto-emoji",
+_NOTO, _FLUENT = (
+    (name, f"https://github.com/{place}/blob/main/{file}", f"https://github.com/{place}")
+    for name, place, file in (
+        ("Apache-2.0", "googlefonts/noto-emoji", "svg/LICENSE"),
+        ("MIT", "microsoft/fluentui-emoji", "LICENSE"),
+    )
 )
+_FX = (
+    "Apache-2.0",
+    "https://mozilla.github.io/fxemoji/LICENSE.md",
+    "https://github.com/mozilla/fxemoji",
+)
+
+# %% ../../nbs/data/drawings.ipynb #d04d0a35
+_SHA256 = {
+    "twemoji": "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
+    "noto": "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
+    "noto-v1": "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+    "fluent-emoji-flat": "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+    "emojione": "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+    "fxemoji": "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
+}
+SIZE = 64  # H = W of a stored drawing, pixels
 
 # %% ../../nbs/data/drawings.ipynb #0592f9b9
 VENDORS = {
-    "twemoji": Vendor(
-        "Twemoji",
-        "Twitter",
-        "1.2.5",
-        "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7",
-        *_CC_BY,
-        "https://github.com/jdecked/twemoji",
-    ),
-    "noto": Vendor(
-        "Noto Emoji",
-        "Google Inc",
-        "1.2.9",
-        "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
-        *_NOTO,
-    ),
-    "noto-v1": Vendor(
-        "Noto Emoji, version 1",
-        "Google Inc",
-        "1.2.5",
-        "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
-        *_NOTO,
-    ),
-    "fluent-emoji-flat": Vendor(
-        "Fluent Emoji, flat",
-        "Microsoft Corporation",
-        "1.2.6",
-        "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
-        "MIT",
-        "https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE",
-        "https://github.com/microsoft/fluentui-emoji",
-    ),
-    "emojione": Vendor(
-        "EmojiOne, version 2",
-        "Emoji One",
-        "1.2.3",
-        "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
-        *_CC_BY,
-        "https://github.com/EmojiTwo/emojitwo",
-    ),
-    "fxemoji": Vendor(
-        "FxEmoji",
-        "Mozilla",
-        "1.2.2",
-        "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef",
-        "Apache-2.0",
-        "https://mozilla.github.io/fxemoji/LICENSE.md",
-        "https://github.com/mozilla/fxemoji",
-    ),
+    name: Vendor(title, author, version, _SHA256[name], *about)
+    for name, title, author, version, *about in (
+        ("twemoji", "Twemoji", "Twitter", "1.2.5", *_CC_BY, "https://github.com/jdecked/twemoji"),
+        ("noto", "Noto Emoji", "Google Inc", "1.2.9", *_NOTO),
+        ("noto-v1", "Noto Emoji, version 1", "Google Inc", "1.2.5", *_NOTO),
+        ("fluent-emoji-flat", "Fluent Emoji, flat", "Microsoft Corporation", "1.2.6", *_FLUENT),
+        (
+            "emojione",
+            "EmojiOne, version 2",
+            "Emoji One",
+            "1.2.3",
+            *_CC_BY,
+            "https://github.com/EmojiTwo/emojitwo",
+        ),
+        ("fxemoji", "FxEmoji", "Mozilla", "1.2.2", *_FX),
+    )
 }
-SIZE = 64  # H = W of a stored drawing, pixels
 
 # %% ../../nbs/data/drawings.ipynb #f304dc2e
 @dataclass(frozen=True)
@@ -200,26 +185,26 @@ CHECKSUM = "3fbf4973df0d72aab748db1e03dc67b55ef967967cbde099ca521271a46ad4bf"
 EMOJI_COLUMNS = ("codepoint", "name", "category", "subcategory")  # of the table, once an emoji
 
 # %% ../../nbs/data/drawings.ipynb #c9f65c86
+_AGAIN = "install avpapers again, or make it by `build_drawings`"
+
+# %% ../../nbs/data/drawings.ipynb #cedd3b79
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise FileNotFoundError(
-            f"drawings: got no file {file}, expected the one that comes with "
-            "avpapers; install avpapers again, or make it by `build_drawings`"
+            f"drawings: got no file {file}, expected the one that comes with avpapers; {_AGAIN}"
         )
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
     except Exception as error:  # a damaged archive raises errors of many kinds
         raise ValueError(
-            f"{file.name}: got a damaged file ({type(error).__name__}: "
-            f"{error}), expected a whole one; install avpapers again, or make "
-            "it by `build_drawings`"
+            f"{file.name}: got a damaged file ({type(error).__name__}: {error}), expected a whole "
+            f"one; {_AGAIN}"
         ) from error
     if (got := arrays_checksum(arrays)) != CHECKSUM:
         raise ValueError(
-            f"{file.name}: got other content, checksum {got[:12]}..., expected "
-            f"that of this version of avpapers, {CHECKSUM[:12]}...; install "
-            "avpapers again, or make it by `build_drawings`"
+            f"{file.name}: got other content, checksum {got[:12]}..., expected that of this version "
+            f"of avpapers, {CHECKSUM[:12]}...; {_AGAIN}"
         )
     return arrays
 
@@ -292,17 +277,15 @@ def split_by_codepoint(
     data: Drawings,
     seed: int = 0,  # decides which code point goes where
     *,
-    shares: Mapping[str, float]
-    | None = None,  # part -> share of code points; None: train .6, validation .2, test .2
+    shares: Mapping[str, float] | None = None,  # part -> share; None: train .6, the others .2
 ) -> dict[str, Drawings]:  # part -> drawings; all vendors of an emoji together
     "Train on some emoji, test on others."
     shares = {"train": 0.6, "validation": 0.2, "test": 0.2} if shares is None else dict(shares)
     if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"shares: got {shares}, expected positive numbers that sum to 1")
     codes = np.array(sorted(data.frame.codepoint.unique()), dtype=object)
-    codes = codes[
-        torch.randperm(len(codes), generator=seeded_generator(seed, stream="split")).numpy()
-    ]
+    order = torch.randperm(len(codes), generator=seeded_generator(seed, stream="split")).numpy()
+    codes = codes[order]
     ends = np.round(np.cumsum([0, *shares.values()]) * len(codes)).astype(int)
     parts = {
         part: data.take(data.frame.codepoint.isin(codes[a:b]))
@@ -318,7 +301,7 @@ _SENTIMENT = (
     "ebf7622e0b4c5edf084c2c3f2537b756574042784d906934b2ff3cfad3adea9b",
 )
 
-
+# %% ../../nbs/data/drawings.ipynb #9709535c
 def sentiment_counts() -> pd.DataFrame:  # one row per emoji: codepoint, negative, neutral, positive
     "How many labeled tweets with an emoji were negative, neutral, positive."
     import pandas as pd
@@ -344,48 +327,18 @@ def with_sentiment(
             "columns of `sentiment_counts`"
         )
     total = counts[["negative", "neutral", "positive"]].sum(axis=1)
-    scored = counts.assign(score=(counts.positive - counts.negative) / total)[
-        total >= max(1, least)
-    ]
+    score = (counts.positive - counts.negative) / total
+    scored = counts.assign(score=score)[total >= max(1, least)]
     chosen = data.take(data.frame.codepoint.isin(scored.codepoint))
     return replace(
         chosen, frame=chosen.frame.merge(scored, on="codepoint", how="left", validate="many_to_one")
     )
 
 # %% ../../nbs/data/drawings.ipynb #1e633544
-NOUNS_OF_ADJECTIVE = {
-    1: 15,
-    2: 21,
-    3: 24,
-    4: 9,
-    5: 7,
-    6: 11,
-    7: 5,
-    8: 9,
-    9: 2,
-    10: 4,
-    11: 4,
-    12: 3,
-    14: 3,
-}
-ADJECTIVES_OF_NOUN = {
-    1: 73,
-    2: 29,
-    3: 18,
-    4: 7,
-    5: 11,
-    6: 5,
-    7: 6,
-    8: 1,
-    9: 2,
-    10: 2,
-    11: 6,
-    12: 1,
-    13: 3,
-    14: 1,
-    17: 1,
-    19: 1,
-}  # partners -> how many words have that many
+# partners -> how many words have that many
+NOUNS_OF_ADJECTIVE = dict(enumerate((15, 21, 24, 9, 7, 11, 5, 9, 2, 4, 4, 3), 1)) | {14: 3}
+ADJECTIVES_OF_NOUN = dict(enumerate((73, 29, 18, 7, 11, 5, 6, 1, 2, 2, 6, 1, 3, 1), 1))
+ADJECTIVES_OF_NOUN |= {17: 1, 19: 1}
 
 # %% ../../nbs/data/drawings.ipynb #907a23b1
 def _degrees(histogram: Mapping[int, int], num: int, total: int, most: int) -> np.ndarray:
@@ -427,6 +380,15 @@ def _swapped(edges: list[tuple[int, int]], rng: np.random.Generator) -> list[tup
         edges[i], edges[j] = (a, m), (c, n)
     return edges
 
+# %% ../../nbs/data/drawings.ipynb #121ce50b
+def _even_out(adjectives: np.ndarray, nouns: np.ndarray) -> None:
+    "Counts that are too uneven for so many pairs, moved toward each other in place."
+    while not _is_graphical(adjectives, nouns):
+        for degree in (adjectives, nouns):
+            if degree.max() - degree.min() > 1:
+                degree[degree.argmax()] -= 1
+                degree[degree.argmin()] += 1
+
 # %% ../../nbs/data/drawings.ipynb #fa1dda23
 def anp_graph(
     num_nouns: int,  # at least 1
@@ -434,24 +396,17 @@ def anp_graph(
     num_pairs: int,  # P, from the larger of both numbers to their product
     *,
     seed: int,  # decides who goes with whom
-) -> Int[
-    Tensor, "P 2"
-]:  # adjective and noun of each pair, sorted; each word is used, no pair twice
+) -> Int[Tensor, "P 2"]:  # adjective and noun of each pair, sorted; all words, no pair twice
     "Random adjective-noun pairs, spread like those of the paper's list."
     low, high = max(num_nouns, num_adjectives), num_nouns * num_adjectives
     if min(num_nouns, num_adjectives) < 1 or not low <= num_pairs <= high:
         raise ValueError(
-            f"num_pairs: got {num_pairs}, expected {low} to {high} for "
-            f"{num_nouns} nouns and {num_adjectives} adjectives, each used and "
-            "no pair twice"
+            f"num_pairs: got {num_pairs}, expected {low} to {high} for {num_nouns} nouns and "
+            f"{num_adjectives} adjectives, each used and no pair twice"
         )
     adjectives = _degrees(NOUNS_OF_ADJECTIVE, num_adjectives, num_pairs, num_nouns)
     nouns = _degrees(ADJECTIVES_OF_NOUN, num_nouns, num_pairs, num_adjectives)
-    while not _is_graphical(adjectives, nouns):  # too uneven for so many pairs: even out
-        for degree in (adjectives, nouns):
-            if degree.max() - degree.min() > 1:
-                degree[degree.argmax()] -= 1
-                degree[degree.argmin()] += 1
+    _even_out(adjectives, nouns)
     rng = np.random.default_rng(seed)
     edges = _swapped(_first_graph(rng.permutation(adjectives), rng.permutation(nouns)), rng)
     return torch.tensor(sorted(edges), dtype=torch.long)

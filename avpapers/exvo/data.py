@@ -21,17 +21,8 @@ from torch import Tensor
 
 from ..core.audio import load_audio, pad_waves
 from ..core.random import seeded_generator
-from avpapers.core.tables import (
-    as_numbers,
-    check_once,
-    few,
-    files_of,
-    listed_files,
-    number_columns,
-    read_json,
-    read_table,
-    warn_missing,
-)
+from ..core.tables import as_numbers, check_once, few, files_of, listed_files, number_columns
+from ..core.tables import read_json, read_table, warn_missing
 from ..data import voices as recorded
 from ..data.sources import by_hand, generated
 from ..data.voices import check_groups
@@ -119,19 +110,7 @@ class Bursts:
         return self.rows([s == split for s in self.split])
 
 # %% ../../nbs/exvo/01_data.ipynb #5c3f2fc6
-_BY_BURST = (
-    "emotion",
-    "country",
-    "age",
-    "speaker",
-    "split",
-    "waves",
-    "lengths",
-    "files",
-    "sex",
-    "kind",
-    "sound",
-)
+_BY_BURST = tuple("emotion country age speaker split waves lengths files sex kind sound".split())
 
 # %% ../../nbs/exvo/01_data.ipynb #07dcc40c
 def check(
@@ -157,9 +136,8 @@ def check(
         data.country.min() < -1 or data.country.max() >= len(data.countries)
     ):
         raise ValueError(
-            f"{data.name}, country: got {int(data.country.min())} to "
-            f"{int(data.country.max())}, expected -1 (unknown) to "
-            f"{len(data.countries) - 1}"
+            f"{data.name}, country: got {int(data.country.min())} to {int(data.country.max())}, "
+            f"expected -1 (unknown) to {len(data.countries) - 1}"
         )
     if (out := (data.age < 0) | (data.age > 120)).any():
         raise ValueError(
@@ -187,8 +165,7 @@ def _check_emotion(data: Bursts, e: Tensor) -> None:
     if e.nan_to_num(0).min() < 0 or e.nan_to_num(0).max() > 1:
         raise ValueError(
             f"{data.name}, emotion: got {float(e.nan_to_num(0).min()):.3g} to "
-            f"{float(e.nan_to_num(0).max()):.3g}, expected 0 to 1; divide "
-            "ratings by 100"
+            f"{float(e.nan_to_num(0).max()):.3g}, expected 0 to 1; divide ratings by 100"
         )
 
 # %% ../../nbs/exvo/01_data.ipynb #92389fee
@@ -315,18 +292,7 @@ _USUAL = {
 }
 
 # %% ../../nbs/exvo/01_data.ipynb #8df977e5
-_COLUMNS = (
-    "pitch",
-    "slope",
-    "melody",
-    "pace",
-    "depth",
-    "breath",
-    "tilt",
-    "length",
-    "attack",
-    "roughness",
-)
+_COLUMNS = tuple("pitch slope melody pace depth breath tilt length attack roughness".split())
 
 
 def _draw_kind(cue: tuple[Tensor, ...], generator: torch.Generator) -> Int[Tensor, "N"]:
@@ -436,7 +402,7 @@ _FORMANTS = {
     "groan": (450, 900),
 }  # Hz
 
-
+# %% ../../nbs/exvo/01_data.ipynb #4555f30c
 def _filter(
     s: Mapping[str, Tensor], kind: Int[Tensor, "B"], hertz: Float[Tensor, "1 F"]
 ) -> tuple[Tensor, Tensor]:
@@ -623,7 +589,7 @@ def _bare(file_id: str) -> str:
     name = file_id.strip().removeprefix("[").removesuffix("]").strip()
     return name.zfill(5) if name.isdigit() else name
 
-
+# %% ../../nbs/exvo/01_data.ipynb #1734fc5d
 def _labels(rows: pd.DataFrame, columns: list[str], *, whole: bool = False) -> Tensor:
     "Numbers of some columns; nan where labels are blind."
     known = rows.loc[rows["Split"] != "Test", columns]
@@ -751,10 +717,8 @@ def vivae(
     odd = [f.name for f in files if not _VIVAE.match(f.stem)]
     if odd:
         raise ValueError(
-            f"name: got {odd[0]}, expected one such as "
-            "S01_achievement_low_01.wav, with a feeling of "
-            f"{', '.join(VIVAE_EMOTIONS)} and a level of "
-            f"{', '.join(VIVAE_LEVELS)}"
+            f"name: got {odd[0]}, expected one such as S01_achievement_low_01.wav, with a feeling "
+            f"of {', '.join(VIVAE_EMOTIONS)} and a level of {', '.join(VIVAE_LEVELS)}"
         )
     check_once((f.stem.lower() for f in files), map(str, files), "the sound")
     parts = [m.groups() for f in files if (m := _VIVAE.match(f.stem.upper()))]
@@ -804,6 +768,16 @@ def with_waves(
     )
     return check(replace(data, waves=waves, lengths=lengths))
 
+# %% ../../nbs/exvo/01_data.ipynb #8e86e829
+def _some_of(names: list[str], share: float, what: str, seed: int) -> set[str]:
+    count = max(1, round(share * len(names)))
+    if count >= len(names):
+        raise ValueError(
+            f"{what}: got {len(names)} training speakers, expected more than the {count} to leave out"
+        )
+    order = torch.randperm(len(names), generator=seeded_generator(seed, stream="public split"))
+    return {names[k] for k in order[:count].tolist()}
+
 # %% ../../nbs/exvo/01_data.ipynb #ab3dfbb4
 def public_split(
     data: Bursts,  # with a blind test
@@ -815,24 +789,10 @@ def public_split(
     if not 0 < share < 1:
         raise ValueError(f"share: got {share}, expected a number between 0 and 1")
     open_rows = data.rows([s != "test" for s in data.split])
-    names = sorted(
-        {n for n, s in zip(open_rows.speaker, open_rows.split, strict=True) if s == "train"}
-    )
-    count = max(1, round(share * len(names)))
-    if count >= len(names):
-        raise ValueError(
-            f"{data.name}: got {len(names)} training speakers, expected more "
-            f"than the {count} to leave out"
-        )
-    chosen = {
-        names[k]
-        for k in torch.randperm(
-            len(names), generator=seeded_generator(seed, stream="public split")
-        )[:count].tolist()
-    }
+    people = list(zip(open_rows.speaker, open_rows.split, strict=True))
+    chosen = _some_of(sorted({n for n, s in people if s == "train"}), share, data.name, seed)
     new = tuple(
-        "test" if s == "validation" else "validation" if n in chosen else "train"
-        for n, s in zip(open_rows.speaker, open_rows.split, strict=True)
+        "test" if s == "validation" else "validation" if n in chosen else "train" for n, s in people
     )
     return check(replace(open_rows, split=new))
 
@@ -928,22 +888,10 @@ def _fixture_hume() -> dict[str, bytes]:
     "Twelve bursts, 6/3/3, and their functionals."
     lines, files = [",".join(_HUME_COLUMNS)], {}
     for k, split in enumerate(["Train"] * 6 + ["Val"] * 3 + ["Test"] * 3):
-        labels = [
-            str(k % 4),
-            COUNTRIES[k % 4],
-            f"{20 + k}.5",
-            *(f"{(k + j) % 10 / 10:.2f}" for j in range(10)),
-        ]
-        lines.append(
-            ",".join(
-                [
-                    f"[{k:05d}]",
-                    f"Speaker_{k}",
-                    split,
-                    *(labels if split != "Test" else [""] * len(labels)),
-                ]
-            )
-        )
+        labels = [str(k % 4), COUNTRIES[k % 4], f"{20 + k}.5"]
+        labels += [f"{(k + j) % 10 / 10:.2f}" for j in range(10)]
+        known = labels if split != "Test" else [""] * len(labels)
+        lines.append(",".join([f"[{k:05d}]", f"Speaker_{k}", split, *known]))
         files[f"wav/{k:05d}.wav"] = _tone(k)
         numbers = ",".join(f"{math.sin(k + j):.4f}" for j in range(88))
         files[f"feats/eGeMAPS/{k:05d}.csv"] = (
@@ -954,17 +902,11 @@ def _fixture_hume() -> dict[str, bytes]:
 # %% ../../nbs/exvo/01_data.ipynb #ca3200b2
 def _fixture_vocal() -> dict[str, bytes]:
     parts, files = {"tr": 6, "val": 2, "te": 2}, {}
+    homes = ("USA", "India", "UK", "Spain", "Peru")
     for start, (part, count) in zip((0, 6, 8), parts.items(), strict=True):
         people = [
-            [
-                f"f{start + k:04d}",
-                "female",
-                20 + k if k else "",
-                ("USA", "India", "UK", "Spain", "Peru")[(start + k) % 5],
-                "English",
-                "yes",
-            ]
-            for k in range(count)
+            [f"f{i:04d}", "female", 20 + k if k else "", homes[i % 5], "English", "yes"]
+            for k, i in enumerate(range(start, start + count))
         ]
         files[f"meta/{part}_meta.json"] = json.dumps(people).encode()
         files |= {

@@ -24,32 +24,12 @@ from ..data.voices import Voices, find_voices
 from . import data as sets
 from .claims import paper
 from .data import Bursts, burst_synth
-from avpapers.exvo.model import (
-    TASKS,
-    Conformer,
-    ConformerNet,
-    FunctionalsNet,
-    SpectrogramNet,
-    burst_classifier,
-    burst_resnet,
-    concordance,
-    functionals,
-    layer_means,
-    multitask_score,
-    score,
-)
-from avpapers.exvo.training import (
-    WEIGHTINGS,
-    Features,
-    Trained,
-    extract_features,
-    predict,
-    pretrain_conformer,
-    probe,
-    functional_features,
-    train_bursts,
-    train_side_by_side,
-)
+from .model import TASKS, Conformer, ConformerNet, FunctionalsNet, SpectrogramNet
+from .model import burst_classifier, burst_resnet, concordance, functionals
+from .model import layer_means, multitask_score, score
+from .training import WEIGHTINGS, Features, Trained, extract_features, predict
+from .training import pretrain_conformer, probe, functional_features, train_bursts
+from .training import train_side_by_side
 from ..suite.run import Run
 
 # %% auto #0
@@ -111,14 +91,8 @@ class Study:
     @property
     def options(self) -> dict[str, Any]:
         c, run = self.size, self.run
-        return {
-            "num_epochs": c.num_epochs,
-            "batch_size": c.batch_size,
-            "lr": c.lr,
-            "seed": run.seed,
-            "device": run.device,
-            "progress": run.progress,
-        }
+        sizes = {"num_epochs": c.num_epochs, "batch_size": c.batch_size, "lr": c.lr}
+        return sizes | {"seed": run.seed, "device": run.device, "progress": run.progress}
 
     def row(self, predicted: dict[str, Tensor], **factors) -> dict[str, Any]:
         "Score predictions for the test speakers."
@@ -486,10 +460,8 @@ def all_comparisons(study: Study) -> str:
     joint = predict(own.use("together"), study.features["test"])
     study.row(late_fusion(joint, base), model="late fusion")
     if study.run.seed == 0:
-        by_speaker = {
-            "resnet - functionals": speaker_bootstrap(study, joint, base),
-            "single - resnet": speaker_bootstrap(study, single, joint),
-        }
+        pairs = {"resnet - functionals": (joint, base), "single - resnet": (single, joint)}
+        by_speaker = {name: speaker_bootstrap(study, *pair) for name, pair in pairs.items()}
         study.run.keep("speaker bootstrap", by_speaker)
         truth, both = study.features["test"].emotion, {"resnet": joint, "functionals": base}
         by_emotion = {n: concordance(p["emotion"], truth).tolist() for n, p in both.items()}
@@ -555,6 +527,8 @@ TINY = Config(
     tune_epochs=1,
     resamples=5,
 )
+
+# %% ../../nbs/exvo/04_experiments.ipynb #1e7838e4
 BURSTS = {
     "smoke": TINY,
     "cpu": Config(num_epochs=8, pretrain_epochs=3, tune_epochs=3),
@@ -675,28 +649,18 @@ def resnet_by_voice(
     nothing, codes = torch.full((len(labels), 1), torch.nan), torch.from_numpy(labels).long()
 
     def features(rows: np.ndarray) -> Features:
-        speakers = tuple(groups[rows])
-        return Features(
-            mel[rows], lengths[rows], nothing[rows], codes[rows], nothing[rows, 0], speakers
-        )
+        known = mel[rows], lengths[rows], nothing[rows], codes[rows], nothing[rows, 0]
+        return Features(*known, tuple(groups[rows]))
 
+    how: dict[str, Any] = {"num_epochs": size.num_epochs, "batch_size": size.batch_size}
     for fold, (rest, test) in enumerate(GroupKFold(5).split(labels, groups=groups)):
         inner = np.isin(groups[rest], np.unique(groups[rest])[fold::5])
         with seeded_globals(seed, stream="voices"):
             net = burst_resnet(tasks=("country",), num_countries=classes)
         net.standardize_by(mel[rest[~inner]])
-        trained = train_bursts(
-            net,
-            features(rest[~inner]),
-            features(rest[inner]),
-            num_epochs=size.num_epochs,
-            batch_size=size.batch_size,
-            lr=size.lr,
-            seed=seed,
-        )
-        predicted[test] = (
-            predict(trained.use("country"), features(test))["country"].argmax(1).numpy()
-        )
+        parts = features(rest[~inner]), features(rest[inner])
+        trained = train_bursts(net, *parts, lr=size.lr, seed=seed, **how).use("country")
+        predicted[test] = predict(trained, features(test))["country"].argmax(1).numpy()
     return predicted
 
 # %% ../../nbs/exvo/04_experiments.ipynb #550fe70b

@@ -81,13 +81,8 @@ def log_mel_case(c: Config, device: str) -> Case:
         variants["torchaudio"] = with_torchaudio(front, there)
     except (ImportError, RuntimeError, OSError):
         pass  # not installed, or built for another torch
-    return Case(
-        "log-mel",
-        variants,
-        f"B={c.clips}, {c.seconds:g} s",
-        lower_bound="transforms alone",
-        items=c.clips,
-    )
+    sizes = f"B={c.clips}, {c.seconds:g} s"
+    return Case("log-mel", variants, sizes, lower_bound="transforms alone", items=c.clips)
 
 # %% ../../nbs/exvo/06_performance.ipynb #042173c3
 def with_librosa(front: LogMel, samples: np.ndarray) -> np.ndarray:
@@ -191,7 +186,7 @@ def adam(
     "The competition's optimizer."
     return torch.optim.Adam(weights, lr=1e-3, weight_decay=weight_decay, fused=fused)
 
-
+# %% ../../nbs/exvo/06_performance.ipynb #169aa27f
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     "One step down."
     optimizer.zero_grad()
@@ -207,11 +202,8 @@ def resident_steps(
     num_steps: int = 1,  # steps a call
 ) -> Callable[[], Tensor]:  # gives the last loss
     "Training steps on rows of one tensor."
-    batches, generator, std = (
-        ShuffledBatches(*features.tensors, batch_size=batch_size),
-        seeded_generator(0),
-        features.age_scale[1],
-    )
+    batches = ShuffledBatches(*features.tensors, batch_size=batch_size)
+    generator, std = seeded_generator(0), features.age_scale[1]
     optimizer = adam(net.parameters(), weight_decay=1e-4)
 
     def steps() -> Tensor:
@@ -332,30 +324,23 @@ def training_case(c: Config, device: str) -> Case:
     features = random_functionals(c)
     near = features if device == "cpu" else _moved(features, device)
     net, slow = lambda: functionals_net(c, device), 16
-    layer, rows, out = (
-        torch.randn(*shape, device=device)
-        for shape in ((128, c.features), (c.batch, c.features), (c.batch, 128))
-    )
+    shapes = (128, c.features), (c.batch, c.features), (c.batch, 128)
+    layer, rows, out = (torch.randn(*shape, device=device) for shape in shapes)
     variants: dict[str, Callable[[], Any]] = {
         "ours": resident_steps(net(), near, batch_size=c.batch),
         "ours, batches of 8": resident_steps(net(), near, batch_size=8, num_steps=slow),
         "the competition's way": customary_steps(net(), features, num_steps=slow),
     }
     for left in HABITS:
+        habits = [h for h in HABITS if h != left]
         variants[f"without {left}"] = customary_steps(
-            net(), features, habits=[h for h in HABITS if h != left], num_steps=slow
+            net(), features, habits=habits, num_steps=slow
         )
     variants["products alone"] = lambda: (rows @ layer.T, out.T @ rows)
     items = {name: c.batch if name in ("ours", "products alone") else 8 * slow for name in variants}
     sizes = f"N={c.bursts:,}, D={c.features:,}, B={c.batch} and 8"
-    return Case(
-        "epoch on functionals",
-        variants,
-        sizes,
-        lower_bound="products alone",
-        items=items,
-        whole=c.bursts,
-    )
+    bound: dict[str, Any] = {"lower_bound": "products alone", "items": items, "whole": c.bursts}
+    return Case("epoch on functionals", variants, sizes, **bound)
 
 # %% ../../nbs/exvo/06_performance.ipynb #2f8d2ef3
 Batch = Sequence[Tensor]  # (S, B, ...) each: inputs, lengths, emotion, country, age

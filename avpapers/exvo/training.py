@@ -21,14 +21,8 @@ from ..core.audio import LogMel, length_mask, spec_augment
 from ..core.random import seeded_generator, seeded_globals
 from ..core.training import History, ShuffledBatches, cosine_schedule, fit
 from .data import Bursts
-from avpapers.exvo.model import (
-    TASKS,
-    Conformer,
-    GroupedEnsemble,
-    SpectrogramNet,
-    functionals,
-    score,
-)
+from .model import TASKS, Conformer, GroupedEnsemble, SpectrogramNet, functionals
+from .model import score
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'Features', 'extract_features', 'functional_features', 'task_losses', 'TaskWeights', 'constant_losses',
@@ -86,9 +80,8 @@ def extract_features(
     emotion = (
         data.emotion if data.emotion is not None else torch.full((len(data.country), 10), torch.nan)
     )
-    return Features(
-        mel, front.frame_lengths(data.lengths), emotion, data.country, data.age, data.speaker
-    )
+    known = emotion, data.country, data.age, data.speaker
+    return Features(mel, front.frame_lengths(data.lengths), *known)
 
 # %% ../../nbs/exvo/03_training.ipynb #fe1890dc
 def functional_features(features: Features) -> Features:

@@ -10,15 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..suite.paper import load_paper, standing_papers
-from avpapers.suite.project import (
-    cell,
-    colab_badge,
-    find_project,
-    notebook_text,
-    read_notebook,
-    replace_text,
-    settings,
-)
+from ..suite.project import cell, colab_badge, find_project, notebook_text, read_notebook
+from ..suite.project import replace_text, settings
 
 # %% ../../nbs/site/badges.ipynb #cbdcc135
 class SiteError(ValueError):
@@ -42,7 +35,7 @@ def install_cell(
     ]
     return "\n".join([*lines, f'    %pip install -q "{where}"'])
 
-
+# %% ../../nbs/site/badges.ipynb #4757ce3e
 def extras_of(
     notebook: str,  # path below `nbs/`
 ) -> Sequence[str]:  # what its paper declares; nothing for pages of no paper

@@ -57,7 +57,7 @@ class _Quiet(SimpleHTTPRequestHandler):
         self.server.failed.append(f"{self.path} ({code})")
         super().send_error(code, *args, **kwargs)
 
-
+# %% ../../nbs/site/browser.ipynb #d5186789
 def _serve(docs):
     "Serve a folder on a free local port; returns the server."
     handler = functools.partial(_Quiet, directory=str(docs))
@@ -79,7 +79,7 @@ _FLAGS = (
     "--virtual-time-budget=600000 --dump-dom"
 ).split()
 
-
+# %% ../../nbs/site/browser.ipynb #5e7010bd
 def _ask_browser(browser, url, profile, timeout):
     own = [f"--user-data-dir={profile}", f"--timeout={int(timeout * 1000)}"]
     command = [browser, *_FLAGS, *own, url]
@@ -123,17 +123,12 @@ def browser_check(
         copy = Path(work) / "site"
         shutil.copytree(docs, copy)
         pages = sorted(p.relative_to(copy).as_posix() for p in copy.rglob("*.html"))
-        (copy / "probe.html").write_text(
-            _PROBE.replace("PAGES", json.dumps(pages)), encoding="utf-8"
-        )
+        probe = _PROBE.replace("PAGES", json.dumps(pages))
+        (copy / "probe.html").write_text(probe, encoding="utf-8")
         server = _serve(copy)
         try:
-            done = _ask_browser(
-                browser,
-                f"http://127.0.0.1:{server.server_port}/probe.html",
-                Path(work) / "profile",
-                timeout,
-            )
+            address = f"http://127.0.0.1:{server.server_port}/probe.html"
+            done = _ask_browser(browser, address, Path(work) / "profile", timeout)
         finally:
             server.shutdown()
     missing = sorted({f for f in server.failed if "favicon" not in f})

@@ -94,12 +94,11 @@ def finish_pages(
         html = rewrite_links(path.read_text(encoding="utf-8"), page, renamed=renamed, home=home)
         path.unlink()
         (docs / page).write_text(_finish_page(html, stamp), encoding="utf-8")
-    for name in ("search.json", "sitemap.xml"):
-        if (docs / name).exists():
-            text = (docs / name).read_text(encoding="utf-8")
-            for old, new in renamed.items():
-                text = re.sub(rf"(?<=[\"/]){re.escape(old)}\.html", f"{new}.html", text)
-            (docs / name).write_text(text, encoding="utf-8")
+    for path in [p for name in ("search.json", "sitemap.xml") if (p := docs / name).exists()]:
+        text = path.read_text(encoding="utf-8")
+        for old, new in renamed.items():
+            text = re.sub(rf"(?<=[\"/]){re.escape(old)}\.html", f"{new}.html", text)
+        path.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/site/links.ipynb #6d343de9
 _KATEX = (

@@ -138,7 +138,7 @@ def _choose(engine):
         )
     return engine if engine != "auto" else "quarto" if shutil.which("quarto") else "smalldocs"
 
-
+# %% ../../nbs/site/render.ipynb #3530376c
 def _fingerprint(root, staged, engine):
     "One hash of everything a rendered site depends on."
     library = sorted((root / "avpapers").rglob("*.py"))

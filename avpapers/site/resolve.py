@@ -132,7 +132,7 @@ _LABELS = re.compile(
     re.M,
 )
 
-
+# %% ../../nbs/site/resolve.ipynb #0ee7b679
 def collect_labels(
     nb: dict,  # a staged notebook, embeds already expanded
 ) -> dict[str, str]:  # label -> what a reference to it reads, such as "Figure 2"
@@ -171,13 +171,8 @@ class _Page:
         elif key in self.entries:
             (who, year), target = cite_label(self.entries[key]), f"ref-{key}"
             self.cited += [key] if key not in self.cited else []
-            text = (
-                f"{year}{after}"
-                if bare
-                else f"{who} {year}{after}"
-                if inside
-                else f"{who} ({year}{after})"
-            )
+            named = f"{year}{after}" if bare else f"{who} {year}{after}"
+            text = named if bare or inside else f"{who} ({year}{after})"
         else:
             text, target = None, key
         if text is None:
@@ -190,7 +185,7 @@ _PART = re.compile(
     r"(?P<before>.*?)(?P<minus>-?)@(?P<key>[A-Za-z][\w-]*(?:[:.][\w-]+)*)(?P<after>.*)", re.S
 )
 
-
+# %% ../../nbs/site/resolve.ipynb #d35785b9
 def _resolve_text(text, page, links=True):
     "Replace the keys of one piece of Markdown."
 
@@ -203,16 +198,10 @@ def _resolve_text(text, page, links=True):
         if not all(parts):
             return m[0]
         cites = all(p["key"].partition("-")[0] not in _KINDS for p in parts)
+        words = ((p["before"], p["after"], bool(p["minus"])) for p in parts)
         done = [
-            page.one(
-                p["key"],
-                before=p["before"],
-                after=p["after"],
-                bare=bool(p["minus"]),
-                inside=True,
-                links=links,
-            )
-            for p in parts
+            page.one(p["key"], before=b, after=a, bare=bare, inside=True, links=links)
+            for p, (b, a, bare) in zip(parts, words)
         ]
         return f"({'; '.join(done)})" if cites else ", ".join(done)
 
@@ -221,11 +210,10 @@ def _resolve_text(text, page, links=True):
 # %% ../../nbs/site/resolve.ipynb #3ec1abad
 def _number_markdown(text, labels):
     "Number equations, images and tables written in Markdown."
+    number = {key: label.split()[-1] for key, label in labels.items()}
     text = re.sub(
         r"\$\$(.*?)\$\$\s*\{#(eq-[\w-]+)\}",
-        lambda m: (
-            f"::: {{#{m[2]}}}\n$${m[1].rstrip()} \\tag{{{labels[m[2]].split()[-1]}}}\n$$\n:::"
-        ),
+        lambda m: f"::: {{#{m[2]}}}\n$${m[1].rstrip()} \\tag{{{number[m[2]]}}}\n$$\n:::",
         text,
         flags=re.S,
     )
@@ -240,6 +228,13 @@ def _number_markdown(text, labels):
         text,
         flags=re.M,
     )
+
+# %% ../../nbs/site/resolve.ipynb #b88b16a8
+def _caption(text, number, page):
+    "A caption with its number and its keys resolved, formulas as KaTeX looks for them."
+    resolved = _resolve_text(text, page, links=False)
+    text = re.sub(r"(?<!\\)\$(\S[^$\n]*?)\$", r"\\(\1\\)", resolved)
+    return f"{number}: {text}" if number else text
 
 # %% ../../nbs/site/resolve.ipynb #84b372a8
 def _number_cell(source, page):
@@ -259,10 +254,7 @@ def _number_cell(source, page):
         caption = options.get(name)
         first = caption[0] if isinstance(caption, list) and caption else caption
         if isinstance(first, str):
-            first = re.sub(
-                r"(?<!\\)\$(\S[^$\n]*?)\$", r"\\(\1\\)", _resolve_text(first, page, links=False)
-            )
-            first = f"{number}: {first}" if number else first
+            first = _caption(first, number, page)
             options[name] = [first, *caption[1:]] if isinstance(caption, list) else first
     head = [f"#| {k}: {json.dumps(v, ensure_ascii=False)}" for k, v in options.items()]
     return "\n".join(head + lines[n:])

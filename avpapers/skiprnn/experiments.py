@@ -25,16 +25,8 @@ from ..core.training import ShuffledBatches
 from . import data as sets
 from .claims import paper
 from .model import SkipLSTM, multiply_adds_per_update, path_difference
-from avpapers.skiprnn.training import (
-    CELLS,
-    SequenceModel,
-    Variant,
-    count_updates,
-    policy_of,
-    predict,
-    score,
-    train,
-)
+from .training import CELLS, SequenceModel, Variant, count_updates, policy_of
+from .training import predict, score, train
 from ..suite.run import Run
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #bc82716c
@@ -136,18 +128,11 @@ def measure(
     work = multiply_adds_per_update(
         variant.cell, family.input_size, model.rnn.hidden_size, gate=gate
     )
-    row = {
-        "model": variant.name,
-        "role": variant.role,
-        "cell": variant.cell,
-        "policy": variant.policy,
-        "budget": variant.budget,
-        family.metric: score(family.task, outputs, target),
-        "updates": float(updates.mean()),
-        "updates_sd": float(updates.std()),
-        "used": float((updates / lengths).mean()),
-        "multiply_adds": float(updates.mean() * work),
-    }
+    row: dict[str, Any] = {"model": variant.name}
+    row |= {k: getattr(variant, k) for k in ("role", "cell", "policy", "budget")}
+    row |= {family.metric: score(family.task, outputs, target), "updates": float(updates.mean())}
+    row |= {"updates_sd": float(updates.std()), "used": float((updates / lengths).mean())}
+    row["multiply_adds"] = float(updates.mean() * work)
     if gate:
         other, _ = predict(model, inputs, lengths, update=update.roll(1, 0))
         row[f"shuffled_{family.metric}"] = score(family.task, other, target)
@@ -298,25 +283,15 @@ def frequency(size: Config, run: Run) -> None:
     run.data("frequency")
     short = min(size.lengths)
     for length in size.lengths:
-        sampling_ms = short / length
+        times: dict[str, Any] = {"length": length, "sampling_ms": short / length}
 
-        def draw(n: int, generator: torch.Generator, length=length, sampling_ms=sampling_ms):
-            return sets.frequency_task(
-                n, length=length, sampling_ms=sampling_ms, generator=generator
-            )
+        def draw(n: int, generator: torch.Generator, times=times):
+            return sets.frequency_task(n, generator=generator, **times)
 
-        family = generated_family(
-            "classification",
-            "accuracy",
-            draw,
-            size,
-            run,
-            length=length,
-            input_size=1,
-            num_outputs=2,
-        )
+        sizes = {"length": length, "input_size": 1, "num_outputs": 2}
+        family = generated_family("classification", "accuracy", draw, size, run, **sizes)
         kept = tuple(v for v in size.variants if length == short or v.role != "sweep")
-        compare(family, replace(size, variants=kept), run, length=length, sampling_ms=sampling_ms)
+        compare(family, replace(size, variants=kept), run, **times)
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #4bf110e8
 GRU = family_of("gru", 1e-3, matched=True)
@@ -503,27 +478,17 @@ def agreement(size: EventsConfig, run: Run) -> None:
     x = torch.randn(8, size.length, 1, generator=run.generator("inputs")).to(run.device)
     for cell, kind in CELLS.items():
         for layers in (1, 2):
-            net = kind(
-                1,
-                size.hidden_size,
-                layers,
-                batch_first=True,
-                gate_bias=-1.5,
-                generator=seeded_generator(run.seed),
-            ).to(run.device)
+            how: dict[str, Any] = {"batch_first": True, "gate_bias": -1.5}
+            how["generator"] = seeded_generator(run.seed)
+            net = kind(1, size.hidden_size, layers, **how).to(run.device)
             with torch.no_grad():
                 net.gate_weight.mul_(3)  # waits that depend on the state
             for path in ("event", "exact"):
                 found = path_difference(net, x, path)
-                run.row(
-                    case="agreement",
-                    cell=cell,
-                    layers=layers,
-                    path=path,
-                    largest_difference=found["output"],
-                    decisions_differ=found["decisions"] / x[..., 0].numel(),
-                    used=found["updates"] / size.length,
-                )
+                about = {"case": "agreement", "cell": cell, "layers": layers, "path": path}
+                about["largest_difference"] = found["output"]
+                about["decisions_differ"] = found["decisions"] / x[..., 0].numel()
+                run.row(**about, used=found["updates"] / size.length)
 
 # %% ../../nbs/skiprnn/04_experiments.ipynb #80b9d094
 @torch.no_grad()

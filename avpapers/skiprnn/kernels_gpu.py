@@ -31,7 +31,7 @@ def _tanh(x):
     "Hyperbolic tangent."
     return 2 * tl.sigmoid(2 * x) - 1
 
-
+# %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #2b36b7e1
 @_jit
 def _tile(base, row, stride, columns, n, mask):
     "Rows of a matrix, zero outside."
@@ -74,7 +74,7 @@ def _write(tops, cells, updates, increments, levels, t, rows, B, columns, mask, 
     tl.store(increments + at, p, mask=mask)
     tl.store(levels + at, level, mask=mask)
 
-
+# %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #ad30ee3b
 @_jit
 def _sleep(tops, cells, updates, increments, levels, t, T, rows, B, columns, live, h, c, p, left, H: tl.constexpr):
     "Skip to the next update of each sequence; returns its time, and what is in the gate."
@@ -123,7 +123,7 @@ def _before(outputs, state, t, rows, B, columns, live, H: tl.constexpr):
     later = _tile(outputs, (t - 1) * B + rows, H, columns, H, live & (t > 0))
     return later + _tile(state, rows, 2 * H, columns, H, live & (t <= 0))
 
-
+# %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #8447540b
 @_jit
 def _at_gate(g_h, g_c, g_p, g_a, h_new, c_new, p_new, h, c, p, level, left, g_update, skipped: tl.constexpr):
     "Straight-through gradient of one decision, handed to the increment and to what was accumulated."
@@ -161,7 +161,7 @@ def _through(grad, weight, gate, columns, H: tl.constexpr, PRECISION: tl.constex
     w = tl.load(weight + (gate * H + columns)[:, None] * H + columns[None, :], mask=inside[:, None] & inside[None, :], other=0.0)
     return tl.dot(grad, w, input_precision=PRECISION)
 
-
+# %% ../../nbs/skiprnn/09_kernels_gpu.ipynb #536a7e26
 @_jit
 def _incoming(g_tops, g_increments, t, rows, B, columns, live, g_h, g_p, H: tl.constexpr):
     "Add what comes in at step t."

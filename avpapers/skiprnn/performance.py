@@ -20,13 +20,8 @@ from ..core.benchmark import speedup_row, time_interleaved, torch_threads
 from ..core.environment import describe_machine, package_versions
 from ..core.random import seeded_generator, seeded_globals
 from ..core.stats import ratio_interval
-from avpapers.skiprnn.model import (
-    SkipLSTM,
-    flatten_state,
-    multiply_adds_per_update,
-    read_state,
-    run_on_demand,
-)
+from .model import SkipLSTM, flatten_state, multiply_adds_per_update, read_state
+from .model import run_on_demand
 from ..suite.run import Run
 from .claims import paper
 
@@ -42,26 +37,16 @@ def work(
 ) -> dict[str, dict[str, float]]:  # of an update and of a skipped step
     "Operations and bytes of one step of a Skip LSTM, one sequence, single precision."
     weights = multiply_adds_per_update("lstm", D, H)
-    return {
-        "update": {
-            "multiply-adds": weights,
-            "exponentials": 5 * H + 1,
-            "bytes of weights": 4 * weights,
-            "bytes written": 4 * (H + 2),
-        },
-        "skipped step": {
-            "multiply-adds": 0,
-            "exponentials": 0,
-            "bytes of weights": 0,
-            "bytes written": 4 * (H + 2),
-        },
-        "skipped step in training": {
-            "multiply-adds": 4 * H * D + H,
-            "exponentials": 5 * H + 1,
-            "bytes of weights": 16 * H * D,
-            "bytes written": 4 * (H + 2),
-        },
+    names, written = (
+        ("multiply-adds", "exponentials", "bytes of weights", "bytes written"),
+        4 * (H + 2),
+    )
+    steps = {
+        "update": (weights, 5 * H + 1, 4 * weights, written),
+        "skipped step": (0, 0, 0, written),
+        "skipped step in training": (4 * H * D + H, 5 * H + 1, 16 * H * D, written),
     }
+    return {step: dict(zip(names, counts)) for step, counts in steps.items()}
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #b6207aec
 @dataclass(frozen=True)
@@ -165,8 +150,7 @@ def run_inference(c: Config, batch: int, threads: int) -> list[dict[str, Any]]:
     rows = []
     for share in c.shares:
         for way in ("kernel", "module"):
-            about = shared | {"way": way, "used": used[share]}
-            rows += _compared(times, share, way, about)
+            rows += _compared(times, share, way, shared | {"way": way, "used": used[share]})
     return rows
 
 # %% ../../nbs/skiprnn/06_performance.ipynb #917f46a3

@@ -18,14 +18,8 @@ from typing import Any
 
 
 from .paper import Experiment, load_paper, standing_papers
-from avpapers.suite.records import (
-    Carried,
-    Record,
-    find_records,
-    read_record,
-    stale_reason,
-    write_record,
-)
+from .records import Carried, Record, find_records, read_record, stale_reason
+from .records import write_record
 from .run import config_of
 
 # %% ../../nbs/suite/carry.ipynb #01c3b540
@@ -61,7 +55,7 @@ paper, out, *experiments = sys.argv[1:]
 list(run_experiments(paper, tier="smoke", seed=0, device="cpu", out=out, only=experiments))
 """
 
-
+# %% ../../nbs/suite/carry.ipynb #6dbea2a0
 def smoke_runs(
     code: Path,  # a clone, or a worktree of it
     paper: str,  # package name
@@ -155,16 +149,13 @@ def carry(
             names = sorted(
                 {r.experiment for r in stale} & {n for n, e in offered.items() if not e.benchmark}
             )
-            sides = [
+            before, after = (
                 smoke_runs(place, package, names, Path(folder) / side) if names else {}
                 for side, place in (("before", code), ("after", Path(root)))
+            )
+            lines += [
+                _carry_one(r, offered.get(r.experiment), before, after, committed) for r in stale
             ]
-            for record in stale:
-                lines.append(
-                    _carry_one(
-                        record, offered.get(record.experiment), sides[0], sides[1], committed
-                    )
-                )
     return lines
 
 # %% ../../nbs/suite/carry.ipynb #7343e0f3

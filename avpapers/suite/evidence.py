@@ -268,8 +268,7 @@ def suspicious(
     for record in records:
         key = str([{k: v for k, v in row.items() if isinstance(v, float)} for row in record.rows])
         if key in rows and key != str([{}] * len(record.rows)):
-            found.append(
-                f"{first.experiment}: seeds {rows[key]} and {record.seed} have equal results"
-            )
+            pair = f"{first.experiment}: seeds {rows[key]} and {record.seed}"
+            found.append(f"{pair} have equal results")
         rows[key] = record.seed
     return found

@@ -121,7 +121,7 @@ _UNMEASURED: dict[str, Any] = {
     "note": "",
 }
 
-
+# %% ../../nbs/suite/ledger.ipynb #5ffa646b
 def claim_row(
     claim: Claim,  # what was promised
     records: Sequence[Record],  # fresh ones of its paper
@@ -176,18 +176,7 @@ def _strongest(found: list) -> tuple | None:
     return (tested or found or [None])[0]
 
 # %% ../../nbs/suite/ledger.ipynb #4ea384cc
-PERFORMANCE = (
-    "name",
-    "peer",
-    "ratio",
-    "low",
-    "high",
-    "bound",
-    "fraction_of_bound",
-    "device",
-    "threads",
-    "sizes",
-)
+PERFORMANCE = tuple("name peer ratio low high bound fraction_of_bound device threads sizes".split())
 
 
 def performance_rows(
@@ -223,12 +212,8 @@ def paper_ledger(
             row = claim_row(claim, [], reason=f"{claim.id}: {error}")
         rows.append(row)
     carried = [r.name for r in fresh if r.carried]
-    return {
-        "claims": rows,
-        "performance": performance_rows(fresh),
-        "stale": stale,
-        "carried": carried,
-    }
+    judged = {"claims": rows, "performance": performance_rows(fresh)}
+    return judged | {"stale": stale, "carried": carried}
 
 # %% ../../nbs/suite/ledger.ipynb #10aba404
 def ledger(
@@ -303,16 +288,10 @@ def compare(
     for row in new["claims"]:
         old = before.get(row["id"], {})
         then = old.get("tiers", {}).get(tier)
-        lines.append(
-            {
-                "claim": row["id"],
-                "committed verdict": old.get("verdict", "(none)"),
-                "decided at": old.get("tier", ""),
-                "this run": number_text(row),
-                f"committed at {tier}": number_text(then) if then else "",
-                "agrees": agreement(row, then),
-            }
-        )
+        line = {"claim": row["id"], "committed verdict": old.get("verdict", "(none)")}
+        line |= {"decided at": old.get("tier", ""), "this run": number_text(row)}
+        line[f"committed at {tier}"] = number_text(then) if then else ""
+        lines.append(line | {"agrees": agreement(row, then)})
     return lines
 
 # %% ../../nbs/suite/ledger.ipynb #475a82bc

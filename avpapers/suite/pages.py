@@ -309,15 +309,10 @@ def benchmark(
     from avpapers.suite.run import run_experiments
 
     sizes = load_paper(package, experiments=True).experiments["performance"].sizes
+    how: dict[str, Any] = {"tier": tier if tier in sizes else "smoke", "seed": 0, "device": device}
     with tempfile.TemporaryDirectory() as folder:
-        (record,) = run_experiments(
-            package,
-            tier=tier if tier in sizes else "smoke",
-            seed=0,
-            device=device,
-            out=record_path or folder,
-            only=["performance"],
-        )
+        out = record_path or folder
+        (record,) = run_experiments(package, out=out, only=["performance"], **how)
     return record, benchmark_record(package, tier="night") or record
 
 # %% ../../nbs/suite/pages.ipynb #363766e1

@@ -174,9 +174,8 @@ def check_writable(
             file.write(b"x" * 4096)
     except OSError as error:
         raise ValueError(
-            f"{name}: got {folder} ({error.strerror}), "
-            "expected a folder with room that one may write to; "
-            "do free space, change its permissions or name another"
+            f"{name}: got {folder} ({error.strerror}), expected a folder with room that one may "
+            "write to; do free space, change its permissions or name another"
         ) from None
     return Path(folder)
 

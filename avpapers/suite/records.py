@@ -49,7 +49,7 @@ class Carried(BaseModel):
 # %% ../../nbs/suite/records.ipynb #461dae40
 SCHEMA = 2
 
-
+# %% ../../nbs/suite/records.ipynb #e1acbed4
 class Record(BaseModel):
     "The result of one run and everything needed to believe it."
 

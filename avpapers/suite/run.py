@@ -21,14 +21,8 @@ from ..core.files import write_atomic
 from ..core.fingerprint import fingerprint
 from .paper import Experiment, Paper, load_paper
 from .project import commit
-from avpapers.suite.records import (
-    DataSource,
-    Record,
-    plain,
-    read_record,
-    stale_reason,
-    write_record,
-)
+from .records import DataSource, Record, plain, read_record, stale_reason
+from .records import write_record
 from .tiers import get_tier
 
 if TYPE_CHECKING:
@@ -207,7 +201,7 @@ def execute(
 # %% ../../nbs/suite/run.ipynb #c9352aeb
 KEEPS_CHECKPOINTS = ("night", "gpu", "paper")  # tiers long enough to be worth resuming
 
-
+# %% ../../nbs/suite/run.ipynb #963a446b
 def run_experiments(
     package: str,  # name of the paper
     *,

@@ -340,14 +340,8 @@ def keep(job: Job, workspace: Workspace, result: Result, fingerprint_: str) -> N
         path = workspace.records / name
         if not path.exists() or path.read_text(encoding="utf8") != text:
             write_atomic(path, text)
-    state = {
-        "status": result.status,
-        "fingerprint": fingerprint_,
-        "seconds": result.seconds,
-        "error": result.error,
-        "host": result.host,
-        "records": sorted(result.records),
-    }
+    state = {k: getattr(result, k) for k in ("status", "seconds", "error", "host")}
+    state |= {"fingerprint": fingerprint_, "records": sorted(result.records)}
     write_atomic(workspace.state(job.key), json.dumps(state, indent=1))
 
 # %% ../../nbs/suite/runner.ipynb #b9a1c16e
@@ -532,13 +526,8 @@ class Bars(Lines):
 
     def begin(self, total: int) -> None:
         from rich.markup import escape
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-        )
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeElapsedColumn
 
         super().begin(total)
         self.progress = Progress(

@@ -21,27 +21,14 @@ class Tier:
     data: str  # what kind of data it sees
 
 # %% ../../nbs/suite/tiers.ipynb #d604cbff
+_GENERATED = "the paper's generators"
 TIERS = {
     t.name: t
     for t in (
         Tier("smoke", "cpu", 0.5, 1, "2 CPU cores", "tiny: it shows that every line runs"),
         Tier("cpu", "cpu", 3, 3, "2 CPU cores", "embedded: packaged real data, generators"),
-        Tier(
-            "night",
-            "cpu",
-            120,
-            5,
-            "2 CPU cores, over night",
-            "real data at hand, the paper's generators",
-        ),
-        Tier(
-            "gpu",
-            "cuda",
-            60,
-            5,
-            "one GPU, Colab T4 to H100",
-            "public real data, the paper's generators",
-        ),
+        Tier("night", "cpu", 120, 5, "2 CPU cores, over night", f"real data at hand, {_GENERATED}"),
+        Tier("gpu", "cuda", 60, 5, "one GPU, Colab T4 to H100", f"public real data, {_GENERATED}"),
         Tier("paper", "cuda", 600, 4, "as published", "as published"),
     )
 }
