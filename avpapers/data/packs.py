@@ -107,7 +107,9 @@ _EMOGATOR = Pack(
     {"labels_take1.csv": ("speaker", "emotion_id", "emotion", "take")},
     {"emogator_take1.zip": ()},
     identity="a18e57e26abc14bb82f93b534deae2eba30c846b5253931624395632274f4bfa",
-    unlisted={"labels_take1.csv": "b642043e2757348b6aa8e861af0b8bba41df224165c4813a3b9e80cbe848d230"},
+    unlisted={
+        "labels_take1.csv": "b642043e2757348b6aa8e861af0b8bba41df224165c4813a3b9e80cbe848d230"
+    },
 )
 _FASHIONPAIRS = Pack(
     "fashionpairs",
@@ -432,17 +434,13 @@ def _media_of(found: FoundPack) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/data/packs.ipynb #824383e7
 @lru_cache(maxsize=32)
-def identity(
-    found: FoundPack,
-) -> Identity:
+def identity(found: FoundPack) -> Identity:
     "Which data a pack holds, from its content."
     media = _media_of(found)
     return Identity(arrays_checksum(_labels_of(found)), arrays_checksum(media) if media else "")
 
 
-def pack_checksum(
-    found: FoundPack,
-) -> str:  # "pack tiny, labels 0123..., media 4567..."
+def pack_checksum(found: FoundPack) -> str:  # "pack tiny, labels 0123..., media 4567..."
     "The line that a record keeps as the checksum of its data."
     which = identity(found)
     media = f", media {which.media}" if which.media else ""
@@ -484,7 +482,5 @@ def list_packs() -> pd.DataFrame:  # one row per pack
     for pack in PACKS.values():
         accept = " --accept" if pack.research_only else ""
         here = find_pack(pack).place if has_pack(pack) else f"data get {pack.name}{accept}"
-        rows.append(
-            {"pack": pack.name, "size": pack.size, "license": pack.license, "where": here}
-        )
+        rows.append({"pack": pack.name, "size": pack.size, "license": pack.license, "where": here})
     return pd.DataFrame(rows).set_index("pack")
