@@ -96,7 +96,7 @@ _IMDB = Pack(
     identity="b5c2676126c462488e6da198f6924d49240c1fd422fdfb6a7300279a4360f88a",
 )
 
-# %% ../../nbs/data/packs.ipynb #9ae54295
+# %% ../../nbs/data/packs.ipynb #ee76c7d6
 _EMOGATOR = Pack(
     "emogator",
     "10,710 vocal bursts: 357 speakers x 30 categories, the first of three takes",
@@ -131,7 +131,7 @@ _FASHIONPAIRS = Pack(
     identity="0c00bdc72d87567026056f447f51deac43c43bc61a45713db86df92872a8ca6c",
 )
 
-# %% ../../nbs/data/packs.ipynb #cec7fad8
+# %% ../../nbs/data/packs.ipynb #9e77dfb1
 _CIFAR10H = Pack(
     "cifar10h",
     "10,000 test pictures of CIFAR-10 with 47 to 63 votes each",
@@ -168,12 +168,12 @@ _TEXT_VOTES = Pack(
     "2 MB",
     {
         "cremad_votes.csv.xz": tuple("modality fileName A D F H N S".split()),
-        "emobank.csv.xz": ("id", "split", "text", "document"),
+        "emobank.csv.xz": ("id", "split", "V", "A", "D", "document"),
         "emobank_reader_ratings.csv.xz": (),
         "emobank_writer_ratings.csv.xz": (),
         "goemotions.csv.xz": (),
     },
-    identity="32284d8681270bb170fba63d986b0af2a5b33263dc55464d942d72c64e063a7e",
+    identity="42404f187ea3646364c95e7bb02fec15ed50ae8127e4149305984c8e52bc5c43",
 )
 
 # %% ../../nbs/data/packs.ipynb #4a3cee83
@@ -432,7 +432,7 @@ def _media_of(found: FoundPack) -> dict[str, np.ndarray]:
                 parts[file] = np.array(found.sha256[file])
     return parts
 
-# %% ../../nbs/data/packs.ipynb #824383e7
+# %% ../../nbs/data/packs.ipynb #7a1f8d36
 @lru_cache(maxsize=32)
 def identity(found: FoundPack) -> Identity:
     "Which data a pack holds, from its content."
@@ -473,7 +473,7 @@ def twin_numbers(
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(item, len(seen)) for item in items], dtype=np.int32)
 
-# %% ../../nbs/data/packs.ipynb #19f25d4e
+# %% ../../nbs/data/packs.ipynb #8945fe1a
 def list_packs() -> pd.DataFrame:  # one row per pack
     "The packs, with license and place."
     import pandas as pd
