@@ -614,7 +614,12 @@ def test_bursts(tmp_path):
 
 def test_folds_test_every_speaker_once():
     who = [f"{k:03d}" for k in range(23) for _ in range(3)]
-    tested = [s for f in range(5) for s, p in zip(who, EP.split_by_fold(who, f)) if p == "test"]
+    tested = [
+        s
+        for f in range(5)
+        for s, p in zip(who, EP.split_by_fold(who, f), strict=True)
+        if p == "test"
+    ]
     assert sorted(tested) == sorted(who)
     assert EP.split_by_fold(who, 0, seed=1) != EP.split_by_fold(who, 0)
 

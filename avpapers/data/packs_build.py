@@ -148,9 +148,11 @@ def _smaller(source: Path | bytes, side: int, quality: int, **options: Any) -> b
     picture = open_picture(source).resize((side, side), Image.Resampling.LANCZOS)
     return _jpeg(picture, quality, **options)
 
-# %% ../../nbs/data/packs_build.ipynb #5fb5b1c2
+# %% ../../nbs/data/packs_build.ipynb #57f2051b
 _USAGE = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
-_VOTES = ("neutral happiness surprise sadness anger disgust fear contempt unknown NF").split()
+_VOTES = (
+    "neutral happiness surprise sadness anger disgust fear contempt unknown NF"
+).split()
 
 
 def _ferplus_votes(folder: Path) -> pd.DataFrame:
@@ -245,7 +247,7 @@ def _idx(file: Path) -> UInt8[np.ndarray, "..."]:
             "it again"
         ) from error
 
-# %% ../../nbs/data/packs_build.ipynb #2a9432ec
+# %% ../../nbs/data/packs_build.ipynb #5103bf6b
 def _digit_files(folder: Path, part: str, first: int) -> tuple[np.ndarray, np.ndarray]:
     "Pictures and labels from files such as train/5/0.png."
     files = files_of(_needed(folder, part), (".png",), deep=True)
@@ -258,7 +260,7 @@ def _digit_files(folder: Path, part: str, first: int) -> tuple[np.ndarray, np.nd
     labels = np.array([int(f.parent.name) for _, f in numbered], dtype=np.uint8)
     return np.stack([np.asarray(open_picture(f))[..., 0] for _, f in numbered]), labels
 
-
+# %% ../../nbs/data/packs_build.ipynb #74f2d5ab
 def mnist_content(folder: Path) -> Content:
     "MNIST from the four idx files, or from numbered PNG files."
     arrays = {}
@@ -310,7 +312,7 @@ EMOGATOR_CATEGORIES = tuple(
 )
 _BURST = re.compile(r"(\d+)-(\d\d)-(\d)\.mp3", re.I)
 
-# %% ../../nbs/data/packs_build.ipynb #9b753242
+# %% ../../nbs/data/packs_build.ipynb #559e8397
 def _bursts(folder: Path, take: int) -> dict[int, dict[int, Path]]:
     "The files of a take, by speaker and category."
     found: dict[int, dict[int, Path]] = {}
@@ -330,12 +332,14 @@ def _bursts(folder: Path, take: int) -> dict[int, dict[int, Path]]:
         )
     return dict(sorted(found.items()))
 
-
+# %% ../../nbs/data/packs_build.ipynb #f03d38d5
 def _ogg(wave: np.ndarray, rate: int) -> bytes:
     import soundfile
 
     stream = io.BytesIO()
-    soundfile.write(stream, wave, rate, format="OGG", subtype="OPUS")
+    # a level of .957 is about 16 kb/s
+    kind = {"format": "OGG", "subtype": "OPUS", "compression_level": 0.957}
+    soundfile.write(stream, wave, rate, **kind)
     return stream.getvalue()
 
 # %% ../../nbs/data/packs_build.ipynb #05715ff5
@@ -423,7 +427,7 @@ def _cifar_official(file: Path) -> tuple[list[bytes], np.ndarray]:
         parts.append(stream.getvalue())
     return parts, labels
 
-# %% ../../nbs/data/packs_build.ipynb #cc0249ce
+# %% ../../nbs/data/packs_build.ipynb #75b14eda
 def _cifar_folders(folder: Path) -> tuple[list[bytes], np.ndarray]:
     "Pictures as they are, and labels, of a folder for each class."
     name = "cifar10_test_set_original_labels.npy"
@@ -441,7 +445,7 @@ def _cifar_folders(folder: Path) -> tuple[list[bytes], np.ndarray]:
             parts[row] = file.read_bytes()
     return parts, labels
 
-
+# %% ../../nbs/data/packs_build.ipynb #717d3408
 def cifar10h_content(folder: Path) -> Content:
     "CIFAR-10's test pictures with their votes."
     name = "cifar10h-counts.npy"
@@ -456,10 +460,10 @@ def cifar10h_content(folder: Path) -> Content:
         raise ValueError(f"{name}: got {votes.min()} to {votes.max()}, expected counts to 255")
     return {"cifar10h.npz": _strip(parts) | {"label": labels, "votes": votes.astype(np.uint8)}}
 
-# %% ../../nbs/data/packs_build.ipynb #d2b08d10
+# %% ../../nbs/data/packs_build.ipynb #23fe1dae
 _FACE = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+\.jpg(\.chip\.jpg)?", re.I)
 
-
+# %% ../../nbs/data/packs_build.ipynb #a592a62c
 def utkface_content(folder: Path) -> Content:
     "Faces with age, gender and race, from their names."
     files = sorted(files_of(folder, (".jpg",), deep=True), key=lambda f: f.name)
@@ -484,11 +488,11 @@ def utkface_content(folder: Path) -> Content:
     arrays["twin"] = twin_numbers(f.read_bytes() for _, f in named)
     return {"utkface48.npz": arrays}
 
-# %% ../../nbs/data/packs_build.ipynb #c86e5e1b
+# %% ../../nbs/data/packs_build.ipynb #32689d6e
 _SHOWN = {"1": "voice", "2": "face", "3": "audiovisual"}
 _CLIP = re.compile(r"(\d{4})_([A-Z]{3})_([A-Z]{3})_([A-Z]{2})")
 
-
+# %% ../../nbs/data/packs_build.ipynb #d7cf9e79
 def _cremad_rows(folder: Path) -> list[Sequence[object]]:
     votes = [*"ADFHNS"]
     file = _needed(folder, "tabulatedVotes.csv")
@@ -534,7 +538,7 @@ def _ratings_rows(folder: Path, who: str) -> list[Sequence[object]]:
     as_numbers(table[["V", "A", "D"]], low=1, high=5)
     return [["id", "V", "A", "D"], *table[["id", "V", "A", "D"]].to_numpy().tolist()]
 
-# %% ../../nbs/data/packs_build.ipynb #3951904a
+# %% ../../nbs/data/packs_build.ipynb #b8b11362
 def _goemotions_rows(folder: Path) -> list[Sequence[object]]:
     names = [*read_lines(_needed(folder, "original/labels.txt", "labels.txt")).values()]
     rows: list[Sequence[object]] = [["split", "text", "labels"]]
@@ -552,7 +556,7 @@ def _goemotions_rows(folder: Path) -> list[Sequence[object]]:
             rows.append([split, cells[0], "|".join(names[int(t)] for t in ticks)])
     return rows
 
-
+# %% ../../nbs/data/packs_build.ipynb #3db27d20
 def text_votes_content(folder: Path) -> Content:
     "CREMA-D, EmoBank and GoEmotions as tables."
     return {
@@ -625,10 +629,11 @@ def _archive(repository: str) -> Download:
     owner_name, commit = repository.split("@")
     return Download(f"https://codeload.github.com/{owner_name}/zip/{commit}", "archive")
 
-# %% ../../nbs/data/packs_build.ipynb #1ad3f873
+# %% ../../nbs/data/packs_build.ipynb #2cd571e0
 _REPOSITORY = {n: re.findall(r"([\w.-]+/[\w.-]+) (@\w+)", p.source) for n, p in PACKS.items()}
 _PINNED = {name: ["".join(found) for found in pairs] for name, pairs in _REPOSITORY.items()}
 
+# %% ../../nbs/data/packs_build.ipynb #1054c2ec
 DOWNLOADS = {
     "ferplus": (
         _archive(_PINNED["ferplus"][0]),
@@ -648,22 +653,24 @@ DOWNLOADS = {
             "b5451284ea74ad2b93cc7bbfbfa8334457661a3cb898fc590a1de80f0a1a18de",
         ),
     ),
-    "cifar10h": (
-        _archive(_PINNED["cifar10h"][0]),
-        _raw(
-            _PINNED["cifar10h"][1],
-            "data/cifar10h-counts.npy",
-            "9b36b4550349af56c79083356312eb4af856cc5fd3caf1f669d40b9d0bbb69ff",
-        ),
-        _raw(
-            _PINNED["cifar10h"][2],
-            "original_test_labels/cifar10_test_set_original_labels.npy",
-            "8fba587d5b11011df52b2a20eb4a272eeaf20c2d162554059f714d4b78d23aed",
-        ),
-    ),
 }
 
-# %% ../../nbs/data/packs_build.ipynb #b8b09ec8
+# %% ../../nbs/data/packs_build.ipynb #d925080d
+DOWNLOADS["cifar10h"] = (
+    _archive(_PINNED["cifar10h"][0]),
+    _raw(
+        _PINNED["cifar10h"][1],
+        "data/cifar10h-counts.npy",
+        "9b36b4550349af56c79083356312eb4af856cc5fd3caf1f669d40b9d0bbb69ff",
+    ),
+    _raw(
+        _PINNED["cifar10h"][2],
+        "original_test_labels/cifar10_test_set_original_labels.npy",
+        "8fba587d5b11011df52b2a20eb4a272eeaf20c2d162554059f714d4b78d23aed",
+    ),
+)
+
+# %% ../../nbs/data/packs_build.ipynb #85f0569f
 _CREMAD, _EMOBANK, _GOEMOTIONS = _PINNED["text_votes"]
 _TABLES = (
     (
@@ -696,7 +703,10 @@ _TABLES = (
         "corpus/meta.tsv",
         "c848266476711a3fb68395b9907ef574e60289ad916c8db79b7ea2e62ab62e0e",
     ),
-)
+)#%% md
+GoEmotions keeps three sets of labels; the original one is read.
+
+# %% ../../nbs/data/packs_build.ipynb #33b2e41e
 _LABELED = {
     "train.tsv": "1c254a142be5c00e80d819b9ae1bbd36d94b2eeb8f4b1271846508d57e57d9c5",
     "dev.tsv": "575489c079c9de1097062a01738f998590d6b7ead66dd1c9fd1d2ba01fd8bc62",
@@ -731,7 +741,7 @@ def _sources(name: str) -> Path:
         _fetch(wanted, folder, name)
     return folder
 
-# %% ../../nbs/data/packs_build.ipynb #8ee19f8f
+# %% ../../nbs/data/packs_build.ipynb #5949a6dd
 def _mnist_source() -> Path:
     from torchvision.datasets import MNIST
 
@@ -746,7 +756,7 @@ def _mnist_source() -> Path:
         ) from error
     return where / "MNIST" / "raw"
 
-
+# %% ../../nbs/data/packs_build.ipynb #be0285e9
 def _fetch(wanted: Download, folder: Path, name: str) -> None:
     "A file or an unpacked archive in the folder of the set."
     import pooch

@@ -86,7 +86,7 @@ def without_face_twins(
     "Which faces are left if those outside training that have a twin in it are dropped."
     return torch.from_numpy(without_twins(face_twins(data).numpy(), data.split))
 
-# %% ../../nbs/uncertainty/01b_packs.ipynb #97d472fa
+# %% ../../nbs/uncertainty/01b_packs.ipynb #9e756461
 def packed_cifar10h(
     *,
     split_seed: int = 0,  # decides which pictures go to which split
@@ -109,7 +109,7 @@ def packed_cifar10h(
         checksum=pack_checksum(found),
     ).check()
 
-
+# %% ../../nbs/uncertainty/01b_packs.ipynb #14a50236
 def _twin_groups(twin: Sequence[int] | np.ndarray) -> tuple[str, ...]:
     return tuple(f"picture {t}" for t in np.asarray(twin).tolist())
 
