@@ -57,7 +57,7 @@ class Pack:
     def __hash__(self) -> int:
         return hash((self.name, self.source))
 
-# %% ../../nbs/data/packs.ipynb #fc2a7c93
+# %% ../../nbs/data/packs.ipynb #c97510cf
 _FERPLUS = Pack(
     "ferplus",
     "35,710 faces of FER2013, 48x48, each with ten votes (FER+)",
@@ -70,10 +70,9 @@ _FERPLUS = Pack(
     {"votes.npz": ("votes", "usage", "row")},
     {"faces_*.jpg": ()},
     identity="a0ef69d68f6f757316b1269a4eddd377ecf60727fa9ef48c2af3bef0232715e7",
-)#%% md
-The digits of Skip RNN, all of them:
+)
 
-# %% ../../nbs/data/packs.ipynb #4a134522
+# %% ../../nbs/data/packs.ipynb #eb6616e7
 _MNIST = Pack(
     "mnist",
     "60,000 + 10,000 handwritten digits, 28x28, in the original order",
@@ -85,8 +84,7 @@ _MNIST = Pack(
     {"mnist.npz": ("y_train", "y_test")},
     {"mnist.npz": ("x_train", "x_test")},
     identity="993a833b4944f0e71609d9b571421709fce59eb749c353a3e4221c9572e647f1",
-)#%% md
-And a fifth of its reviews:
+)
 
 # %% ../../nbs/data/packs.ipynb #d7893ca9
 _IMDB = Pack(
@@ -102,7 +100,7 @@ _IMDB = Pack(
     identity="b5c2676126c462488e6da198f6924d49240c1fd422fdfb6a7300279a4360f88a",
 )
 
-# %% ../../nbs/data/packs.ipynb #49a75ca2
+# %% ../../nbs/data/packs.ipynb #63fdbb35
 _EMOGATOR = Pack(
     "emogator",
     "10,710 vocal bursts: 357 speakers x 30 categories, the first of three takes",
@@ -113,9 +111,10 @@ _EMOGATOR = Pack(
     {"labels_take1.csv": ("speaker", "emotion_id", "emotion", "take")},
     {"emogator_take1.zip": ()},
     identity="a18e57e26abc14bb82f93b534deae2eba30c846b5253931624395632274f4bfa",
-    unlisted={"labels_take1.csv": "b642043e2757348b6aa8e861af0b8bba41df224165c4813a3b9e80cbe848d230"},
-)#%% md
-Photographs with a color and an article:
+    unlisted={
+        "labels_take1.csv": "b642043e2757348b6aa8e861af0b8bba41df224165c4813a3b9e80cbe848d230"
+    },
+)
 
 # %% ../../nbs/data/packs.ipynb #58d04236
 _FASHIONPAIRS = Pack(
@@ -138,7 +137,7 @@ _FASHIONPAIRS = Pack(
     identity="0c00bdc72d87567026056f447f51deac43c43bc61a45713db86df92872a8ca6c",
 )
 
-# %% ../../nbs/data/packs.ipynb #91e7b05b
+# %% ../../nbs/data/packs.ipynb #008b1e2b
 _CIFAR10H = Pack(
     "cifar10h",
     "10,000 test pictures of CIFAR-10 with 47 to 63 votes each",
@@ -152,10 +151,9 @@ _CIFAR10H = Pack(
     {"cifar10h.npz": ("label", "votes")},
     {"cifar10h.npz": ("jpeg", "offset")},
     identity="24f795d9e89f02cae2ac35ae8837b101e5bdc9225c7ba184c5928d60032c564e",
-)#%% md
-Faces with groups:
+)
 
-# %% ../../nbs/data/packs.ipynb #95c9e1a1
+# %% ../../nbs/data/packs.ipynb #9b819bd9
 _UTKFACE = Pack(
     "utkface",
     "9,778 faces, 48x48, with age, gender and race as the set names them",
@@ -166,8 +164,7 @@ _UTKFACE = Pack(
     {"utkface48.npz": ("age", "gender", "race")},
     {"utkface48.npz": ("jpeg", "offset")},
     identity="96e1a599eeb1e3b36616ecb5ee0530b7c12cfa8332dc2cd0d71367127866c137",
-)#%% md
-Tables without pictures:
+)
 
 # %% ../../nbs/data/packs.ipynb #42701912
 _TEXT_VOTES = Pack(
@@ -447,17 +444,13 @@ def _media_of(found: FoundPack) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/data/packs.ipynb #76f8a5fb
 @lru_cache(maxsize=32)
-def identity(
-    found: FoundPack,
-) -> Identity:
+def identity(found: FoundPack) -> Identity:
     "Which data a pack holds, from its content."
     media = _media_of(found)
     return Identity(arrays_checksum(_labels_of(found)), arrays_checksum(media) if media else "")
 
 
-def pack_checksum(
-    found: FoundPack,
-) -> str:  # "pack tiny, labels 0123..., media 4567..."
+def pack_checksum(found: FoundPack) -> str:  # "pack tiny, labels 0123..., media 4567..."
     "The line that a record keeps as the checksum of its data."
     which = identity(found)
     media = f", media {which.media}" if which.media else ""
@@ -499,7 +492,5 @@ def list_packs() -> pd.DataFrame:  # one row per pack
     for pack in PACKS.values():
         accept = " --accept" if pack.research_only else ""
         here = find_pack(pack).place if has_pack(pack) else f"data get {pack.name}{accept}"
-        rows.append(
-            {"pack": pack.name, "size": pack.size, "license": pack.license, "where": here}
-        )
+        rows.append({"pack": pack.name, "size": pack.size, "license": pack.license, "where": here})
     return pd.DataFrame(rows).set_index("pack")

@@ -150,9 +150,7 @@ def _smaller(source: Path | bytes, side: int, quality: int, **options: Any) -> b
 
 # %% ../../nbs/data/packs_build.ipynb #57f2051b
 _USAGE = {"Training": 0, "PublicTest": 1, "PrivateTest": 2}
-_VOTES = (
-    "neutral happiness surprise sadness anger disgust fear contempt unknown NF"
-).split()
+_VOTES = ("neutral happiness surprise sadness anger disgust fear contempt unknown NF").split()
 
 
 def _ferplus_votes(folder: Path) -> pd.DataFrame:
@@ -670,7 +668,7 @@ DOWNLOADS["cifar10h"] = (
     ),
 )
 
-# %% ../../nbs/data/packs_build.ipynb #85f0569f
+# %% ../../nbs/data/packs_build.ipynb #0096ee43
 _CREMAD, _EMOBANK, _GOEMOTIONS = _PINNED["text_votes"]
 _TABLES = (
     (
@@ -703,8 +701,7 @@ _TABLES = (
         "corpus/meta.tsv",
         "c848266476711a3fb68395b9907ef574e60289ad916c8db79b7ea2e62ab62e0e",
     ),
-)#%% md
-GoEmotions keeps three sets of labels; the original one is read.
+)
 
 # %% ../../nbs/data/packs_build.ipynb #33b2e41e
 _LABELED = {
