@@ -610,12 +610,14 @@ def data_add(
     folder: Annotated[Path, typer.Argument(help="Its files, laid out as by their source.")],
 ) -> None:
     "Build a pack from files on this machine."
-    from avpapers.data.packs import PACKS
+    from avpapers.data.packs import PACKS, find_pack
     from avpapers.data.packs_build import add_pack
 
     found = add_pack(name, folder)
     typer.echo(f"licence of {name}: {PACKS[name].license}")
     _tell_pack(found)
+    if find_pack(name).folder != found.folder:
+        typer.secho("note: AVPAPERS_DATA holds this pack too, and comes first", fg="yellow")
 
 
 def _tell_pack(found) -> None:

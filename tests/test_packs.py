@@ -26,6 +26,9 @@ from avpapers.data import packs_build as B
 from avpapers.exvo import packs as EP
 from avpapers.skiprnn import packs as SP
 from avpapers.skiprnn.data import IMDB_SHA256, IMDB_URL
+from avpapers.suite.paper import load_paper
+from avpapers.suite.records import Record
+from avpapers.suite.run import Run
 from avpapers.uncertainty import packs as UP
 
 REAL = os.environ.get("AVPAPERS_DATA", "")
@@ -103,7 +106,7 @@ def imdb_folder(folder, layout, rng):
         for name, rating in (("neg", 2), ("pos", 9)):
             (top / split / name).mkdir(parents=True)
             for i in range(8):
-                text = f'A {name} film number {i} of {split}.<br /><br />Long ago, "so" said'
+                text = f'A {name} film called {chr(97 + i) * 3} of {split}.<br /><br />Long ago, "so" said'
                 text = "The same review." if i == 7 and name == "neg" else text
                 (top / split / name / f"{i}_{rating}.txt").write_text(text)
     (top / "train" / "unsup").mkdir()
@@ -364,6 +367,17 @@ def checksum_of(data):
     return hashlib.sha256(data).hexdigest()
 
 
+@pytest.mark.parametrize("name", FOLDERS)
+def test_offline_nothing_is_fetched_and_the_error_says_so(name, monkeypatch):
+    import pooch
+
+    monkeypatch.setattr(pooch, "retrieve", lambda *a, **k: pytest.fail("the network was used"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: pytest.fail("so it was"))
+    with pytest.raises(DataUnavailableError, match="could not fetch it"):
+        B.get_pack(name, accept=True)
+    assert not P.has_pack(name)
+
+
 # ---- finding and checking
 
 
@@ -589,6 +603,19 @@ def test_digits_and_reviews(tmp_path):
     reviews = SP.packed_imdb(length=12, vocabulary_size=50)
     assert len(reviews.test) == 16 and len(reviews.train) + len(reviews.validation) == 15
     assert reviews.checksum.startswith("pack imdb, labels ") and not reviews.stand_in
+
+
+def test_a_record_names_pack_and_identity(tmp_path):
+    built("mnist", tmp_path)
+    digits = SP.packed_mnist()
+    about = {"paper": "skiprnn", "experiment": "digits", "tier": "smoke", "seed": 0}
+    record = Record(**about, module="avpapers.skiprnn.experiments", config={})
+    run = Run(record, real=load_paper("skiprnn").real)
+    run.data(digits.name, digits.checksum)
+    (source,) = run.record.data
+    which = P.identity(P.find_pack("mnist"))
+    assert source.name == "mnist" and not source.stand_in
+    assert source.checksum == f"pack mnist, labels {which.labels}, media {which.media}"
 
 
 def test_bursts(tmp_path):

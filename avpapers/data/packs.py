@@ -100,7 +100,7 @@ _IMDB = Pack(
     identity="b5c2676126c462488e6da198f6924d49240c1fd422fdfb6a7300279a4360f88a",
 )
 
-# %% ../../nbs/data/packs.ipynb #63fdbb35
+# %% ../../nbs/data/packs.ipynb #cf6ec76d
 _EMOGATOR = Pack(
     "emogator",
     "10,710 vocal bursts: 357 speakers x 30 categories, the first of three takes",
@@ -424,10 +424,10 @@ def _labels_of(found: FoundPack) -> dict[str, np.ndarray]:
             parts[f"{file}/{name}"] = content[name]
     return parts
 
-# %% ../../nbs/data/packs.ipynb #6143a4eb
+# %% ../../nbs/data/packs.ipynb #4e16f187
 def _media_of(found: FoundPack) -> dict[str, np.ndarray]:
     "What the second hash is made of."
-    parts = {}
+    parts: dict[str, np.ndarray] = {}
     for pattern, names in found.pack.media.items():
         for file in found.files(pattern):
             path = found.path(file)
@@ -442,7 +442,7 @@ def _media_of(found: FoundPack) -> dict[str, np.ndarray]:
                 parts[file] = np.array(found.sha256[file])
     return parts
 
-# %% ../../nbs/data/packs.ipynb #76f8a5fb
+# %% ../../nbs/data/packs.ipynb #e5571433
 @lru_cache(maxsize=32)
 def identity(found: FoundPack) -> Identity:
     "Which data a pack holds, from its content."
@@ -456,7 +456,7 @@ def pack_checksum(found: FoundPack) -> str:  # "pack tiny, labels 0123..., media
     media = f", media {which.media}" if which.media else ""
     return f"pack {found.pack.name}, labels {which.labels}{media}"
 
-# %% ../../nbs/data/packs.ipynb #287dbbe3
+# %% ../../nbs/data/packs.ipynb #e7b0a7f7
 def without_twins(
     twin: Sequence[int] | Int[np.ndarray, "N"],  # equal numbers for identical items
     split: Sequence[str],  # (N,) split of each item
@@ -464,16 +464,16 @@ def without_twins(
     train: str = "train",  # the split that models are fitted to
 ) -> Bool[np.ndarray, "N"]:  # True for training items, and others without a twin there
     "Which items are left if those outside training that have a twin in it are dropped."
-    twin, split = np.asarray(twin), np.asarray(split)
-    if twin.shape != split.shape or twin.ndim != 1:
+    number, where = np.asarray(twin), np.asarray(split)
+    if number.shape != where.shape or number.ndim != 1:
         raise ValueError(
-            f"twin and split: got shapes {twin.shape} and {split.shape}, expected one entry per "
+            f"twin and split: got shapes {number.shape} and {where.shape}, expected one entry per "
             "item in both"
         )
-    if train not in split:
-        raise ValueError(f"train: got {train!r}, expected one of {few(sorted(set(split)))}")
-    inside = split == train
-    return inside | ~np.isin(twin, twin[inside])
+    if train not in where:
+        raise ValueError(f"train: got {train!r}, expected one of {few(sorted(set(where)))}")
+    inside = where == train
+    return inside | ~np.isin(number, number[inside])
 
 
 def twin_numbers(
@@ -483,7 +483,7 @@ def twin_numbers(
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(item, len(seen)) for item in items], dtype=np.int32)
 
-# %% ../../nbs/data/packs.ipynb #ec0f17ff
+# %% ../../nbs/data/packs.ipynb #1688a24e
 def list_packs() -> pd.DataFrame:  # one row per pack
     "The packs, with license and place."
     import pandas as pd
