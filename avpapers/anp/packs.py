@@ -18,7 +18,7 @@ from ..data.packs import find_pack, pack_checksum, read_arrays, read_strip
 # %% auto #0
 __all__ = ['split_within_pairs', 'packed_fashionpairs']
 
-# %% ../../nbs/anp/01b_packs.ipynb #9906a792
+# %% ../../nbs/anp/01b_packs.ipynb #ace062a0
 def split_within_pairs(
     pair: Sequence[int],  # of each picture
     twin: Sequence[int],  # equal numbers for identical pictures
