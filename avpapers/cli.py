@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'PaperNames', 'TierName', 'records', 'data', 'main', 'options', 'list_papers', 'reproduce', 'run', 'report',
            'docs', 'new', 'records_list', 'records_stale', 'records_carry', 'doctor', 'data_list', 'data_get',
-           'data_build', 'data_prefetch']
+           'data_add', 'data_build', 'data_prefetch']
 
 # %% ../nbs/cli.ipynb #fe6cc270
 import json
@@ -565,22 +565,59 @@ def _datasets():
 # %% ../nbs/cli.ipynb #29549817
 @data.command("ls")
 def data_list() -> None:
-    "The data sets, their licences and where they come from."
+    "The data sets and packs, their licences and where they are."
     import pandas as pd
 
+    from avpapers.data.packs import list_packs
+
     frame = pd.DataFrame([vars(d) | {"name": n} for n, d in _datasets().items()])
-    _show(frame[["name", "license", "size", "embedded", "source"]])
+    _show(frame[["name", "license", "size", "embedded", "source"]], "Data sets")
+    _show(list_packs().reset_index(), "Packs")
 
 
 @data.command("get")
 def data_get(
     name: Annotated[str, typer.Argument(help="A name that `avpapers data ls` shows.")],
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Accept a licence that allows research only.")
+    ] = False,
 ) -> None:
-    "Bring a data set into the cache."
+    "Bring a data set or a pack into the cache."
+    from avpapers.data.packs import PACKS
+    from avpapers.data.packs_build import get_pack
+
+    if name in PACKS:
+        typer.echo(f"licence of {name}: {PACKS[name].license}")
+        _tell_pack(get_pack(name, accept=accept))
+        return
     found = _datasets()
     if name not in found:
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join(found)}")
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join({**found, **PACKS})}")
     typer.echo(f"{name}: {found[name].get()}")
+
+# %% ../nbs/cli.ipynb #e79625af
+@data.command("add")
+def data_add(
+    name: Annotated[str, typer.Argument(help="A pack that `avpapers data ls` shows.")],
+    folder: Annotated[Path, typer.Argument(help="Its files, laid out as by their source.")],
+) -> None:
+    "Build a pack from files on this machine."
+    from avpapers.data.packs import PACKS, find_pack
+    from avpapers.data.packs_build import add_pack
+
+    found = add_pack(name, folder)
+    typer.echo(f"licence of {name}: {PACKS[name].license}")
+    _tell_pack(found)
+    if find_pack(name).folder != found.folder:
+        typer.secho("note: AVPAPERS_DATA holds this pack too, and comes first", fg="yellow")
+
+
+def _tell_pack(found) -> None:
+    "Where a pack is and which data it holds."
+    from avpapers.data.packs import pack_checksum
+
+    typer.echo(f"{found.pack.name}: {found.folder} ({found.place})")
+    typer.echo(pack_checksum(found))
 
 # %% ../nbs/cli.ipynb #ad7b89c1
 @data.command("build")

@@ -514,6 +514,11 @@ def _text_splits(
     _check_at_least("vocabulary_size", vocabulary_size, 3)
     seen = {_text_group(text) for text, _ in test}
     train = [pair for pair in train if _text_group(pair[0]) not in seen]
+    if not train:
+        raise ValueError(
+            "train: got only texts that are in the test set too, expected others; the folders of "
+            "training and test may be the same"
+        )
     ids = sorted({_text_group(text) for text, _ in train})
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed)).tolist()
     held = {ids[i] for i in order[: round(0.15 * len(ids))]}

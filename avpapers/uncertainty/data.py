@@ -822,15 +822,17 @@ def ferplus(
 def _ferplus_rated(table: pd.DataFrame, counts: np.ndarray, pixels: pd.Series) -> Rated:
     rows = zip(table["Image name"], map(tuple, counts.tolist()), pixels)
     check_once(rows, table.index, "the name, votes and picture")
-    names, votes = tuple(table["Image name"]), torch.from_numpy(counts).float()
-    if twice := [name for name, rows in Counter(names).items() if rows > 1]:
+    last = ~table["Image name"].duplicated(keep="last").to_numpy()
+    if not last.all():
+        twice = sorted(set(table["Image name"][~last]))
         warnings.warn(
-            f"fer2013new.csv: got {len(twice)} names in several rows ({few(twice)}); their rows "
-            "stay apart, in one group for each name",
+            f"fer2013new.csv: got {len(twice)} names in several rows ({few(twice)}); the last row "
+            "of each is kept, as in the authors' code, where its picture replaces the others",
             stacklevel=3,
         )
-    images = np.stack([_pixels(text, where) for where, text in pixels.items()])
-    split = [_FERPLUS_USAGE[u] for u in table["Usage"]]
+    names, votes = tuple(table["Image name"][last]), torch.from_numpy(counts[last]).float()
+    images = np.stack([_pixels(text, where) for where, text in pixels[last].items()])
+    split = [_FERPLUS_USAGE[u] for u in table["Usage"][last]]
     known = {"inputs": torch.from_numpy(images).float().div(255), "stand_in": False}
     return _with_digest(_rated("ferplus", names, votes, FERPLUS_CLASSES, split, names, **known))
 
