@@ -822,7 +822,7 @@ def ferplus(
 def _ferplus_rated(table: pd.DataFrame, counts: np.ndarray, pixels: pd.Series) -> Rated:
     rows = zip(table["Image name"], map(tuple, counts.tolist()), pixels)
     check_once(rows, table.index, "the name, votes and picture")
-    last = ~table["Image name"].duplicated(keep="last").to_numpy()
+    last = ~table[["Image name", "Usage"]].duplicated(keep="last").to_numpy()
     if not last.all():
         twice = sorted(set(table["Image name"][~last]))
         warnings.warn(
