@@ -18,13 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from avpapers.core.files import (
-    DataUnavailableError,
-    arrays_checksum,
-    cache_dir,
-    check_sha256,
-    checksum,
-)
+from ..core.files import DataUnavailableError, arrays_checksum, cache_dir, check_sha256
+from ..core.files import checksum
 from ..core.pictures import open_picture
 from ..core.tables import few, read_json, read_table
 

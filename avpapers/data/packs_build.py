@@ -25,36 +25,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ..core.audio import load_audio
-from avpapers.core.files import (
-    DataUnavailableError,
-    cache_dir,
-    checksum,
-    fetch_advice,
-    fetch_once,
-    fetch_url,
-    file_lock,
-    is_offline,
-)
+from ..core.files import DataUnavailableError, cache_dir, checksum, fetch_advice, fetch_once
+from ..core.files import fetch_url, file_lock, is_offline
 from ..core.pictures import open_picture
-from avpapers.core.tables import (
-    as_numbers,
-    existing_file,
-    few,
-    files_of,
-    read_lines,
-    read_table,
-    read_text,
-)
+from ..core.tables import as_numbers, existing_file, few, files_of, read_lines, read_table
+from ..core.tables import read_text
 from .archives import extract, load_array, safe_unpickle
-from avpapers.data.packs import (
-    PACKS,
-    FoundPack,
-    find_pack,
-    has_pack,
-    identity,
-    packs_dir,
-    twin_numbers,
-)
+from .packs import PACKS, FoundPack, find_pack, has_pack, identity, packs_dir
+from .packs import twin_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +102,7 @@ def _below(folder: Path, *patterns: str) -> Path | None:
             return found[0]
     return None
 
-
+# %% ../../nbs/data/packs_build.ipynb #309de93d
 def _needed(folder: Path, *patterns: str) -> Path:
     found = _below(folder, *patterns)
     if found is None:

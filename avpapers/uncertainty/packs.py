@@ -14,25 +14,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..core.tables import as_numbers
-from avpapers.data.packs import (
-    find_pack,
-    pack_checksum,
-    read_arrays,
-    read_rows,
-    read_sheet,
-    read_strip,
-    twin_numbers,
-    without_twins,
-)
-from avpapers.uncertainty.data import (
-    CIFAR10_CLASSES,
-    CREMAD_CLASSES,
-    FERPLUS_CLASSES,
-    GOEMOTIONS_CLASSES,
-    Rated,
-    split_by_group,
-    vote_disagreement,
-)
+from ..data.packs import find_pack, pack_checksum, read_arrays, read_rows, read_sheet
+from ..data.packs import read_strip, twin_numbers, without_twins
+from .data import CIFAR10_CLASSES, CREMAD_CLASSES, FERPLUS_CLASSES
+from .data import GOEMOTIONS_CLASSES, Rated, split_by_group, vote_disagreement
 
 # %% auto #0
 __all__ = ['UTKFACE_NAMES', 'packed_ferplus', 'face_twins', 'without_face_twins', 'packed_cifar10h', 'packed_utkface',
