@@ -69,6 +69,13 @@ def test_names_that_cannot_be_used_are_refused(name, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name, prefix", [("another", ""), ("demo", "SR")])
+def test_a_prefix_of_another_paper_is_refused(name, prefix, tmp_path):
+    with pytest.raises(ValueError, match="prefix: got .* numbers its claims"):
+        new_paper(tmp_path, name, prefix=prefix)
+    assert not list(tmp_path.iterdir())
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "nbs" / "demo").mkdir(parents=True)
     with pytest.raises(ValueError, match="there already"):

@@ -7,6 +7,7 @@ __all__ = ['VERDICTS', 'SUPPORTING', 'MIN_SEEDS', 'Verdict', 'p_wrong_side', 'ju
 
 # %% ../../nbs/suite/judge.ipynb #87cb4a89
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.stats import Estimate
@@ -53,6 +54,12 @@ def p_wrong_side(
     se = (high - low) / 2 / law.ppf(0.5 + e.confidence / 2)
     return 0.0 if se == 0 else float(2 * law.sf(abs(value - edge) / se))
 
+# %% ../../nbs/suite/judge.ipynb #0f0f99ea
+def _listed(problems: Sequence[str]) -> str:
+    "The first three, and how many more there are."
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
+
 # %% ../../nbs/suite/judge.ipynb #288f7af8
 def judge(
     outcome: Outcome | None,  # what was measured; None: nothing
@@ -67,7 +74,7 @@ def judge(
     if not_tested or outcome is None or setting is None:
         return Verdict("not tested", not_tested or reason)
     if setting.problems:
-        return Verdict("not tested", "; ".join(setting.problems))
+        return Verdict("not tested", _listed(setting.problems))
     if not outcome.checks:
         return Verdict("not tested", "the criterion has no checks")
     if len(setting.seeds) < MIN_SEEDS:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import avpapers
-from .paper import standing_papers
+from .paper import load_paper, standing_papers
 from .project import cell
 
 # %% ../../nbs/suite/template.ipynb #876990fb
@@ -48,6 +48,17 @@ def _notebook(name: str, text: str) -> dict:
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
     return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
+# %% ../../nbs/suite/template.ipynb #02aafa1b
+def _free_prefix(prefix: str) -> str:
+    "The prefix, unless another paper numbers its claims with it."
+    taken = {load_paper(name).prefix: name for name in standing_papers()}
+    if prefix in taken:
+        raise ValueError(
+            f"prefix: got {prefix!r}, with which {taken[prefix]} numbers its claims, expected "
+            "another; pass prefix= (on the command line --prefix)"
+        )
+    return prefix
+
 # %% ../../nbs/suite/template.ipynb #492185b0
 def new_paper(
     root: Path,  # the clone
@@ -66,7 +77,7 @@ def new_paper(
         raise ValueError(
             f"name: got {name!r}, which is there already, expected a new name; choose another"
         )
-    prefix = prefix or name[:2].upper()
+    prefix = _free_prefix(prefix or name[:2].upper())
     written = []
     for file, notebook in template_notebooks(name, prefix, title or name.capitalize()).items():
         path = folder / file
