@@ -198,6 +198,35 @@ def test_a_burst_does_not_hear_its_neighbors():
     torch.testing.assert_close(net(mel)["age"][0], whole["age"][0], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("fill", [0.0, 50.0, float("nan")])
+@pytest.mark.parametrize("pad", [1, 16, 133])
+def test_padding_is_never_seen(fill, pad):
+    "Whatever stands behind a burst, and however much, in either network; after training, too."
+    mel, lengths = draw(3, 64, 80), torch.tensor([80, 47, 9])
+    longer = torch.cat([mel, mel.new_full((3, 64, pad), fill)], 2)
+    longer[1, :, 47:], longer[2, :, 9:] = fill, fill
+    nets = [seeded(M.burst_resnet), seeded(M.burst_conformer)]
+    nets[0].train()(mel, lengths)  # moves the running statistics of batch normalization
+    for net in nets:
+        whole, further = net.eval()(mel, lengths), net(longer, lengths)
+        for task in M.TASKS:
+            torch.testing.assert_close(further[task], whole[task], atol=1e-4, rtol=1e-3)
+
+
+def test_backbones_that_look_at_padding_are_refused():
+    net = seeded(lambda: M.burst_classifier("mobilenetv3_small_050")).eval()
+    mel = draw(2, 64, 64)
+    assert net(mel)["age"].isfinite().all()
+    with pytest.raises(ValueError, match="lengths: got clips of unequal length for a backbone"):
+        net(mel, torch.tensor([64, 30]))
+
+
+@pytest.mark.parametrize("lengths", [[0, 5], [5, 65]])
+def test_lengths_outside_of_the_batch_are_refused(lengths):
+    with pytest.raises(ValueError, match="lengths: got .* expected 1 to 64"):
+        seeded(M.burst_resnet).eval()(draw(2, 64, 64), torch.tensor(lengths))
+
+
 @pytest.mark.parametrize("depth, width, millions", [(10, 16, 0.31), (18, 16, 0.70), (18, 8, 0.17)])
 def test_narrow_resnets_have_the_expected_size(depth, width, millions):
     net = M.narrow_resnet(depth, width=width)

@@ -329,6 +329,29 @@ def test_rows_of_many_records_make_one_table():
     assert list(frame.columns) == ["experiment", "tier", "seed", "model", "mse"] and len(frame) == 2
 
 
+def test_remembered_fingerprints_end_with_a_change_of_any_module(package, tmp_path, monkeypatch):
+    "Fresh stays fresh from the cache; a changed, damaged or unwritable cache never decides."
+    from avpapers.suite import records as R
+
+    monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path / "cache"))
+    now = record(fingerprint=fingerprint(MODULE))
+    for _ in range(2):
+        R._code_state.cache_clear()
+        assert stale_reason(now) == ""
+    monkeypatch.setattr(R, "fingerprint", None)  # from the cache alone
+    assert stale_reason(now) == ""
+    monkeypatch.undo()
+    monkeypatch.setenv("AVPAPERS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(F.avpapers, "__file__", str(package / "__init__.py"))
+    change(package, "core/random.py", "crc32", "adler32")
+    R._code_state.cache_clear()
+    assert "code changed" in stale_reason(now)
+    for text in ("", "[]", "{"):
+        (tmp_path / "cache" / "fingerprints.json").write_text(text)
+        assert "code changed" in stale_reason(now)
+    R._code_state.cache_clear()
+
+
 # ---------------------------------------------------------------- carrying over
 
 
