@@ -227,7 +227,7 @@ def load_audio(
     max_seconds: float | None = None,  # read no more than this; all if None
     allow_cut: bool = False,  # take what there is of a file that was cut off
 ) -> Float[Tensor, "*C T"]:  # (T,), or (C, T) if not mono; float32 from -1 to 1
-    "A sound file as a waveform; what is over full scale is clipped, with a warning."
+    "A sound file as a waveform, clipped at full scale; more than 1 % over it gives a warning."
     if max_seconds is not None and not max_seconds > 0:
         raise ValueError(f"max_seconds: got {max_seconds}, expected a number above 0")
     what, name = _opened(source)
