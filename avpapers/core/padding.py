@@ -19,7 +19,7 @@ __all__ = ['MaskedConvolutions', 'ignores_padding']
 
 # %% ../../nbs/core/padding.ipynb #ecd72246
 class MaskedConvolutions(TorchFunctionMode):
-    "Inside, 2-D convolutions and maximum pooling treat each clip as if it were alone."
+    "Inside, 2-D convolutions and pooling treat each clip as if it were alone."
 
     def __init__(
         self,
@@ -94,33 +94,52 @@ def _max_pool2d(mode, input, kernel_size, stride=None, padding=0, dilation=1, *r
     _passed(mode, size, out.shape[-1], *how)
     return out.masked_fill(out == -torch.inf, 0)
 
+# %% ../../nbs/core/padding.ipynb #3cf2a3e9
+def _avg_pool2d(
+    mode, input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, *rest
+):
+    size, how = input.shape[-1], (kernel_size, stride, padding, ceil_mode)
+    out = F.avg_pool2d(_cleared(mode, input), *how, count_include_pad, *rest)
+    if not _last(padding) or not count_include_pad:
+        share = F.avg_pool2d(_cleared(mode, torch.ones_like(input)), *how, count_include_pad, *rest)
+        out = out / share.clamp_min(1e-6)
+    kernel, step = _last(kernel_size), _last(stride or kernel_size)
+    up = step - 1 if ceil_mode else 0
+    true = (mode.lengths_at(size) + 2 * _last(padding) - kernel + up) // step + 1
+    mode.lengths.setdefault(out.shape[-1], true.clamp(1, out.shape[-1]))
+    return out
 
+# %% ../../nbs/core/padding.ipynb #18067c98
 _MASKED: dict[Callable, Callable] = {
     F.conv2d: _conv2d,
     F.max_pool2d: _max_pool2d,
     torch.max_pool2d: _max_pool2d,
+    F.avg_pool2d: _avg_pool2d,
 }
 
 # %% ../../nbs/core/padding.ipynb #0d7265d9
 @torch.no_grad()
 def ignores_padding(
     net: nn.Module,  # (B, C, F, T) to maps (B, D, f, t)
-    shape: tuple[int, int, int],  # C, F and T of a clip
-    *,
-    pad: int = 37,  # frames added
+    shape: tuple[int, int, int],  # C, F and T of the longest clip to try; T of at least 8
 ) -> bool:
-    "Does a clip give the same maps alone and padded, under `MaskedConvolutions`?"
+    "Do clips give the same maps alone and padded, under `MaskedConvolutions`?"
     own = next(net.parameters(), torch.empty(0))
-    trial = copy.deepcopy(net).eval()
-    generator = torch.Generator().manual_seed(0)
-    clip = torch.randn(1, *shape, generator=generator).to(own)
-    alone, batch = trial(clip), F.pad(clip, (0, pad), value=1.0)
-    mode = MaskedConvolutions(torch.tensor([shape[-1]], device=own.device), batch.shape[-1])
+    trial, generator = copy.deepcopy(net).eval(), torch.Generator().manual_seed(0)
+    longest = torch.randn(1, *shape, generator=generator).to(own)
+    clips = [longest[..., : shape[-1] - k] for k in range(8)]  # every remainder of three strides
+    return all(_same_padded(trial, clip, pad) for clip in clips for pad in (1, 38))
+
+# %% ../../nbs/core/padding.ipynb #57cc87ea
+def _same_padded(net: nn.Module, clip: Tensor, pad: int) -> bool:
+    alone, batch = net(clip), F.pad(clip, (0, pad), value=1.0)
+    mode = MaskedConvolutions(torch.tensor([clip.shape[-1]], device=clip.device), batch.shape[-1])
     try:
         with mode:
-            maps = trial(batch)
+            maps = net(batch)
         true = int(mode.lengths_at(maps.shape[-1]))
     except ValueError:
         return False
-    scale = alone.abs().max().clamp_min(1e-6)
-    return true == alone.shape[-1] and bool(((maps[..., :true] - alone).abs().max() / scale) < 1e-3)
+    return true == alone.shape[-1] and torch.allclose(
+        maps[..., :true], alone, rtol=1e-3, atol=1e-3 * float(alone.abs().max())
+    )
